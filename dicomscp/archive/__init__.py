@@ -1,0 +1,1 @@
+"""The durable parts that hold instances: archive, store, journal, index."""

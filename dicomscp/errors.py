@@ -1,0 +1,40 @@
+"""What can go wrong, by what to do about it.
+
+    DicomscpError
+    ├── RefusedError      the object will never be taken: do not resend
+    │   └── MismatchError     it is not what its sender claimed
+    ├── BusyError         not now: resend later
+    ├── UnreachableError  a peer is away: we retry
+    ├── DamagedError      what we hold is not as we left it: a person must look
+    └── ConfigError       the settings are wrong: exit status 2
+
+Each edge holds one table from these to its own status.
+"""
+
+
+class DicomscpError(Exception):
+    """Anything this program raises on purpose; the message is a sentence a person can act on."""
+
+
+class RefusedError(DicomscpError):
+    """The object cannot be taken, now or later."""
+
+
+class MismatchError(RefusedError):
+    """The dataset is not the SOP instance that its sender claimed."""
+
+
+class BusyError(DicomscpError):
+    """A resource is short; the same request may succeed later."""
+
+
+class UnreachableError(DicomscpError):
+    """A peer does not answer; the request is tried again."""
+
+
+class DamagedError(DicomscpError):
+    """Something held is missing or changed; a person must look."""
+
+
+class ConfigError(DicomscpError):
+    """The settings cannot be used."""
