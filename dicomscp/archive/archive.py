@@ -1,0 +1,327 @@
+"""Archive: the one door by which an instance comes into custody, and the questions asked of what is held.
+
+`admit` returns once the instance's bytes and its journal entry are on stable storage, in this order:
+the slot's bytes (if it was too large for the entry), then the entry.  Giving it its name and putting
+it into the index follow from the journal, in another process (`filing`).
+"""
+
+import contextlib
+import mmap
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import structlog
+
+from dicomscp.archive.disk import Disk
+from dicomscp.archive.index import Held, Index
+from dicomscp.archive.journal import INLINE, SLOT, JournalWriter, Word, writers
+from dicomscp.archive.store import Slots, Spool, Stages
+from dicomscp.dicom import part10
+from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
+from dicomscp.dicom.matching import Query
+from dicomscp.errors import BusyError, DamagedError, MismatchError, RefusedError
+from dicomscp.study import layout
+
+log = structlog.get_logger()
+
+_SPACE_LOOK_SECONDS = 0.2
+_SEEN_SOP_UIDS = 100_000
+
+
+class Claim(NamedTuple):
+    """What a sender says it sends."""
+
+    sop_class_uid: str
+    sop_uid: str
+    transfer_syntax_uid: str
+
+
+class Source(NamedTuple):
+    """Where an instance comes from; *default_charset* is for datasets that declare none."""
+
+    origin: part10.Origin
+    calling_ae: str
+    called_ae: str
+    default_charset: str = ""
+
+
+class Incoming:
+    """One dataset on its way in, with what its sender claims of it."""
+
+    def __init__(self, claim: Claim, source: Source, spool: Spool) -> None:
+        self.claim, self.source, self._spool = claim, source, spool
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes of the dataset.  Raises BusyError if the disk does not take them."""
+        self._spool.write(data)
+
+    def discard(self) -> None:
+        """Keep nothing; harmless after all else."""
+        self._spool.discard()
+
+
+class Intake:
+    """What a process needs to take instances in: a journal of its own, slots, limits."""
+
+    def __init__(
+        self,
+        root: Path,
+        role: str,
+        disk: Disk,
+        *,
+        relaxed: bool,
+        reserve_bytes: int,
+        max_variants: int,
+        inline_bytes: int,
+        segment_bytes: int,
+    ) -> None:
+        """*relaxed* answers Success for what is written, not synced: loss of power may lose it."""
+        self.root, self.disk, self.relaxed = root, disk, relaxed
+        self.reserve_bytes, self.max_variants, self.inline_bytes = reserve_bytes, max_variants, inline_bytes
+        for name in ("journal", "incoming"):
+            disk.make_directory(root / name)
+        disk.sync_directory(root)
+        self.journal = JournalWriter(
+            root / "journal", role, disk, segment_bytes=segment_bytes, relaxed=relaxed
+        )
+        self.slots = Slots(root / "incoming" / self.journal.name, disk)
+        self.stages = Stages()
+        self._looked = -1.0
+        self._free = 0
+
+    def check_space(self) -> None:
+        """Raise BusyError if less than the reserve is free."""
+        now = time.monotonic()
+        if now - self._looked > _SPACE_LOOK_SECONDS:
+            self._free = self.disk.free_bytes(self.root)
+            self._looked = now
+        if self._free < self.reserve_bytes:
+            raise BusyError("Disk below its reserve; resend later")
+
+    def close(self) -> None:
+        """Sync and end the journal, take unused slots away."""
+        self.journal.close()
+        self.slots.close()
+
+
+class Archive:
+    """All instances held under one root; safe to share between threads."""
+
+    def __init__(
+        self, root: Path, index: Index, *, intake: Intake | None = None, wait_seconds: float = 5.0
+    ) -> None:
+        """Without *intake* nothing can be received.
+
+        A question waits at most *wait_seconds* until what was synced when it came is in the index.
+        """
+        self._root, self._index, self._intake = root, index, intake
+        self._wait_seconds = wait_seconds
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._words: dict[str, tuple[Word, Word]] = {}
+
+    def receive(self, claim: Claim, source: Source) -> Incoming:
+        """Begin to receive a dataset: write to what is returned, then `admit` it.
+
+        Raises BusyError while the disk is below its reserve, RefusedError for a UID that cannot be filed.
+        """
+        intake = self._taking()
+        for uid in (claim.sop_class_uid, claim.sop_uid):
+            if not is_filable(uid):
+                raise RefusedError(f"UID cannot be filed: {uid[:64]!r}")
+        intake.check_space()
+
+        def placeholder() -> bytes:
+            return _meta(claim, source, 0, bytes(32))
+
+        spool = Spool(
+            meta=placeholder,
+            inline_bytes=intake.inline_bytes,
+            slots=intake.slots,
+            stages=intake.stages,
+            disk=intake.disk,
+            check_space=intake.check_space,
+        )
+        return Incoming(claim, source, spool)
+
+    def admit(self, incoming: Incoming) -> Identity:
+        """Take custody: once this returns, the instance survives loss of power and Success may be said.
+
+        On any error nothing is kept.  Raises RefusedError if the dataset cannot be read or is cut
+        short, MismatchError if it is not what was claimed, BusyError if the disk does not take it
+        or too many variants are held.
+        """
+        spool = incoming._spool  # noqa: SLF001 - what is incoming is the archive's own
+        try:
+            identity = self._identify(spool, incoming.claim)
+            self._check_variants(identity.key, spool)
+            self._journal(spool, incoming, identity)
+        except BaseException:
+            spool.discard()
+            raise
+        spool.release()
+        return identity
+
+    def find(self, query: Query) -> Iterator[dict[str, Any]]:
+        """The matches of *query*, each a DICOM JSON object, in a stable order.
+
+        Everything acknowledged before the call is seen, unless the pipeline lags beyond the wait.
+        """
+        self.wait_until_applied()
+        return self._index.find(query)
+
+    def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
+        """The published variant of each instance there, in published order."""
+        return self._index.held(study_uid, series_uid, sop_uid)
+
+    def open(self, held: Held) -> "OpenInstance":
+        """The instance's file, to be closed by the caller.  Raises DamagedError if it is not there."""
+        return OpenInstance(self._root / held.path)
+
+    def wait_until_applied(self) -> bool:
+        """Return once everything synced before the call is in the index; False if that took too long."""
+        deadline = time.monotonic() + self._wait_seconds
+        waiting = [(applied, synced.load()) for synced, applied in self._journal_words()]
+        while waiting := [(applied, target) for applied, target in waiting if applied.load() < target]:
+            if time.monotonic() > deadline:
+                log.warning("index_lags", writers=len(waiting))
+                return False
+            time.sleep(0.002)
+        return True
+
+    @property
+    def sync_errors(self) -> int:
+        """How often a sync or write of this process's journal failed."""
+        return self._intake.journal.sync_errors if self._intake else 0
+
+    def close(self) -> None:
+        """End this process's journal."""
+        if self._intake:
+            self._intake.close()
+
+    def _taking(self) -> Intake:
+        if self._intake is None:
+            raise BusyError("This part of the gateway does not receive")
+        return self._intake
+
+    def _identify(self, spool: Spool, claim: Claim) -> Identity:
+        try:
+            identity = read_identity(
+                spool.prefix(), claim.transfer_syntax_uid, total_bytes=spool.size, tail=spool.tail
+            )
+        except PrefixError:
+            with spool.whole() as dataset:
+                identity = read_identity(dataset, claim.transfer_syntax_uid, total_bytes=spool.size)
+        if identity.key.sop_uid != claim.sop_uid:
+            raise MismatchError("SOP Instance UID of dataset and request differ")
+        if identity.sop_class_uid != claim.sop_class_uid:
+            raise MismatchError("SOP Class UID of dataset and request differ")
+        return identity
+
+    def _check_variants(self, key: InstanceKey, spool: Spool) -> None:
+        """Bound the variants of one SOP Instance UID; what is held already is never too many.
+
+        A UID that this process has not seen lately and that has no file where it belongs is new: the
+        index is not asked.  So a process may pass the bound by one for each time it forgets.
+        """
+        sop_uid = key.sop_uid
+        if sop_uid not in self._seen and not (self._root / layout.instance_path(key)).exists():
+            self._seen[sop_uid] = None
+            if len(self._seen) > _SEEN_SOP_UIDS:
+                self._seen.popitem(last=False)
+            return
+        self._seen[sop_uid] = None
+        digests = {held.digest for held in self._index.known([sop_uid]).get(sop_uid, ())}
+        if len(digests) >= self._taking().max_variants and spool.digest() not in digests:
+            raise BusyError("Too many variants held of this SOP Instance")
+
+    def _journal(self, spool: Spool, incoming: Incoming, identity: Identity) -> None:
+        intake, source, claim = self._taking(), incoming.source, incoming.claim
+        received_at = time.time_ns() // 1000
+        digest = spool.digest()
+        meta = _meta(claim, source, received_at, digest)
+        head: dict[str, object] = {
+            "study": identity.key.study_uid,
+            "series": identity.key.series_uid,
+            "sop": identity.key.sop_uid,
+            "class": identity.sop_class_uid,
+            "syntax": claim.transfer_syntax_uid,
+            "digest": digest.hex(),
+            "received_at": received_at,
+            "calling_ae": source.calling_ae,
+            "charset": source.default_charset,
+            "dataset_offset": len(meta),
+            "size": len(meta) + spool.size,
+        }
+        if spool.slot is None:
+            ticket = intake.journal.append(INLINE, head, (meta, spool.prefix()))
+        else:
+            spool.sync(meta, relaxed=intake.relaxed)
+            head["slot"] = str(spool.slot.relative_to(self._root))
+            ticket = intake.journal.append(SLOT, head, ())
+        intake.journal.sync(ticket)
+
+    def _journal_words(self) -> list[tuple[Word, Word]]:
+        there = {directory.name: directory for directory in writers(self._root / "journal")}
+        for name in list(self._words):
+            if name not in there:
+                self._words.pop(name, None)
+        for name, directory in there.items():
+            if name not in self._words:
+                with contextlib.suppress(FileNotFoundError):  # drained and gone meanwhile
+                    self._words[name] = (
+                        Word(directory / "synced"),
+                        Word(directory / "applied"),
+                    )
+        return list(self._words.values())
+
+
+class OpenInstance:
+    """A held file, mapped: bytes are read from disk as they are looked at.  Use it with `with`."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DamagedError if the file is missing or is not the Part 10 file that was filed."""
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"a held instance cannot be read: {path.name}") from error
+        self._view = memoryview(self._map)
+        try:
+            meta = part10.read_file_meta(self._view[: 1 << 16])
+        except RefusedError as error:
+            self.close()
+            raise DamagedError(f"a held instance is not as it was filed: {path.name}") from error
+        self.transfer_syntax_uid = meta.transfer_syntax_uid
+        self.dataset_offset = meta.dataset_offset
+        self.default_charset = meta.receipt.default_charset if meta.receipt else ""
+        self.dataset = self._view[meta.dataset_offset :]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back; bytes of it that somebody still looks at stay until they are let go."""
+        with contextlib.suppress(BufferError):
+            if hasattr(self, "dataset"):
+                self.dataset.release()
+            self._view.release()
+            self._map.close()
+
+
+def _meta(claim: Claim, source: Source, received_at: int, digest: bytes) -> bytes:
+    receipt = part10.Receipt(
+        received_at, source.origin, source.calling_ae, source.called_ae, digest, source.default_charset
+    )
+    return part10.file_meta(claim.sop_class_uid, claim.sop_uid, claim.transfer_syntax_uid, receipt)

@@ -1,0 +1,448 @@
+"""Filing: gives every journalled instance its name and its place in the index.
+
+One process files.  It may be killed, or lose power, between any two steps: whatever was filed but
+not settled is filed again from the journal, and a name is believed only if the bytes behind it are
+what the receipt says.  Settling syncs the file system as a whole; only then are slots and segments
+let go.
+"""
+
+import contextlib
+import mmap
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+import structlog
+
+from dicomscp.archive import journal
+from dicomscp.archive.disk import Disk
+from dicomscp.archive.index import Arrival, Held, Index
+from dicomscp.archive.journal import INLINE, Entry, JournalReader, Position
+from dicomscp.archive.store import InstanceStore
+from dicomscp.dicom import part10
+from dicomscp.dicom.identity import InstanceKey, PrefixError
+from dicomscp.dicom.jsonmodel import Compiler
+from dicomscp.dicom.matching import INDEX_TAGS
+from dicomscp.dicom.sameness import UNCOMPRESSED, same_values
+from dicomscp.errors import DamagedError, RefusedError
+from dicomscp.study import layout
+
+log = structlog.get_logger()
+
+_BATCH_BYTES = 4 << 20
+_HEADER_BYTES = 1 << 16
+_END = Position(1 << 31, 0)
+_FREE_SEGMENTS = 6
+
+
+class Round(NamedTuple):
+    """What one step did: entries read, and variants among them that were not held before."""
+
+    entries: int
+    arrivals: int
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one round files and indexes."""
+
+    arrivals: list[Arrival] = field(default_factory=list)
+    positions: dict[str, Position] = field(default_factory=dict)
+    variants: dict[str, list[Held]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Filing:
+    """The one that files; not safe to share between threads."""
+
+    def __init__(self, root: Path, index: Index, disk: Disk, *, segment_bytes: int) -> None:
+        """File what is journalled under *root*.  Segments of *segment_bytes* are used again."""
+        self._root, self._index, self._disk = root, index, disk
+        self._segment_bytes = segment_bytes
+        self._store = InstanceStore(root, disk)
+        self._compiler = Compiler()
+        self._readers: dict[str, JournalReader] = {}
+        self._applied: dict[str, Position] = {}
+        self._slots: list[Path] = []
+        self._settling: tuple[Future[None], dict[str, Position], list[Path]] | None = None
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="settle")
+        self._root_descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._unsettled = False
+        self._doubtful: dict[str, Position] = {}
+        self.sync_errors = 0
+
+    def step(self) -> Round:
+        """File and index what is next.
+
+        Raises OSError, or what the index raises, if that cannot be done; then nothing counts as
+        done, and the next call begins where this one did.
+        """
+        batch = _Batch()
+        entries = 0
+        before = {reader: reader.position for reader in self._look()}
+        try:
+            for reader in before:
+                entries += self._read(reader, batch)
+            if batch.arrivals:
+                self._index.apply(batch.arrivals, batch.positions)
+        except BaseException:
+            for reader, position in before.items():
+                reader.position = position
+            raise
+        for reader in before:
+            self._applied[reader.name] = reader.position
+            reader.mark_applied(reader.position)
+        return Round(entries, len(batch.arrivals))
+
+    def _read(self, reader: JournalReader, batch: _Batch) -> int:
+        """File what is next in one journal."""
+        entries = reader.read(alive=reader.alive(), limit_bytes=_BATCH_BYTES)
+        if entries:
+            known = self._index.known([str(entry.head["sop"]) for entry in entries])
+            for sop_uid, variants in known.items():
+                batch.variants.setdefault(sop_uid, list(variants))
+            doubtful = self._doubtful[reader.name]
+            for entry in entries:
+                self._file(entry, batch, doubtful=entry.end <= doubtful)
+        batch.positions[reader.name] = reader.position
+        return len(entries)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing filed waits to be settled."""
+        return not self._unsettled and self._settling is None
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Go on settling: begin a sync if one is needed, let go of what the last one covered.
+
+        With *wait*, return when all that was filed before the call is settled.  A sync that fails
+        lets go of nothing, and what it did not cover is filed again.
+        """
+        self._finish(wait=wait)
+        if self.settled:
+            self._forget_dead()
+        elif self._settling is None:
+            positions = dict(self._applied)
+            slots, self._slots = self._slots, []
+            self._unsettled = False
+            future = self._syncer.submit(self._disk.sync_all, self._root_descriptor)
+            self._settling = (future, positions, slots)
+            if wait:
+                self._finish(wait=True)
+
+    def lag_bytes(self) -> int:
+        """About how much is journalled and not yet filed."""
+        return sum(reader.unapplied_bytes() for reader in self._readers.values())
+
+    def clear_incoming(self) -> None:
+        """Take away the slots of writers that are gone; call once everything is filed and settled."""
+        there = list((self._root / "incoming").iterdir())  # before the journals: those are made first
+        living = {path.name for path in journal.writers(self._root / "journal")}
+        for directory in there:
+            if directory.name not in living and directory.name != "filing":
+                self._remove_directory(directory)
+
+    def close(self) -> None:
+        """Settle, and let go of the journals."""
+        with contextlib.suppress(OSError):  # what is not settled is filed again at the next start
+            self.settle(wait=True)
+        self._syncer.shutdown()
+        for reader in self._readers.values():
+            reader.close()
+        os.close(self._root_descriptor)
+
+    def _look(self) -> list[JournalReader]:
+        """The readers of all journals there are.
+
+        What a journal holds unsettled when it is first looked at was perhaps filed in an earlier
+        life, whose syncs may have failed or been cut short: it is filed anew.
+        """
+        there = journal.writers(self._root / "journal")
+        for directory in there:
+            if directory.name not in self._readers:
+                reader = JournalReader(directory)
+                self._readers[directory.name] = reader
+                self._doubtful[directory.name] = reader.synced() if reader.alive() else _END
+        return [self._readers[directory.name] for directory in there]
+
+    def _file(self, entry: Entry, batch: _Batch, *, doubtful: bool) -> None:
+        """Give the instance of *entry* its name, unless it is the same as one held."""
+        head = entry.head
+        key = InstanceKey(str(head["study"]), str(head["series"]), str(head["sop"]))
+        digest = bytes.fromhex(str(head["digest"]))
+        slot = None if entry.kind == INLINE else self._root / str(head["slot"])
+        self._unsettled = True
+        if slot is not None:
+            self._slots.append(slot)
+        variants = batch.variants[key.sop_uid]
+        for held in variants:
+            if held.key == key and held.digest == digest:
+                if doubtful:
+                    self._put_again(entry, slot, held.path)
+                return
+        if any(held.key == key and self._same_values(held, entry, slot) for held in variants):
+            return
+        path = self._place(entry, slot, key, digest, {held.path for held in variants}, doubtful=doubtful)
+        if path is None:
+            log.warning("slot_missing", sop_uid=key.sop_uid, slot=slot and slot.name)
+            return
+        arrival = self._arrival(entry, key, digest, path)
+        batch.arrivals.append(arrival)
+        variants.append(
+            Held(
+                key, arrival.sop_class_uid, arrival.transfer_syntax_uid, path, digest,
+                arrival.received_at, arrival.size,
+            )
+        )  # fmt: skip
+        if len(variants) > 1:
+            log.warning("variant_held", variants=len(variants), study_uid=key.study_uid, sop_uid=key.sop_uid)
+
+    def _place(
+        self,
+        entry: Entry,
+        slot: Path | None,
+        key: InstanceKey,
+        digest: bytes,
+        taken: set[str],
+        *,
+        doubtful: bool,
+    ) -> str | None:
+        """File under the first name that is free or stands for this instance; None if there are no bytes."""
+        for path in (layout.instance_path(key), layout.instance_path(key, digest)):
+            if path in taken:
+                continue
+            if self._put(entry, slot, path):
+                return path
+            intact = self._store.digest_of(path) == digest
+            if intact and not doubtful:
+                return path
+            if intact or self._store.claims(path) in {None, digest}:
+                return path if self._put_again(entry, slot, path) or intact else None
+        return None
+
+    def _put_again(self, entry: Entry, slot: Path | None, path: str) -> bool:
+        """File in place of what an earlier life filed, which the disk may not have kept.
+
+        A slot that is gone was settled before; then what stands stays.
+        """
+        if slot is None:
+            self._store.replace(entry.body, path)
+            return True
+        if not slot.exists():
+            return False
+        self._store.remove(path)
+        return self._store.link(slot, path)
+
+    def _put(self, entry: Entry, slot: Path | None, path: str) -> bool:
+        if slot is None:
+            return self._store.put(entry.body, path)
+        try:
+            return self._store.link(slot, path)
+        except FileNotFoundError:
+            return False
+
+    def _arrival(self, entry: Entry, key: InstanceKey, digest: bytes, path: str) -> Arrival:
+        head = entry.head
+        offset, size = int(str(head["dataset_offset"])), int(str(head["size"]))
+        syntax, charset = str(head["syntax"]), str(head["charset"])
+        try:
+            if entry.kind == INLINE:
+                dataset = entry.body[offset:]
+                header = self._compiler.header(
+                    dataset, syntax, total_bytes=len(dataset), bulk_uri="", default_charset=charset,
+                    wanted=INDEX_TAGS,
+                )  # fmt: skip
+                attributes: Mapping[int, bytes] = header.fragments
+            else:
+                attributes = read_attributes(self._compiler, self._root / path, INDEX_TAGS)
+        except (RefusedError, DamagedError) as error:
+            log.warning("header_unreadable", sop_uid=key.sop_uid, reason=str(error))
+            attributes = _bare(key, str(head["class"]))
+        return Arrival(
+            key, str(head["class"]), syntax, digest, int(str(head["received_at"])), str(head["calling_ae"]),
+            path, size, attributes,
+        )  # fmt: skip
+
+    def _same_values(self, held: Held, entry: Entry, slot: Path | None) -> bool:
+        """Whether what came is what is held in another uncompressed encoding."""
+        syntax = str(entry.head["syntax"])
+        if not {syntax, held.transfer_syntax_uid} <= UNCOMPRESSED:
+            return False
+        offset = int(str(entry.head["dataset_offset"]))
+        with contextlib.ExitStack() as stack:
+            try:
+                ours = stack.enter_context(_mapped(self._root / held.path))
+                theirs = entry.body if slot is None else stack.enter_context(_mapped(slot))
+                held_offset = part10.read_file_meta(ours[:_HEADER_BYTES]).dataset_offset
+                return same_values(ours[held_offset:], held.transfer_syntax_uid, theirs[offset:], syntax)
+            except (FileNotFoundError, RefusedError):
+                return False
+
+    def _finish(self, *, wait: bool) -> None:
+        if self._settling is None:
+            return
+        future, positions, slots = self._settling
+        if not wait and not future.done():
+            return
+        self._settling = None
+        error = future.exception()
+        if error is not None:
+            self._file_again(slots, error)
+            return
+        for name, position in positions.items():
+            reader = self._readers.get(name)
+            if reader is not None:
+                for segment in reader.mark_settled(position, self._disk):
+                    self._recycle(segment, damaged=reader.is_damaged(segment))
+        for slot in slots:
+            self._disk.unlink(slot)
+        if self.settled:
+            self._forget_dead()
+
+    def _file_again(self, slots: list[Path], error: BaseException) -> None:
+        """A sync failed: what it did not cover is read and filed again from the journal.
+
+        The index's own log may have lost pages too, so it is written out in full.
+        """
+        log.error("settle_failed", reason=str(error))
+        self.sync_errors += 1
+        self._slots = slots + self._slots
+        os.close(self._root_descriptor)
+        self._root_descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+        self._applied.clear()
+        self._index.make_durable()
+
+    def _forget_dead(self) -> None:
+        """Everything filed is settled: the journals of writers that are gone, read to their end, may go."""
+        for reader in list(self._readers.values()):
+            if not reader.alive() and not self._has_more(reader):
+                self._forget(reader)
+
+    def _has_more(self, reader: JournalReader) -> bool:
+        position = reader.position
+        more = bool(reader.read(alive=False, limit_bytes=1))
+        reader.position = position
+        return more
+
+    def _forget(self, reader: JournalReader) -> None:
+        """A writer is gone and all it wrote is settled: take its journal and its slots away."""
+        for segment in reader.segments():
+            self._recycle(segment, damaged=reader.is_damaged(segment))
+        self._index.forget_position(reader.name)
+        for known in (self._readers, self._applied, self._doubtful):
+            known.pop(reader.name, None)
+        reader.close()
+        self._remove_directory(self._root / "incoming" / reader.name)
+        self._remove_directory(reader.directory)
+
+    def _recycle(self, segment: Path, *, damaged: bool) -> None:
+        kept = self._root / "journal" / ("damaged" if damaged else "free")
+        self._disk.make_directory(kept)
+        whole = segment.stat().st_size == self._segment_bytes
+        if damaged or (whole and sum(1 for _ in kept.iterdir()) < _FREE_SEGMENTS):
+            self._disk.rename(segment, kept / f"{segment.parent.name}-{segment.name}")
+        else:
+            self._disk.unlink(segment)
+
+    def _remove_directory(self, directory: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for path in directory.iterdir():
+                self._disk.unlink(path)
+            directory.rmdir()
+
+
+def read_attributes(compiler: Compiler, path: Path, wanted: frozenset[int]) -> Mapping[int, bytes]:
+    """The *wanted* attributes of the held file at *path*, as DICOM JSON fragments."""
+    return read_header(compiler, path, bulk_uri="", wanted=wanted)[0]
+
+
+def read_header(
+    compiler: Compiler, path: Path, *, bulk_uri: str, wanted: frozenset[int] | None = None
+) -> tuple[dict[int, bytes], tuple[str, ...]]:
+    """The fragments and warnings of the held file at *path*.
+
+    Reads its first 64 KiB, more only if the header is longer.  Raises DamagedError if it is not
+    there, RefusedError if nothing of it can be read.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            data = file.read(_HEADER_BYTES)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError as error:
+        raise DamagedError(f"a held instance is missing: {path.name}") from error
+    meta = part10.read_file_meta(data)
+    charset = meta.receipt.default_charset if meta.receipt else ""
+    offset = meta.dataset_offset
+    total = size - offset
+    try:
+        header = compiler.header(
+            memoryview(data)[offset:], meta.transfer_syntax_uid, total_bytes=total, bulk_uri=bulk_uri,
+            default_charset=charset, wanted=wanted,
+        )  # fmt: skip
+    except PrefixError:
+        with _mapped(path) as whole:
+            header = compiler.header(
+                whole[offset:], meta.transfer_syntax_uid, total_bytes=total, bulk_uri=bulk_uri,
+                default_charset=charset, wanted=wanted,
+            )  # fmt: skip
+    return header.fragments, header.warnings
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[memoryview]:
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    view = memoryview(mapping)
+    try:
+        yield view
+    finally:
+        with contextlib.suppress(BufferError):  # a slice still looked at keeps the memory until it goes
+            view.release()
+            mapping.close()
+
+
+def _bare(key: InstanceKey, sop_class_uid: str) -> dict[int, bytes]:
+    """The attributes that the identity alone gives."""
+    values = {
+        0x00080016: sop_class_uid,
+        0x00080018: key.sop_uid,
+        0x0020000D: key.study_uid,
+        0x0020000E: key.series_uid,
+    }
+    return {
+        tag: b'"%08X":%b' % (tag, orjson.dumps({"vr": "UI", "Value": [value]}))
+        for tag, value in values.items()
+    }
+
+
+def arrival_of(compiler: Compiler, root: Path, path: str) -> Arrival:
+    """What the index is told of the file held as *path* under *root*, from the file alone.
+
+    Raises DamagedError if it is missing or carries no receipt of ours, RefusedError if it cannot be read.
+    """
+    file = root / path
+    with file.open("rb", buffering=0) as opened:
+        meta = part10.read_file_meta(opened.read(_HEADER_BYTES))
+    if meta.receipt is None:
+        raise DamagedError(f"no receipt in {path}: it was not filed by this program")
+    attributes = read_header(compiler, file, bulk_uri="", wanted=INDEX_TAGS)[0]
+    key = InstanceKey(*(_uid(attributes, tag) for tag in (0x0020000D, 0x0020000E, 0x00080018)))
+    return Arrival(
+        key, meta.sop_class_uid, meta.transfer_syntax_uid, meta.receipt.digest, meta.receipt.received_at,
+        meta.receipt.calling_ae, path, file.stat().st_size, attributes,
+    )  # fmt: skip
+
+
+def _uid(attributes: Mapping[int, bytes], tag: int) -> str:
+    (element,) = orjson.loads(b"{%b}" % attributes.get(tag, b'"":{}')).values()
+    values = element.get("Value")
+    if not values:
+        raise RefusedError(f"the dataset has no value for {tag:08X}")
+    return str(values[0])

@@ -1,0 +1,1214 @@
+"""Index: what is held, in tables, for questions.  Derived: it can be made again from the instances.
+
+    study ──< series ──< statement ──< instance
+
+An *instance* row is one variant held; of all variants of a SOP Instance UID, wherever in the archive they
+claim to belong, exactly one is published.  What an instance says of its study and series is kept apart,
+once for all instances of the series that say the same: that is a *statement*.  The rows of study and
+series are derived from the statements of published instances, in published order of their first instance:
+of each attribute, the first value that is not empty.  So whatever came in whatever order and batches, the
+rows are a function of the variants held, and an instance that says what others said changes only counts.
+
+Published order is series by number, then UID, and instances by number, then UID; absent numbers last.
+
+Questions run in two steps.  Columns narrow the candidates; `matching.matcher` decides by the DICOM JSON.
+So columns may be coarse but must never lose a match: a row with a value that its column does not tell in
+full (several values, a date that is none) is marked *irregular* and is a candidate always.
+"""
+
+import contextlib
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import orjson
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    UniqueConstraint,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy import (
+    Index as TableIndex,
+)
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from dicomscp.archive.journal import Position
+from dicomscp.dicom import matching
+from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.identity import InstanceKey
+from dicomscp.dicom.matching import (
+    INSTANCE_TAGS,
+    SERIES_TAGS,
+    SERIES_UID,
+    SOP_CLASS_UID,
+    SOP_UID,
+    STUDY_TAGS,
+    STUDY_UID,
+    AnyOf,
+    Key,
+    Level,
+    Match,
+    Query,
+    Range,
+    Single,
+    UIDList,
+    Wildcard,
+    normal,
+)
+from dicomscp.errors import BusyError, DamagedError
+from dicomscp.study import layout
+
+Attributes: TypeAlias = dict[str, dict[str, Any]]
+"""A DICOM JSON object."""
+
+_Row: TypeAlias = Any  # SQLAlchemy 2.0 and 2.1 type theirs differently
+
+NO_NUMBER = (1 << 63) - 1
+"""The ordinal of what has no number: it stands last."""
+
+
+class Arrival(NamedTuple):
+    """A variant that has come into custody; *attributes* are the fragments of `matching.INDEX_TAGS`."""
+
+    key: InstanceKey
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    digest: bytes
+    received_at: int
+    calling_ae: str
+    path: str
+    size: int
+    attributes: Mapping[int, bytes]
+
+
+class Held(NamedTuple):
+    """A variant that is held; *path* is relative to the root."""
+
+    key: InstanceKey
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    path: str
+    digest: bytes
+    received_at: int
+    size: int
+
+
+class Counts(NamedTuple):
+    """How much is held.  Variants and their bytes count all, the others what is published."""
+
+    studies: int
+    series: int
+    instances: int
+    variants: int
+    bytes: int
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+
+metadata = MetaData()
+
+study = Table(
+    "study",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_uid", Text, nullable=False, unique=True),
+    Column("instances", Integer, nullable=False, default=0),
+    Column("series", Integer, nullable=False, default=0),
+    Column("variants", Integer, nullable=False, default=0),
+    Column("bytes", BigInteger, nullable=False, default=0),
+    Column("changes", BigInteger, nullable=False, default=0),  # of what is published of it, ever
+    Column("published", BigInteger, nullable=False, default=0),  # changes that its documents show
+    Column("recency", BigInteger, nullable=False, default=0),  # -YYYYMMDDHHMMSS: the newest stand first
+    Column("irregular", Boolean, nullable=False, default=False),
+    Column("patient_key", Text, nullable=False, default=""),
+    Column("patient_id", Text),
+    Column("patient_name", Text),
+    Column("patient_birth_date", Text),
+    Column("accession_number", Text),
+    Column("study_date", Text),
+    Column("study_time", Text),
+    Column("study_id", Text),
+    Column("study_description", Text),
+    Column("referring_physician_name", Text),
+    Column("modalities", Text, nullable=False, default=""),  # each between backslashes
+    Column("attributes", LargeBinary, nullable=False, default=b"{}"),
+    TableIndex("study_order", "recency", "study_uid", unique=True),
+    TableIndex("study_patient_key", "patient_key", "recency", "study_uid"),
+    TableIndex("study_patient_id", "patient_id"),
+    TableIndex("study_accession_number", "accession_number"),
+    TableIndex("study_irregular", "irregular"),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", ForeignKey("study.id"), nullable=False),
+    Column("series_uid", Text, nullable=False),
+    Column("instances", Integer, nullable=False, default=0),
+    Column("ordinal", BigInteger, nullable=False, default=NO_NUMBER),
+    Column("irregular", Boolean, nullable=False, default=False),
+    Column("modality", Text),
+    Column("series_description", Text),
+    Column("performed_procedure_step_start_date", Text),
+    Column("attributes", LargeBinary, nullable=False, default=b"{}"),
+    UniqueConstraint("study_id", "series_uid"),
+    TableIndex("series_order", "study_id", "ordinal", "series_uid", unique=True),
+    TableIndex("series_uid", "series_uid"),
+)
+
+statement = Table(
+    "statement",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("series_id", ForeignKey("series.id"), nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("instances", Integer, nullable=False, default=0),  # published ones that make it
+    Column("first_ordinal", BigInteger, nullable=False, default=NO_NUMBER),
+    Column("first_sop_uid", Text, nullable=False, default=""),
+    Column("attributes", LargeBinary, nullable=False),
+    UniqueConstraint("series_id", "digest"),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("series_id", ForeignKey("series.id"), nullable=False),
+    Column("statement_id", ForeignKey("statement.id"), nullable=False),
+    Column("sop_uid", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("ordinal", BigInteger, nullable=False),
+    Column("irregular", Boolean, nullable=False),
+    Column("published", Boolean, nullable=False),
+    Column("received_at", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sop_class_uid", Text, nullable=False),
+    Column("transfer_syntax_uid", Text, nullable=False),
+    Column("calling_ae", Text, nullable=False),
+    Column("path", Text),  # unless it is the one that follows from the UIDs
+    Column("attributes", LargeBinary, nullable=False),
+    UniqueConstraint("sop_uid", "digest", "series_id"),
+    TableIndex("instance_order", "series_id", "ordinal", "sop_uid"),
+)
+
+journal_position = Table(
+    "journal_position",
+    metadata,
+    Column("writer", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+)
+
+setting = Table(
+    "setting",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+# ── attributes and the columns they are matched by ───────────────────────────────────────────────
+
+_MODALITY, _SERIES_NUMBER, _INSTANCE_NUMBER = 0x00080060, 0x00200011, 0x00200013
+_AVAILABLE_TRANSFER_SYNTAX_UID = 0x00083002
+
+_UID_COLUMNS: dict[int, Column[Any]] = {
+    STUDY_UID: study.c.study_uid,
+    matching.SERIES_UID: series.c.series_uid,
+    SOP_UID: instance.c.sop_uid,
+    SOP_CLASS_UID: instance.c.sop_class_uid,
+}
+_STUDY_COLUMNS: dict[int, Column[Any]] = {
+    0x00100020: study.c.patient_id,
+    0x00100010: study.c.patient_name,
+    0x00100030: study.c.patient_birth_date,
+    0x00080050: study.c.accession_number,
+    0x00080020: study.c.study_date,
+    0x00080030: study.c.study_time,
+    0x00200010: study.c.study_id,
+    0x00081030: study.c.study_description,
+    0x00080090: study.c.referring_physician_name,
+}
+_SERIES_COLUMNS: dict[int, Column[Any]] = {
+    _MODALITY: series.c.modality,
+    0x0008103E: series.c.series_description,
+    0x00400244: series.c.performed_procedure_step_start_date,
+}
+_ORDINAL_COLUMNS: dict[int, Column[Any]] = {
+    _SERIES_NUMBER: series.c.ordinal,
+    _INSTANCE_NUMBER: instance.c.ordinal,
+}
+
+_MATCHED_COLUMNS = (
+    _STUDY_COLUMNS | _SERIES_COLUMNS | _ORDINAL_COLUMNS | {matching.MODALITIES_IN_STUDY: study.c.modalities}
+)
+
+_STATEMENT = tuple(sorted((STUDY_TAGS | SERIES_TAGS | {SOP_CLASS_UID}) - {STUDY_UID, SERIES_UID}))
+_INSTANCE = tuple(sorted(INSTANCE_TAGS - {SOP_UID, SOP_CLASS_UID, _AVAILABLE_TRANSFER_SYNTAX_UID}))
+_STUDY_HEX = tuple(f"{tag:08X}" for tag in sorted(STUDY_TAGS - {STUDY_UID}))
+_SERIES_HEX = tuple(f"{tag:08X}" for tag in sorted(SERIES_TAGS - {SERIES_UID}))
+
+
+def _hex(tag: int) -> str:
+    return f"{tag:08X}"
+
+
+def _column_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
+    """The value that the column of *tag* takes, and whether it fails to tell the attribute in full."""
+    values = [value for value in attributes.get(_hex(tag), {}).get("Value", ()) if value is not None]
+    if not values:
+        return None, False
+    value = normal(public_vr(tag), values[0])
+    return (value if isinstance(value, str) else None), len(values) > 1 or value is None
+
+
+def _ordinal(attributes: Attributes, tag: int) -> tuple[int, bool]:
+    """The first value of an IS attribute, as `_column_value` gives those of text."""
+    values = attributes.get(_hex(tag), {}).get("Value", ())
+    try:
+        number = int(values[0])
+    except (IndexError, TypeError, ValueError):
+        return NO_NUMBER, len(values) > 1
+    if not -NO_NUMBER <= number < NO_NUMBER:
+        return NO_NUMBER, True
+    return number, len(values) > 1 or normal("IS", values[0]) != number
+
+
+@lru_cache(maxsize=1 << 16)
+def _instance_number(fragment: bytes) -> tuple[int, bool]:
+    return _ordinal(orjson.loads(b"{" + fragment + b"}"), _INSTANCE_NUMBER)
+
+
+def _first_values(statements: Iterable[Attributes], tags: Sequence[str]) -> Attributes:
+    """Of each attribute the first element with a value, or the first without if none has one."""
+    found: Attributes = {}
+    for attributes in statements:
+        for tag in tags:
+            element = attributes.get(tag)
+            if element is not None and (tag not in found or (len(found[tag]) == 1 < len(element))):
+                found[tag] = element
+    return found
+
+
+def _strings(attributes: Attributes, tag: int) -> list[str]:
+    return [value for value in attributes.get(_hex(tag), {}).get("Value", ()) if isinstance(value, str)]
+
+
+def _columns(attributes: Attributes, columns: Mapping[int, Column[Any]]) -> dict[str, Any]:
+    """The columns' values by name, and whether the row is irregular."""
+    row: dict[str, Any] = {"irregular": False}
+    for tag, column in columns.items():
+        row[column.name], irregular = _column_value(attributes, tag)
+        row["irregular"] |= irregular
+    return row
+
+
+def _series_row(attributes: Attributes) -> dict[str, Any]:
+    """What is derived of a series, but for counts."""
+    row = _columns(attributes, _SERIES_COLUMNS)
+    row["ordinal"], irregular = _ordinal(attributes, _SERIES_NUMBER)
+    row["irregular"] |= irregular
+    return row | {"attributes": orjson.dumps(attributes)}
+
+
+def _study_row(attributes: Attributes, modalities: Iterable[str], classes: Iterable[str]) -> dict[str, Any]:
+    """What is derived of a study, but for counts."""
+    row = _columns(attributes, _STUDY_COLUMNS)
+    in_study, of_classes = sorted(set(modalities)), sorted(set(classes))
+    computed = {
+        _hex(matching.MODALITIES_IN_STUDY): _element("CS", in_study),
+        _hex(matching.SOP_CLASSES_IN_STUDY): _element("UI", of_classes),
+    }
+    return row | {
+        "recency": _recency(row["study_date"], row["study_time"]),
+        "patient_key": _patient_key(attributes, row),
+        "modalities": "".join(f"\\{modality}" for modality in in_study) + "\\",
+        "attributes": orjson.dumps(attributes | computed),
+    }
+
+
+def _recency(date: str | None, time: str | None) -> int:
+    return -int(date + (time or "000000")[:6]) if date else 0
+
+
+def _patient_key(attributes: Attributes, row: Mapping[str, Any]) -> str:
+    """What tells patients apart: the ID and its issuer; where there is no ID, name and birth date."""
+    if row["patient_id"]:
+        issuer, _ = _column_value(attributes, 0x00100021)
+        return f"{row['patient_id']}\\{issuer or ''}"
+    return f"\\\\{row['patient_name'] or ''}\\{row['patient_birth_date'] or ''}"
+
+
+def _element(vr: str, values: Sequence[object]) -> dict[str, Any]:
+    return {"vr": vr, "Value": list(values)} if values else {"vr": vr}
+
+
+# ── narrowing ────────────────────────────────────────────────────────────────────────────────────
+
+_Condition: TypeAlias = ColumnElement[bool]
+_MOST_UIDS = 5000  # in one statement; of more, none is narrowed by
+
+
+def _narrowed(key: Key) -> tuple[Table, _Condition] | None:
+    """A table, and a condition that every regular row of it meets that matches *key*; else None."""
+    column = _MATCHED_COLUMNS.get(key.tag)
+    if column is None:
+        return None
+    if column is study.c.modalities:
+        condition = _modality_condition(key.match)
+    elif key.tag in _ORDINAL_COLUMNS:
+        condition = _number_condition(column, key.match)
+    else:
+        condition = _text_condition(column, key.vr, key.match)
+    return None if condition is None else (column.table, condition)
+
+
+def _number_condition(column: Column[Any], match: Match) -> _Condition | None:
+    if not isinstance(match, Single):
+        return None
+    number = float(match.value)
+    is_whole = number.is_integer() and abs(number) < NO_NUMBER
+    return column == int(number) if is_whole else false()
+
+
+def _text_condition(column: Column[Any], vr: str, match: Match) -> _Condition | None:
+    if isinstance(match, AnyOf):
+        conditions = [_text_condition(column, vr, one) for one in match.matches]
+        return or_(*(one for one in conditions if one is not None)) if None not in conditions else None
+    if isinstance(match, Range):
+        after = column.is_not(None) if match.low is None else column >= match.low
+        return after if match.high is None else and_(after, column <= match.high)
+    if isinstance(match, Single):
+        value = normal(vr, match.value)
+        runs = _runs(column, vr, match.value)
+        return or_(column == value, and_(column.contains("="), runs)) if vr == "PN" else column == value
+    return _runs(column, vr, match.pattern) if isinstance(match, Wildcard) else None
+
+
+def _runs(column: Column[Any], vr: str, pattern: str) -> _Condition:
+    """That the column contains each run of characters that stand for themselves."""
+    runs = re.split(r"[*?^=]+", pattern.casefold()) if vr == "PN" else re.split(r"[*?]+", pattern)
+    return and_(
+        *(column.contains(run.strip(" "), autoescape=True) for run in runs if run), column.is_not(None)
+    )
+
+
+def _modality_condition(match: Match) -> _Condition | None:
+    if isinstance(match, AnyOf):
+        conditions = [_modality_condition(one) for one in match.matches]
+        return or_(*(one for one in conditions if one is not None)) if None not in conditions else None
+    if isinstance(match, Single):
+        return study.c.modalities.contains(f"\\{match.value}\\", autoescape=True)
+    return None
+
+
+def _uid_condition(key: Key) -> _Condition | None:
+    """As `_narrowed`, of columns that tell their UIDs in full."""
+    column = _UID_COLUMNS.get(key.tag)
+    if column is None:
+        return None
+    if isinstance(key.match, Single):
+        return column == key.match.value
+    if isinstance(key.match, UIDList) and len(key.match.values) <= _MOST_UIDS:
+        return column.in_(key.match.values)
+    return None
+
+
+# ── the index ────────────────────────────────────────────────────────────────────────────────────
+
+_CHUNK = 500  # values in one statement
+_PAGE = 500  # rows in one snapshot
+
+_Touched: TypeAlias = set[int]  # ids of series
+
+
+class _Variant(NamedTuple):
+    """What decides which variant of a SOP Instance UID is published."""
+
+    received_at: int
+    digest: bytes
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    id: int
+    series_id: int
+    study_id: int
+    published: bool
+
+
+class _Statement(NamedTuple):
+    """A statement of a published instance, with the series that makes it."""
+
+    series_id: int
+    series_uid: str
+    attributes: bytes
+
+
+class Index:
+    """The index in one database; safe to share between threads.
+
+    One process at a time writes.  Methods that change something return, for each study whose published
+    instances changed, how often they have changed by now: whoever publishes compares that count with what
+    it published last.  Raises BusyError when the database does not take or answer it now, DamagedError
+    when it cannot be read.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        duplicates: Literal["first", "last"] = "first",
+        retrieve_url: str = "/dicomweb",
+    ) -> None:
+        """*duplicates* says which variant is published: that received first, or last; ties go by digest.
+
+        *retrieve_url* begins every RetrieveURL.  An index that was made with another choice of variants
+        is changed to this one, unless the engine is read-only.
+        """
+        self._engine, self._writer = engine, engine.execution_options(writes=True)
+        self._duplicates, self._retrieve_url = duplicates, retrieve_url
+        if not engine.get_execution_options().get("read_only"):
+            self._adopt()
+
+    # What changes it
+
+    def apply(self, arrivals: Sequence[Arrival], positions: Mapping[str, Position]) -> dict[str, int]:
+        """Take in *arrivals* and how far each journal is read, in one transaction.
+
+        A variant that is held already, under the same UIDs, changes nothing.
+        """
+        with self._writing() as connection:
+            changed = self._take_in(connection, arrivals) if arrivals else {}
+            for writer, position in positions.items():
+                _put(connection, journal_position, {"writer": writer}, position._asdict())
+        return changed
+
+    def remove(self, variants: Sequence[tuple[str, bytes]]) -> dict[str, int]:
+        """Forget the variants with these SOP Instance UIDs and digests; another one may be published then."""
+        with self._writing() as connection:
+            gone = [
+                one
+                for one in self._variants(connection, {sop_uid for sop_uid, _ in variants})
+                if (one.sop_uid, one.digest) in set(variants)
+            ]
+            return self._forget(connection, gone)
+
+    def clear(self) -> None:
+        """Forget everything, the positions too."""
+        with self._writing() as connection:
+            for table in (instance, statement, series, study, journal_position):
+                connection.execute(delete(table))
+
+    def forget_position(self, writer: str) -> None:
+        """The journal of *writer* is gone."""
+        with self._writing() as connection:
+            connection.execute(delete(journal_position).where(journal_position.c.writer == writer))
+
+    def mark_published(self, study_uid: str, changes: int) -> None:
+        """The documents of the study show it as it was at that count of *changes*."""
+        with self._writing() as connection:
+            this = study.c.study_uid == study_uid
+            connection.execute(update(study).where(this).values(published=changes))
+            nothing_left = and_(study.c.variants == 0, study.c.changes == study.c.published)
+            connection.execute(delete(study).where(this, nothing_left))
+
+    def mark_unpublished(self) -> None:
+        """No document stands: every study with a published instance is due."""
+        with self._writing() as connection:
+            connection.execute(update(study).values(published=0))
+
+    # What is asked of it
+
+    def positions(self) -> dict[str, Position]:
+        """How far each journal was read when the last arrivals of it were applied."""
+        with self._reading() as connection:
+            rows = connection.execute(select(journal_position)).all()
+        return {row.writer: Position(row.number, row.offset) for row in rows}
+
+    def known(self, sop_uids: Iterable[str]) -> dict[str, list[Held]]:
+        """Every variant held under those SOP Instance UIDs, in whatever study, earliest first."""
+        found: dict[str, list[Held]] = {}
+        with self._reading() as connection:
+            for chunk in _chunks(set(sop_uids)):
+                condition = instance.c.sop_uid.in_(chunk)
+                rows = connection.execute(
+                    _HELD.where(condition).order_by(instance.c.received_at, instance.c.digest)
+                )
+                for row in rows:
+                    found.setdefault(row.sop_uid, []).append(_held(row))
+        return found
+
+    def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
+        """The published variant of every instance there, in published order."""
+        conditions = [study.c.study_uid == study_uid, instance.c.published.is_(true())]
+        if series_uid is not None:
+            conditions.append(series.c.series_uid == series_uid)
+        if sop_uid is not None:
+            conditions.append(instance.c.sop_uid == sop_uid)
+        with self._reading() as connection:
+            return [
+                _held(row) for row in connection.execute(_HELD.where(*conditions).order_by(*_PUBLISHED_ORDER))
+            ]
+
+    def variants(self, study_uid: str) -> list[Held]:
+        """Every variant that claims to be of the study, published or not, in published order."""
+        order = (*_PUBLISHED_ORDER, instance.c.received_at, instance.c.digest)
+        with self._reading() as connection:
+            return [
+                _held(row)
+                for row in connection.execute(_HELD.where(study.c.study_uid == study_uid).order_by(*order))
+            ]
+
+    def studies(self) -> Iterator[str]:
+        """The UIDs of all studies of which a variant is held, in order."""
+        yield from (row.study_uid for row in self._paged(study.c.variants > 0))
+
+    def due(self) -> Iterator[tuple[str, int]]:
+        """The studies whose documents do not show what is published of them, and their changes by now."""
+        yield from ((row.study_uid, row.changes) for row in self._paged(study.c.changes != study.c.published))
+
+    def changes(self, study_uids: Iterable[str]) -> dict[str, int]:
+        """How often what is published of each of these studies has changed by now."""
+        with self._reading() as connection:
+            return {
+                row.study_uid: row.changes
+                for chunk in _chunks(set(study_uids))
+                for row in connection.execute(
+                    select(study.c.study_uid, study.c.changes).where(study.c.study_uid.in_(chunk))
+                )
+            }
+
+    def counts(self) -> Counts:
+        """How much is held."""
+        held = study.c.instances > 0
+        totals = (study.c.series, study.c.instances, study.c.variants, study.c.bytes)
+        with self._reading() as connection:
+            row = connection.execute(
+                select(func.count().filter(held), *(func.coalesce(func.sum(total), 0) for total in totals))
+            ).one()
+        return Counts(*row)
+
+    def find(self, query: Query) -> Iterator[dict[str, Any]]:
+        """The objects that match *query*, as DICOM JSON.
+
+        Studies and patients come newest first (by date, time, then UID; those without a date last), what
+        belongs to them in published order.  Rows are read in pages, each a snapshot of its own.
+        """
+        search = _Search(query, self._retrieve_url)
+        to_skip, left = query.offset, query.limit
+        after: _Row | None = None
+        while left is None or left > 0:
+            size = _PAGE if left is None else min(_PAGE, to_skip + left)
+            with self._reading() as connection:
+                rows = connection.execute(search.page(after, size)).all()
+            for row in rows:
+                found = search.match(row)
+                if found is None:
+                    continue
+                if to_skip:
+                    to_skip -= 1
+                    continue
+                yield found
+                if left is not None:
+                    left -= 1
+                    if not left:
+                        return
+            if len(rows) < size:
+                return
+            after = rows[-1]
+
+    # Transactions
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with _translated(), self._writer.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with _translated(), self._engine.connect() as connection:
+            yield connection
+
+    def _paged(self, condition: _Condition) -> Iterator[_Row]:
+        """Study UIDs and changes of the studies that meet *condition*, by UID."""
+        after = ""
+        while True:
+            page = (
+                select(study.c.study_uid, study.c.changes)
+                .where(condition, study.c.study_uid > after)
+                .order_by(study.c.study_uid)
+                .limit(_PAGE)
+            )
+            with self._reading() as connection:
+                rows = connection.execute(page).all()
+            yield from rows
+            if len(rows) < _PAGE:
+                return
+            after = rows[-1].study_uid
+
+    # Taking in and forgetting
+
+    def _take_in(self, connection: Connection, arrivals: Sequence[Arrival]) -> dict[str, int]:
+        sop_uids = {arrival.key.sop_uid for arrival in arrivals}
+        known = self._variants(connection, sop_uids)
+        there = {(InstanceKey(one.study_uid, one.series_uid, one.sop_uid), one.digest) for one in known}
+        fresh: dict[tuple[InstanceKey, bytes], Arrival] = {}
+        for arrival in arrivals:
+            if (arrival.key, arrival.digest) not in there:
+                fresh.setdefault((arrival.key, arrival.digest), arrival)
+        if not fresh:
+            return {}
+        times = Counter(key.sop_uid for key, _ in fresh)
+        contested = {one.sop_uid for one in known} & times.keys() | {uid for uid, n in times.items() if n > 1}
+        intake = _Intake(connection)
+        for arrival in fresh.values():
+            intake.add(arrival, published=arrival.key.sop_uid not in contested)
+        moved = intake.write()
+        recounted, studies = self._choose(connection, contested)
+        _derive(connection, moved | recounted)
+        return _count_studies(connection, intake.gains, studies | intake.published_studies)
+
+    def _choose(self, connection: Connection, sop_uids: Iterable[str]) -> tuple[_Touched, set[int]]:
+        """Publish the right variant of each; returns the series recounted and the studies changed."""
+        by_sop: dict[str, list[_Variant]] = defaultdict(list)
+        for one in self._variants(connection, sop_uids):
+            by_sop[one.sop_uid].append(one)
+        choose = min if self._duplicates == "first" else max
+        chosen = {choose(variants).id for variants in by_sop.values()}
+        wrong = [
+            one for variants in by_sop.values() for one in variants if one.published != (one.id in chosen)
+        ]
+        if wrong:
+            connection.execute(
+                update(instance)
+                .where(instance.c.id == bindparam("b_id"))
+                .values(published=bindparam("b_published")),
+                [{"b_id": one.id, "b_published": not one.published} for one in wrong],
+            )
+        touched = {one.series_id for one in wrong}
+        for series_id in touched:
+            _recount(connection, series_id)
+        return touched, {one.study_id for one in wrong}
+
+    def _forget(self, connection: Connection, gone: Sequence[_Variant]) -> dict[str, int]:
+        losses: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+        sizes = {}
+        for chunk in _chunks([one.id for one in gone]):
+            rows = connection.execute(select(instance.c.id, instance.c.size).where(instance.c.id.in_(chunk)))
+            sizes.update({row.id: row.size for row in rows})
+            connection.execute(delete(instance).where(instance.c.id.in_(chunk)))
+        for one in gone:
+            losses[one.study_id][0] -= 1
+            losses[one.study_id][1] -= sizes[one.id]
+        removed = {one.series_id for one in gone}
+        for series_id in removed:
+            _recount(connection, series_id)
+        recounted, studies = self._choose(connection, {one.sop_uid for one in gone})
+        _derive(connection, removed | recounted)
+        changed = _count_studies(
+            connection, losses, studies | {one.study_id for one in gone if one.published}
+        )
+        _sweep(connection, removed, set(losses))
+        return changed
+
+    def _variants(self, connection: Connection, sop_uids: Iterable[str]) -> list[_Variant]:
+        return [
+            _Variant(*row)
+            for chunk in _chunks(sop_uids)
+            for row in connection.execute(_VARIANT.where(instance.c.sop_uid.in_(chunk)))
+        ]
+
+    def _adopt(self) -> None:
+        """Make an index of the other choice of variants one of this."""
+        with self._writing() as connection:
+            made_with = connection.execute(
+                select(setting.c.value).where(setting.c.name == "duplicates")
+            ).scalar()
+            if made_with == self._duplicates:
+                return
+            several = select(instance.c.sop_uid).group_by(instance.c.sop_uid).having(func.count() > 1)
+            recounted, studies = self._choose(connection, connection.execute(several).scalars().all())
+            _derive(connection, recounted)
+            _count_studies(connection, {}, studies)
+            _put(connection, setting, {"name": "duplicates"}, {"value": self._duplicates})
+
+
+_PUBLISHED_ORDER = (series.c.ordinal, series.c.series_uid, instance.c.ordinal, instance.c.sop_uid)
+
+_HELD = (
+    select(
+        study.c.study_uid,
+        series.c.series_uid,
+        instance.c.sop_uid,
+        instance.c.sop_class_uid,
+        instance.c.transfer_syntax_uid,
+        instance.c.path,
+        instance.c.digest,
+        instance.c.received_at,
+        instance.c.size,
+    )
+    .join_from(instance, series)
+    .join(study)
+)
+
+_VARIANT = (
+    select(
+        instance.c.received_at,
+        instance.c.digest,
+        study.c.study_uid,
+        series.c.series_uid,
+        instance.c.sop_uid,
+        instance.c.id,
+        instance.c.series_id,
+        series.c.study_id,
+        instance.c.published,
+    )
+    .join_from(instance, series)
+    .join(study)
+)
+
+
+def _held(row: _Row) -> Held:
+    study_uid, series_uid, sop_uid, sop_class_uid, transfer_syntax_uid, path, *rest = row
+    key = InstanceKey(study_uid, series_uid, sop_uid)
+    return Held(key, sop_class_uid, transfer_syntax_uid, path or layout.instance_path(key), *rest)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """A database's errors as ours; what it says names no values."""
+    try:
+        yield
+    except OperationalError as error:
+        raise BusyError(f"the index cannot be used now: {error.orig}") from error
+    except DatabaseError as error:
+        raise DamagedError(f"the index is damaged, rebuild it: {error.orig}") from error
+
+
+def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
+    all_values = list(values)
+    for start in range(0, len(all_values), _CHUNK):
+        yield all_values[start : start + _CHUNK]
+
+
+def _put(connection: Connection, table: Table, key: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    """Set the row with that *key*, there or not."""
+    condition = and_(*(table.c[name] == value for name, value in key.items()))
+    if not connection.execute(update(table).where(condition).values(**row)).rowcount:
+        connection.execute(insert(table).values(**key, **row))
+
+
+# ── taking in ────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Intake:
+    """The new variants of one transaction on their way into the tables."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._series_ids: dict[tuple[str, str], int] = {}
+        self._study_ids: dict[str, int] = {}
+        self._statements: dict[tuple[int, bytes], int] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._first: dict[int, tuple[int, str]] = {}  # published order of the first instance, by statement
+        self._count: Counter[int] = Counter()  # published instances, by statement
+        self._series_of: dict[int, int] = {}  # by statement
+        self.gains: dict[int, list[int]] = defaultdict(lambda: [0, 0])  # variants and bytes, by study
+        self.published_studies: set[int] = set()
+
+    def add(self, arrival: Arrival, *, published: bool) -> None:
+        """Prepare the row of one variant.  The hot path: a plain loop over attributes, twice."""
+        key, attributes = arrival.key, arrival.attributes
+        place = (key.study_uid, key.series_uid)
+        series_id = self._series_ids.get(place) or self._series_id(*place)
+        get = attributes.get
+        said = b",".join([fragment for tag in _STATEMENT if (fragment := get(tag))])
+        statement_id = self._statements.get((series_id, said)) or self._statement_id(series_id, said)
+        number = get(_INSTANCE_NUMBER)
+        ordinal, irregular = _instance_number(number) if number else (NO_NUMBER, False)
+        study_id = self._study_ids[key.study_uid]
+        gain = self.gains[study_id]
+        gain[0] += 1
+        gain[1] += arrival.size
+        if published:
+            order = (ordinal, key.sop_uid)
+            self._count[statement_id] += 1
+            self._first[statement_id] = min(self._first.get(statement_id, order), order)
+            self.published_studies.add(study_id)
+        self._rows.append(
+            {
+                "series_id": series_id,
+                "statement_id": statement_id,
+                "sop_uid": key.sop_uid,
+                "digest": arrival.digest,
+                "ordinal": ordinal,
+                "irregular": irregular,
+                "published": published,
+                "received_at": arrival.received_at,
+                "size": arrival.size,
+                "sop_class_uid": arrival.sop_class_uid,
+                "transfer_syntax_uid": arrival.transfer_syntax_uid,
+                "calling_ae": arrival.calling_ae,
+                "path": None if arrival.path == layout.instance_path(key) else arrival.path,
+                "attributes": b"{"
+                + b",".join([fragment for tag in _INSTANCE if (fragment := get(tag))])
+                + b"}",
+            }
+        )
+
+    def write(self) -> _Touched:
+        """Insert the rows and count them; returns the series whose derived attributes may have changed."""
+        self._connection.execute(insert(instance), self._rows)
+        touched: _Touched = set()
+        by_series: Counter[int] = Counter()
+        for statement_id, count in self._count.items():
+            by_series[self._series_of[statement_id]] += count
+            if self._count_statement(statement_id, count):
+                touched.add(self._series_of[statement_id])
+        for series_id, count in by_series.items():
+            self._connection.execute(
+                update(series).where(series.c.id == series_id).values(instances=series.c.instances + count)
+            )
+        return touched
+
+    def _count_statement(self, statement_id: int, count: int) -> bool:
+        """Note more instances of a statement; returns whether the order of statements may have changed."""
+        row = self._connection.execute(
+            select(statement.c.instances, statement.c.first_ordinal, statement.c.first_sop_uid).where(
+                statement.c.id == statement_id
+            )
+        ).one()
+        first = self._first[statement_id]
+        is_new = row.instances == 0
+        is_first = is_new or first < (row.first_ordinal, row.first_sop_uid)
+        values: dict[str, Any] = {"instances": row.instances + count}
+        if is_first:
+            values |= {"first_ordinal": first[0], "first_sop_uid": first[1]}
+        self._connection.execute(update(statement).where(statement.c.id == statement_id).values(**values))
+        return is_new or (is_first and self._is_one_of_several(statement_id))
+
+    def _is_one_of_several(self, statement_id: int) -> bool:
+        others = exists().where(
+            statement.c.series_id == self._series_of[statement_id],
+            statement.c.id != statement_id,
+            statement.c.instances > 0,
+        )
+        return bool(self._connection.execute(select(others)).scalar())
+
+    def _series_id(self, study_uid: str, series_uid: str) -> int:
+        study_id = self._study_ids.get(study_uid) or _id_of(self._connection, study, {"study_uid": study_uid})
+        self._study_ids[study_uid] = study_id
+        series_id = _id_of(self._connection, series, {"study_id": study_id, "series_uid": series_uid})
+        self._series_ids[study_uid, series_uid] = series_id
+        return series_id
+
+    def _statement_id(self, series_id: int, said: bytes) -> int:
+        key = {"series_id": series_id, "digest": hashlib.sha256(said).digest()}
+        statement_id = _id_of(self._connection, statement, key, {"attributes": b"{" + said + b"}"})
+        self._statements[series_id, said] = statement_id
+        self._series_of[statement_id] = series_id
+        return statement_id
+
+
+def _id_of(
+    connection: Connection, table: Table, key: Mapping[str, Any], more: Mapping[str, Any] | None = None
+) -> int:
+    """The id of the row with that *key*, which is made, with *more*, if it is not there."""
+    condition = and_(*(table.c[name] == value for name, value in key.items()))
+    found: int | None = connection.execute(select(table.c.id).where(condition)).scalar()
+    if found is None:
+        inserted = connection.execute(insert(table).values(**key, **(more or {}))).inserted_primary_key
+        found = int(inserted[0]) if inserted else 0
+    return found
+
+
+def _recount(connection: Connection, series_id: int) -> None:
+    """Count the statements of a series, and find their first instances, from its rows."""
+    counted: Counter[int] = Counter()
+    first: dict[int, tuple[int, str]] = {}
+    rows = connection.execute(
+        select(instance.c.statement_id, instance.c.ordinal, instance.c.sop_uid)
+        .where(instance.c.series_id == series_id, instance.c.published.is_(true()))
+        .order_by(instance.c.ordinal, instance.c.sop_uid)
+    )
+    for statement_id, ordinal, sop_uid in rows:
+        counted[statement_id] += 1
+        first.setdefault(statement_id, (ordinal, sop_uid))
+    connection.execute(update(statement).where(statement.c.series_id == series_id).values(instances=0))
+    if counted:
+        connection.execute(
+            update(statement)
+            .where(statement.c.id == bindparam("b_id"))
+            .values(
+                instances=bindparam("b_count"),
+                first_ordinal=bindparam("b_ordinal"),
+                first_sop_uid=bindparam("b_sop_uid"),
+            ),
+            [
+                {"b_id": one, "b_count": count, "b_ordinal": first[one][0], "b_sop_uid": first[one][1]}
+                for one, count in counted.items()
+            ],
+        )
+    connection.execute(update(series).where(series.c.id == series_id).values(instances=counted.total()))
+
+
+def _derive(connection: Connection, series_ids: _Touched) -> None:
+    """Derive these series and their studies from the statements of what is published."""
+    for chunk in _chunks(series_ids):
+        rows = connection.execute(select(series.c.study_id).where(series.c.id.in_(chunk)).distinct())
+        for study_id in rows.scalars().all():
+            _derive_study(connection, study_id, series_ids)
+
+
+def _derive_study(connection: Connection, study_id: int, series_ids: _Touched) -> None:
+    rows = connection.execute(
+        select(series.c.id, series.c.series_uid, statement.c.attributes)
+        .join_from(series, statement)
+        .where(series.c.study_id == study_id, statement.c.instances > 0)
+        .order_by(series.c.id, statement.c.first_ordinal, statement.c.first_sop_uid)
+    )
+    statements: dict[tuple[int, str], list[Attributes]] = defaultdict(list)
+    for series_id, series_uid, attributes in rows:
+        statements[series_id, series_uid].append(orjson.loads(attributes))
+    ordered: list[tuple[int, str, list[Attributes]]] = []
+    modalities: list[str] = []
+    for (series_id, series_uid), said in statements.items():
+        attributes = _first_values(said, _SERIES_HEX)
+        row = _series_row(attributes)
+        if series_id in series_ids:
+            connection.execute(update(series).where(series.c.id == series_id).values(**row))
+        ordered.append((row["ordinal"], series_uid, said))
+        modalities += _strings(attributes, _MODALITY)
+    ordered.sort(key=lambda one: one[:2])
+    in_order = [attributes for _, _, said in ordered for attributes in said]
+    classes = [uid for attributes in in_order for uid in _strings(attributes, SOP_CLASS_UID)]
+    row = _study_row(_first_values(in_order, _STUDY_HEX), modalities, classes)
+    connection.execute(update(study).where(study.c.id == study_id).values(**row))
+
+
+_SERIES_OF_STUDY = series.c.study_id == study.c.id
+
+
+def _count_studies(
+    connection: Connection, gains: Mapping[int, Sequence[int]], changed: set[int]
+) -> dict[str, int]:
+    """Bring the counts of studies up to date; returns the changes of those *changed*, by UID."""
+    rows = [
+        {
+            "b_id": study_id,
+            "b_variants": gains.get(study_id, (0, 0))[0],
+            "b_bytes": gains.get(study_id, (0, 0))[1],
+            "b_changes": int(study_id in changed),
+        }
+        for study_id in gains.keys() | changed
+    ]
+    if rows:
+        connection.execute(_COUNT_STUDY, rows)
+    return {
+        row.study_uid: row.changes
+        for chunk in _chunks(changed)
+        for row in connection.execute(select(study.c.study_uid, study.c.changes).where(study.c.id.in_(chunk)))
+    }
+
+
+_COUNT_STUDY = (
+    update(study)
+    .where(study.c.id == bindparam("b_id"))
+    .values(
+        variants=study.c.variants + bindparam("b_variants"),
+        bytes=study.c.bytes + bindparam("b_bytes"),
+        changes=study.c.changes + bindparam("b_changes"),
+        instances=select(func.coalesce(func.sum(series.c.instances), 0))
+        .where(_SERIES_OF_STUDY)
+        .scalar_subquery(),
+        series=select(func.count()).where(_SERIES_OF_STUDY, series.c.instances > 0).scalar_subquery(),
+    )
+)
+
+
+def _sweep(connection: Connection, series_ids: set[int], study_ids: set[int]) -> None:
+    """Take away what no variant needs any more; a study stays until its documents are withdrawn."""
+    for series_id in series_ids:
+        used = select(instance.c.statement_id).where(instance.c.series_id == series_id)
+        connection.execute(
+            delete(statement).where(statement.c.series_id == series_id, statement.c.id.not_in(used))
+        )
+        connection.execute(
+            delete(series).where(series.c.id == series_id, ~exists().where(instance.c.series_id == series_id))
+        )
+    for study_id in study_ids:
+        connection.execute(
+            delete(study).where(
+                study.c.id == study_id, study.c.variants == 0, study.c.changes == study.c.published
+            )
+        )
+
+
+# ── searching ────────────────────────────────────────────────────────────────────────────────────
+
+_STUDY_ORDER = (study.c.recency, study.c.study_uid)
+_SERIES_ORDER = (series.c.ordinal, series.c.series_uid)
+_INSTANCE_ORDER = (instance.c.ordinal, instance.c.sop_uid)
+_STUDY_TAGS = STUDY_TAGS | {matching.MODALITIES_IN_STUDY, matching.SOP_CLASSES_IN_STUDY}
+_OTHER = study.alias("other")  # of the same patient
+_OF_SAME_PATIENT = and_(_OTHER.c.patient_key == study.c.patient_key, _OTHER.c.instances > 0)
+_IS_PATIENTS_NEWEST = ~exists().where(
+    _OF_SAME_PATIENT,
+    tuple_(_OTHER.c.recency, _OTHER.c.study_uid) < tuple_(study.c.recency, study.c.study_uid),
+)
+_PATIENT_COUNTS: dict[int, ColumnElement[Any]] = {
+    tag: select(total).where(_OF_SAME_PATIENT).scalar_subquery().label(f"patient_{name}")
+    for tag, name, total in (
+        (matching.PATIENT_RELATED_STUDIES, "studies", func.count()),
+        (matching.PATIENT_RELATED_SERIES, "series", func.sum(_OTHER.c.series)),
+        (matching.PATIENT_RELATED_INSTANCES, "instances", func.sum(_OTHER.c.instances)),
+    )
+}
+_COUNTS: dict[int, ColumnElement[Any]] = {
+    matching.STUDY_RELATED_SERIES: study.c.series,
+    matching.STUDY_RELATED_INSTANCES: study.c.instances,
+    matching.SERIES_RELATED_INSTANCES: series.c.instances,
+} | _PATIENT_COUNTS
+_UIDS: dict[int, Column[Any]] = _UID_COLUMNS | {
+    _AVAILABLE_TRANSFER_SYNTAX_UID: instance.c.transfer_syntax_uid
+}
+_BLOBS = (
+    (study.c.attributes, _STUDY_TAGS - {STUDY_UID}),
+    (series.c.attributes, SERIES_TAGS - {SERIES_UID}),
+    (instance.c.attributes, frozenset(_INSTANCE)),
+)
+_FROM: dict[Level, Any] = {
+    Level.PATIENT: study,
+    Level.STUDY: study,
+    Level.SERIES: series.join(study),
+    Level.IMAGE: instance.join(series).join(study),
+}
+_URLS: dict[Level, tuple[Column[Any], ...]] = {
+    Level.STUDY: (study.c.study_uid,),
+    Level.SERIES: (study.c.study_uid, series.c.series_uid),
+    Level.IMAGE: (study.c.study_uid, series.c.series_uid, instance.c.sop_uid),
+}
+_IS_PUBLISHED: dict[Level, _Condition] = {
+    Level.PATIENT: and_(study.c.instances > 0, _IS_PATIENTS_NEWEST),
+    Level.STUDY: study.c.instances > 0,
+    Level.SERIES: series.c.instances > 0,
+    Level.IMAGE: instance.c.published.is_(true()),
+}
+
+
+class _Search:
+    """One query: the statement that reads a page of candidates, and what becomes of each row."""
+
+    def __init__(self, query: Query, retrieve_url: str) -> None:
+        self._query, self._retrieve_url = query, retrieve_url
+        supported = matching.supported_tags(query.level)
+        if query.returns is None:
+            returns = supported - (_PATIENT_COUNTS.keys() if query.level is not Level.PATIENT else set())
+        else:
+            returns = supported & query.returns
+        self._needed = returns | {key.tag for key in query.keys}
+        self._returned = [(_hex(tag), public_vr(tag), tag in query.always) for tag in sorted(returns)]
+        self._matches = matching.matcher(query.keys)
+        self._order = self._ordering()
+        self._blobs = [column for column, tags in _BLOBS if tags & self._needed]
+        self._elements = [
+            (_hex(tag), public_vr(tag), column)
+            for tag, column in (_UIDS | _COUNTS).items()
+            if tag in self._needed and tag in supported
+        ]
+        self._url = _URLS.get(query.level) if matching.RETRIEVE_URL in self._needed else None
+        self._select = self._candidates()
+
+    def page(self, after: _Row | None, size: int) -> Select[Any]:
+        """The next *size* candidates behind the row *after*."""
+        page = self._select.limit(size)
+        if after is None:
+            return page
+        last = [after._mapping[column] for column in self._order]  # noqa: SLF001 - SQLAlchemy's public name
+        if len(self._order) > 1 and self._order[0] is study.c.recency:
+            page = page.where(study.c.recency >= last[0])  # what an index can seek, in a join too
+        return page.where(tuple_(*self._order) > tuple_(*last))
+
+    def match(self, row: _Row) -> dict[str, Any] | None:
+        """The object of *row* as it is returned, or None if it does not match."""
+        found: Attributes = {}
+        values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
+        for blob in self._blobs:
+            found.update(orjson.loads(values[blob]))
+        for tag, vr, column in self._elements:
+            found[tag] = {"vr": vr, "Value": [values[column]]}
+        if self._query.level is not Level.PATIENT:
+            found[_hex(matching.INSTANCE_AVAILABILITY)] = {"vr": "CS", "Value": ["ONLINE"]}
+        if self._url:
+            uids = (values[column] for column in self._url)
+            found[_hex(matching.RETRIEVE_URL)] = {"vr": "UR", "Value": [self._url_of(*uids)]}
+        if not self._matches(found):
+            return None
+        return {
+            tag: found.get(tag, {"vr": vr}) for tag, vr, always in self._returned if always or tag in found
+        }
+
+    def _url_of(self, study_uid: str, series_uid: str = "", sop_uid: str = "") -> str:
+        if sop_uid:
+            return layout.instance_url(self._retrieve_url, InstanceKey(study_uid, series_uid, sop_uid))
+        if series_uid:
+            return layout.series_url(self._retrieve_url, study_uid, series_uid)
+        return layout.study_url(self._retrieve_url, study_uid)
+
+    def _candidates(self) -> Select[Any]:
+        """All candidates in order; what is not told in full by columns is among them."""
+        level, keys = self._query.level, self._query.keys
+        told: dict[Table, list[_Condition]] = defaultdict(list)
+        conditions = [_IS_PUBLISHED[level]]
+        for key in keys:
+            if (condition := _uid_condition(key)) is not None:
+                conditions.append(condition)
+            elif (narrowed := _narrowed(key)) is not None:
+                table, condition = narrowed
+                told[table].append(condition)
+        conditions += [
+            or_(table.c.irregular.is_(true()), and_(*of_table)) for table, of_table in told.items()
+        ]
+        columns = dict.fromkeys(
+            [*self._order, *(self._url or ()), *(column for *_, column in self._elements), *self._blobs]
+        )
+        return select(*columns).select_from(_FROM[level]).where(*conditions).order_by(*self._order)
+
+    def _ordering(self) -> list[Column[Any]]:
+        """The columns that order the rows, without those that a unique key fixes."""
+        fixed = {key.tag for key in self._query.keys if isinstance(key.match, Single)}
+        order = (
+            [] if STUDY_UID in fixed and self._query.level in (Level.SERIES, Level.IMAGE) else [*_STUDY_ORDER]
+        )
+        if self._query.level is Level.SERIES:
+            order += _SERIES_ORDER
+        elif self._query.level is Level.IMAGE:
+            order += [] if SERIES_UID in fixed and not order else _SERIES_ORDER
+            order += _INSTANCE_ORDER
+        return order

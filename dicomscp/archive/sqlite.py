@@ -1,0 +1,121 @@
+"""SQLite as the index's database: how it is opened, and whether it is one of ours.
+
+WAL with synchronous=NORMAL: a commit is not synced one by one, and a loss of power may take the last ones
+back, but only whole and in order.  Whoever files settles with a sync of the whole file system, and the
+journal holds what a loss of power could take.  What writes takes the write lock when it begins, so it
+never fails half way for another's sake; of what reads, each statement is a snapshot of its own.
+"""
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+
+from dicomscp.archive import index
+from dicomscp.errors import ConfigError, DamagedError
+
+SCHEMA_VERSION = 1
+"""Of the tables in `index`; kept as the database's user_version."""
+
+_BUSY_SECONDS = 30  # a writer waits so long for another one: publishing and filing are two
+_POOL = 16  # more threads than that which read at once wait for each other
+_READER_CACHE_KIB = 8 << 10
+_WRITER_CACHE_KIB = 64 << 10
+# What the query planner is told of each index: rows, then rows with equal first, first two, ... columns.
+# Told once and for all, so that a query is answered in the same way in a small and in a large archive.
+_STATISTICS = (
+    ("study", "sqlite_autoindex_study_1", "20000 1"),
+    ("study", "study_order", "20000 1 1"),
+    ("study", "study_patient_key", "20000 2 1 1"),
+    ("study", "study_patient_id", "20000 2"),
+    ("study", "study_accession_number", "20000 1"),
+    ("study", "study_irregular", "20000 10"),  # of the value that is asked for
+    ("series", "sqlite_autoindex_series_1", "100000 5 1"),
+    ("series", "series_order", "100000 5 1 1"),
+    ("series", "series_uid", "100000 1"),
+    ("statement", "sqlite_autoindex_statement_1", "150000 2 1"),
+    ("instance", "sqlite_autoindex_instance_1", "5000000 1 1 1"),
+    ("instance", "instance_order", "5000000 50 1 1"),
+)
+_CHECKPOINT_PAGES = 4000  # 16 MiB of WAL between checkpoints, each of which syncs
+
+
+def open_engine(path: Path, *, read_only: bool) -> Engine:
+    """An engine for the index at *path*; unless *read_only*, the database is made if it is not there.
+
+    Raises DamagedError if what is there is missing or no database, ConfigError if it is of another
+    version of this program.
+    """
+    mode = "ro" if read_only else "rwc"
+    engine = create_engine(
+        f"sqlite:///file:{_quoted(path)}?mode={mode}&uri=true",
+        connect_args={"timeout": _BUSY_SECONDS},
+        execution_options={"read_only": read_only},
+        hide_parameters=True,  # they are patients' attributes
+        pool_size=_POOL,
+        max_overflow=0,
+    )
+    event.listen(engine, "connect", _set_up_reader if read_only else _set_up_writer)
+    event.listen(engine, "begin", _begin)
+    try:
+        _check(path, read_only=read_only)
+        if not read_only:
+            _create(engine)
+    except sqlite3.DatabaseError as error:
+        engine.dispose()
+        raise DamagedError(f"{path.name} cannot be read as an index ({error}): rebuild it") from error
+    return engine
+
+
+def _quoted(path: Path) -> str:
+    return path.absolute().as_uri().removeprefix("file://")
+
+
+def _check(path: Path, *, read_only: bool) -> None:
+    """Raise unless the file is an index of this version, or is still to be made."""
+    if not path.exists():
+        if read_only:
+            raise DamagedError(f"{path.name} is not there: start serve, or rebuild it")
+        return
+    with contextlib.closing(sqlite3.connect(f"file:{_quoted(path)}?mode=rw", uri=True)) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if version != SCHEMA_VERSION and (version or tables or read_only):
+        raise ConfigError(
+            f"{path.name} is an index of version {version}, this program has version {SCHEMA_VERSION}: "
+            "use the program that made it, or rebuild the index"
+        )
+
+
+def _create(engine: Engine) -> None:
+    """Make the tables, once; two that come at a time find it made."""
+    with engine.execution_options(writes=True).begin() as connection:
+        if not connection.exec_driver_sql("PRAGMA user_version").scalar():
+            index.metadata.create_all(connection)
+            connection.exec_driver_sql("ANALYZE")  # makes the table of statistics
+            connection.exec_driver_sql("DELETE FROM sqlite_stat1")
+            connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, ?, ?)", list(_STATISTICS))
+            connection.exec_driver_sql("ANALYZE sqlite_schema")  # reads it
+            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _set_up_writer(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin as we say
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT_PAGES * 4096 * 2}")
+
+
+def _set_up_reader(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
+
+
+def _begin(connection: Connection) -> None:
+    """Take the write lock at once for what says that it writes; a question takes no transaction."""
+    if connection.get_execution_options().get("writes"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,415 @@
+"""The command line: parse, call, print, exit.
+
+    0 done        1 failed in part or whole        2 configuration or usage
+
+Results go to standard output, as JSON if asked; progress, refusals and errors to standard error.
+"""
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import click
+import orjson
+from pydicom.datadict import keyword_for_tag
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from dicomscp import __version__, config, daemon
+from dicomscp.config import Config
+from dicomscp.dimse import client
+from dicomscp.errors import ConfigError, DicomscpError, UnreachableError
+from dicomscp.telemetry import log as telemetry_log
+
+FAILED, MISCONFIGURED = 1, 2
+
+_LINE_SECONDS = 2.0  # between lines of progress away from a terminal; what is done by then shows none
+
+_SERVE_FLAGS = {
+    "ae_title": "dimse.ae_title",
+    "dimse_host": "dimse.host",
+    "dimse_port": "dimse.port",
+    "web_host": "web.host",
+    "web_port": "web.port",
+}
+
+Progress = Callable[[int, int | None, str], None]
+Command = Callable[..., Any]
+
+
+class _Commands(click.Group):
+    """Says our own errors as sentences and an exit status; lists commands as this module has them."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            _fail(error, MISCONFIGURED)
+        except DicomscpError as error:
+            _fail(error, FAILED)
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+def _fail(error: DicomscpError, status: int) -> NoReturn:
+    for line in str(error).splitlines():
+        click.echo(f"dicomscp: {line}", err=True)
+    raise click.exceptions.Exit(status)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Nothing needs to be configured: 'dicomscp serve' keeps everything under ./dicomscp-data.",
+)
+@click.version_option(__version__, message="dicomscp %(version)s")
+def cli() -> None:
+    """A DICOM storage SCP that loses nothing and publishes every study as static DICOMweb."""
+
+
+def main() -> None:
+    """Run one command and exit."""
+    cli(prog_name="dicomscp")
+
+
+def _sources(command: Command) -> Command:
+    """Give *command* the options --config and --root, as `file` and `root`."""
+    file = click.option(
+        "--config",
+        "file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        envvar=config.CONFIG_VARIABLE,
+        help="Settings, as in conf/dicomscp.toml.  [default: none are needed]",
+    )
+    root = click.option("--root", metavar="DIR", help="Where everything is kept.  [default: ./dicomscp-data]")
+    return file(root(command))
+
+
+def _settings(command: Command) -> Command:
+    """The same, as the `settings` that they lead to.
+
+    The log is quiet: these commands say themselves what was refused, it adds only what nobody expects.
+    """
+
+    @functools.wraps(command)
+    def run(file: Path | None, root: str | None, **options: Any) -> Any:
+        settings = _load(file, root)
+        telemetry_log.configure("error", settings.log.format)
+        return command(settings=settings, **options)
+
+    return _sources(run)
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def _load(file: Path | None, root: str | None, flags: dict[str, Any] | None = None) -> Config:
+    given = {"root": root, **(flags or {})}
+    return config.load(file, {key: value for key, value in given.items() if value is not None}, os.environ)
+
+
+@cli.command(epilog="Example: dicomscp serve --root /data/gateway --dimse-host 0.0.0.0 --dimse-port 104")
+@_sources
+@click.option("--ae-title", metavar="TITLE", help="Our own AE title.  [default: DICOMSCP]")
+@click.option("--dimse-host", metavar="HOST", help="Where associations are accepted.  [default: 127.0.0.1]")
+@click.option("--dimse-port", type=int, metavar="PORT", help="0 takes a free one.  [default: 11112]")
+@click.option("--web-host", metavar="HOST", help="Where HTTP is answered.  [default: 127.0.0.1]")
+@click.option("--web-port", type=int, metavar="PORT", help="0 takes a free one.  [default: 8080]")
+def serve(file: Path | None, root: str | None, **flags: str | int | None) -> None:
+    """Run the gateway until SIGTERM or Ctrl-C.
+
+    Instances come by C-STORE or are put into ROOT/inbox; studies are seen at http://HOST:PORT/ some seconds
+    later.  The log goes to standard error; the event "ready" comes once both ports answer.
+    """
+    settings = _load(file, root, {key: flags[flag] for flag, key in _SERVE_FLAGS.items()})
+    telemetry_log.configure(settings.log.level, settings.log.format)
+    raise click.exceptions.Exit(daemon.serve(settings))
+
+
+@cli.command("check-config", epilog="Example: dicomscp check-config --config /etc/dicomscp/dicomscp.toml")
+@_sources
+@_as_json
+def check_config(file: Path | None, root: str | None, as_json: bool) -> None:
+    """Say every error in the settings at once, each with its key; with --json, all settings in force."""
+    settings = _load(file, root)
+    if as_json:
+        _print_json(settings.model_dump(mode="json"))
+    else:
+        dimse, web = settings.dimse, settings.web
+        click.echo(
+            f"The configuration is good: AE {dimse.ae_title} on {dimse.host}:{dimse.port}, "
+            f"web on {web.host}:{web.port}, root {settings.root}"
+        )
+
+
+@cli.command("import", epilog="Example: dicomscp import /media/cdrom /tmp/one.dcm")
+@_settings
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH..."
+)
+@_as_json
+def import_(settings: Config, paths: tuple[Path, ...], as_json: bool) -> None:
+    """Take DICOM files, and those in folders, into custody; they stay where they are.
+
+    The same checks as for C-STORE; works beside a running serve, too.  Exit status 1 if a file was refused.
+    """
+    with _progress() as progress:
+        report = daemon.import_paths(settings, paths, progress)
+    _print_refusals(report.refused)
+    if as_json:
+        refused = [{"path": str(path), "reason": reason} for path, reason in report.refused]
+        _print_json({"admitted": report.admitted, "refused": refused})
+    else:
+        click.echo(f"{report.admitted} taken, {len(report.refused)} refused")
+    _exit(failed=bool(report.refused))
+
+
+@cli.command()
+@_settings
+@_as_json
+def status(settings: Config, as_json: bool) -> None:
+    """What is held, queued and wrong, whether serve runs or not."""
+    report = daemon.status(settings)
+    if as_json:
+        _print_json(report)
+    else:
+        for name, value in _flat(report):
+            click.echo(f"{name:<28}{value}")
+
+
+@cli.command(epilog="Example: dicomscp verify && echo all is as it was received")
+@_settings
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Make index and published tree anew where they differ; needs serve stopped.",
+)
+@_as_json
+def verify(settings: Config, repair: bool, as_json: bool) -> None:
+    """Compare what is held with its receipts, the index with both, and what is published with all.
+
+    One line a finding.  Exit status 1 if there is one that was not repaired.
+    """
+    with _progress() as progress:
+        report = daemon.verify(settings, repair=repair, progress=progress)
+    if as_json:
+        _print_json({"checked": report.checked, "findings": report.findings})
+    else:
+        for finding in report.findings:
+            click.echo(finding)
+        click.echo(f"{report.checked} instances checked, {len(report.findings)} findings")
+    _exit(failed=bool(report.findings))
+
+
+@cli.command(epilog="Example: dicomscp rebuild --published")
+@_settings
+@click.option("--index", is_flag=True, help="Only the index.")
+@click.option("--published", is_flag=True, help="Only the published tree.")
+def rebuild(settings: Config, index: bool, published: bool) -> None:
+    """Make index and published tree anew from the instances alone; needs serve stopped."""
+    both = index == published
+    with _progress() as progress:
+        report = daemon.rebuild(settings, index=index or both, published=published or both, progress=progress)
+    for line in report.unreadable:
+        click.echo(line, err=True)
+    click.echo(f"{report.instances} instances indexed, {report.studies} studies published")
+    _exit(failed=bool(report.unreadable))
+
+
+class _Scu(NamedTuple):
+    """Whom we ask, and as whom."""
+
+    peer: client.Peer
+    calling_ae: str
+    timeout_seconds: float
+
+
+def _scu(command: Command) -> Command:
+    """Give *command* a peer and how it is asked, as `scu`."""
+
+    @functools.wraps(command)
+    def run(settings: Config, peer: str, calling_ae: str | None, timeout: float, **options: Any) -> Any:
+        title = calling_ae or settings.dimse.ae_title
+        return command(scu=_Scu(client.parse_peer(peer), title, timeout), **options)
+
+    peer = click.argument("peer", metavar="AE@HOST:PORT")
+    calling_ae = click.option(
+        "--calling-ae", metavar="TITLE", help="Our AE title.  [default: dimse.ae_title]"
+    )
+    timeout = click.option("--timeout", type=float, default=30, show_default=True, metavar="SECONDS")
+    return _settings(peer(calling_ae(timeout(run))))
+
+
+@cli.command(epilog="Example: dicomscp echo CT1@10.1.2.3:104")
+@_scu
+def echo(scu: _Scu) -> None:
+    """Ask a peer whether it is there (C-ECHO); says what is wrong if it is not."""
+    seconds = client.echo(scu.peer, calling_ae=scu.calling_ae, timeout_seconds=scu.timeout_seconds)
+    click.echo(f"{scu.peer} answers in {seconds * 1000:.1f} ms")
+
+
+@cli.command(epilog="Example: dicomscp send DICOMSCP@127.0.0.1:11112 /data/study one.dcm")
+@_scu
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH..."
+)
+@_as_json
+def send(scu: _Scu, paths: tuple[Path, ...], as_json: bool) -> None:
+    """Send DICOM files, and those in folders, as they are: each in its own transfer syntax (C-STORE).
+
+    What is not taken is said with the peer's status and reason.  Exit status 1 if there is such a file.
+    """
+    files, outcomes, failure = list(_files(paths)), [], None
+    began = time.monotonic()
+    with _progress() as progress:
+        sending = client.send(files, scu.peer, calling_ae=scu.calling_ae, timeout_seconds=scu.timeout_seconds)
+        try:
+            for outcome in sending:
+                outcomes.append(outcome)
+                progress(len(outcomes), len(files), "sending")
+        except UnreachableError as error:  # those that were sent are counted all the same
+            failure = error
+    _print_sent(outcomes, time.monotonic() - began, as_json=as_json)
+    if failure is not None:
+        raise failure
+    _exit(failed=not all(outcome.is_stored for outcome in outcomes))
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        yield from sorted(child for child in path.rglob("*") if child.is_file()) if path.is_dir() else [path]
+
+
+def _print_sent(outcomes: Sequence[client.Outcome], seconds: float, *, as_json: bool) -> None:
+    stored = [outcome for outcome in outcomes if outcome.is_stored]
+    refused = [(str(one.path), _refusal(one)) for one in outcomes if not one.is_stored]
+    size = sum(outcome.size for outcome in stored)
+    _print_refusals(refused)
+    if as_json:
+        reasons = [{"path": path, "reason": reason} for path, reason in refused]
+        _print_json({"sent": len(stored), "bytes": size, "seconds": round(seconds, 3), "refused": reasons})
+        return
+    rate = f"{len(stored) / seconds:.0f}/s, {_size(size / seconds)}/s" if seconds else "-"
+    click.echo(f"{len(stored)} sent, {_size(size)} in {seconds:.1f} s ({rate}); {len(refused)} not")
+
+
+def _refusal(outcome: client.Outcome) -> str:
+    return outcome.reason if outcome.status is None else f"{outcome.status:04X} {outcome.reason}".rstrip()
+
+
+@cli.command(epilog="Example: dicomscp find PACS@10.1.2.3:104 'PatientName=DOE*' StudyDate=20260101-")
+@_scu
+@click.argument("keys", nargs=-1, metavar="[KEYWORD=VALUE]...")
+@click.option(
+    "--level",
+    type=click.Choice(["PATIENT", "STUDY", "SERIES", "IMAGE"], case_sensitive=False),
+    default="STUDY",
+    show_default=True,
+)
+@_as_json
+def find(scu: _Scu, keys: tuple[str, ...], level: str, as_json: bool) -> None:
+    """Ask a peer what it holds (C-FIND).
+
+    Keys are keywords of the standard, or eight hexadecimal digits; a key without a value is returned.
+    With --json the answer is one array of DICOM JSON objects.
+    """
+    asked = {name: value for name, _, value in (key.partition("=") for key in keys)}
+    answers = client.find(
+        scu.peer, level.upper(), asked, calling_ae=scu.calling_ae, timeout_seconds=scu.timeout_seconds
+    )
+    matches = list(answers)
+    if as_json:
+        _print_json(matches)
+        return
+    for match in matches:
+        for tag, element in match.items():
+            click.echo(f"{keyword_for_tag(tag) or tag:<28}{_values(element)}")
+        click.echo()
+    click.echo(f"{len(matches)} found")
+
+
+def _values(element: dict[str, Any]) -> str:
+    values = element.get("Value", [])
+    if element["vr"] == "PN":
+        return "\\".join("=".join(one.values()) for one in values)
+    return f"({len(values)} items)" if element["vr"] == "SQ" else "\\".join(map(str, values))
+
+
+def _exit(*, failed: bool) -> None:
+    if failed:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _print_json(value: object) -> None:
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode())
+
+
+def _print_refusals(refused: Sequence[tuple[str, str]]) -> None:
+    for path, reason in refused:
+        click.echo(f"{path}: {reason}", err=True)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """A nested report as lines for people."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from _flat(below, f"{name} {key}".strip().replace("_", " "))
+    elif isinstance(value, list):
+        yield name, str(len(value))
+        for one in value:
+            yield (
+                "",
+                ", ".join(f"{key} {text}" for key, text in one.items())
+                if isinstance(one, dict)
+                else str(one),
+            )
+    elif name.endswith("bytes") and isinstance(value, int):
+        yield name.removesuffix("bytes").strip(), _size(value)
+    else:
+        yield name, {None: "-", True: "yes", False: "no"}.get(value, str(value))
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """Shows how much is done of how much: a bar on a terminal, a line at times elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(done: int, total: int | None, message: str) -> None:
+            if message not in tasks:
+                tasks[message] = bar.add_task(message, total=total)
+            bar.update(tasks[message], completed=done, total=total)
+
+        yield show
+
+
+class _Lines:
+    """Progress as plain lines, one every few seconds."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _LINE_SECONDS
+
+    def __call__(self, done: int, total: int | None, message: str) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _LINE_SECONDS
+            click.echo(f"{message}: {done}" + (f" of {total}" if total is not None else ""), err=True)

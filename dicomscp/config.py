@@ -1,0 +1,370 @@
+"""Settings: one TOML file into frozen models; every key, its default, its unit.
+
+    flags  >  environment (DICOMSCP_DIMSE__PORT)  >  file  >  default
+
+Each source is laid over the one below it, key by key, and the result is checked as a whole, so that
+every error is reported at once and names where its value came from.  Reasons for the defaults stand beside
+each key in conf/dicomscp.toml.  Relative paths are those of the working directory.
+"""
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from pydicom import charset
+from pydicom.uid import UID
+
+from dicomscp.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "DICOMSCP_"
+CONFIG_VARIABLE = "DICOMSCP_CONFIG"  # names the file itself, so it is not a key in it
+
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+# What pydantic says of Python, said of TOML.
+_PLAINER = {
+    "model_type": "is a table of keys, not a value",
+    "path_type": "is not a path",
+    "missing": "is missing",
+    "tuple_type": "is a list",
+}
+
+
+def _ae_title(value: str) -> str:
+    # PS3.5 6.2, VR AE: default repertoire without backslash and controls; outer spaces carry no meaning.
+    title = value.strip(" ")
+    if not re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", title):
+        raise ValueError("an AE title is 1 to 16 ASCII characters without backslash")
+    return title
+
+
+def _uid(value: str) -> str:
+    if len(value) > 64 or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", value):
+        raise ValueError("is not a UID")
+    return value
+
+
+def _transfer_syntax(value: str) -> str:
+    if not UID(_uid(value)).is_transfer_syntax:
+        raise ValueError("is not a known transfer syntax UID")
+    return value
+
+
+def _network(value: str) -> str:
+    return str(ipaddress.ip_network(value))
+
+
+def _origin(value: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s*]+", value):
+        raise ValueError("an origin is http(s)://host or http(s)://host:port, with nothing after it")
+    return value
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:%-]+", value):
+        raise ValueError("is neither a host name nor an address")
+    return value
+
+
+def _character_set(value: str) -> str:
+    for term in value.split("\\") if value else ():
+        if term not in charset.python_encoding:
+            raise ValueError(f"{term!r} is not a Specific Character Set term")
+    return value
+
+
+def _split(value: object) -> object:
+    """A list written as one string, as the environment has it: commas between its members."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]  # 0 takes a free one
+Host = Annotated[str, AfterValidator(_host)]
+AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Uids = Annotated[tuple[Annotated[str, AfterValidator(_uid)], ...], BeforeValidator(_split)]
+TransferSyntaxes = Annotated[
+    tuple[Annotated[str, AfterValidator(_transfer_syntax)], ...], BeforeValidator(_split)
+]
+AeTitles = Annotated[tuple[AeTitle, ...], BeforeValidator(_split)]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_split)]
+Hosts = Annotated[tuple[Host, ...], BeforeValidator(_split)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_split)]
+
+
+class _Table(BaseModel):
+    # Defaults are checked like anything else, so that rules across keys hold for them too.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Ae(_Table):
+    """A peer that is listed: what may be asked under its title."""
+
+    title: AeTitle
+    addresses: Networks = ()  # CIDR; empty: from anywhere
+    store: bool = True
+    find: bool = False
+    default_character_set: Annotated[str, AfterValidator(_character_set)] = ""
+
+
+class Dimse(_Table):
+    """The DIMSE listeners."""
+
+    ae_title: AeTitle = "DICOMSCP"
+    host: Host = "127.0.0.1"
+    port: Port = 11112
+    listeners: Annotated[int, Field(ge=1, le=64)] = 2  # processes
+    called_ae_titles: AeTitles = ()  # empty: any
+    max_associations: Count = 64
+    max_pdu_bytes: Annotated[int, Field(ge=4 * _KIB, le=16 * _MIB)] = 128 * _KIB
+    accept_seconds: PositiveSeconds = 30
+    idle_seconds: PositiveSeconds = 60
+    association_seconds: PositiveSeconds = 86400
+    transfer_syntaxes: TransferSyntaxes = ()  # empty: our own order of preference
+    unknown_sop_classes: Literal["accept", "reject"] = "accept"
+    private_sop_classes: Uids = ()
+    ae: tuple[Ae, ...] = ()  # empty: anybody may store
+
+    @field_validator("ae", mode="after")
+    @classmethod
+    def _titles_differ(cls, value: tuple[Ae, ...]) -> tuple[Ae, ...]:
+        titles = [ae.title for ae in value]
+        if twice := sorted({title for title in titles if titles.count(title) > 1}):
+            raise ValueError(f"{', '.join(twice)} is listed twice; put all its addresses in one entry")
+        return value
+
+
+class Storage(_Table):
+    """What is held, and how safely."""
+
+    reserve: ByteSize = ByteSize(_GIB)
+    durability: Literal["full", "relaxed"] = "full"
+    duplicates: Literal["first", "last"] = "first"
+    max_variants: Count = 8
+    inline_max: Annotated[ByteSize, Field(le=16 * _MIB)] = ByteSize(128 * _KIB)
+    segment_size: Annotated[ByteSize, Field(ge=_MIB, le=_GIB)] = ByteSize(32 * _MIB)
+
+    @field_validator("segment_size", mode="after")
+    @classmethod
+    def _holds_entries(cls, value: ByteSize, info: ValidationInfo) -> ByteSize:
+        if value < 4 * info.data.get("inline_max", 0):
+            raise ValueError("is less than four times storage.inline_max, and an entry lies in one segment")
+        return value
+
+
+class Pipeline(_Table):
+    """When a study is published."""
+
+    quiet_seconds: Seconds = 2
+    patience_seconds: Seconds = 30
+    attempts: Count = 3
+
+
+class Publish(_Table):
+    """What is published."""
+
+    base_url: str = "/dicomweb"
+    inline_max: ByteSize = ByteSize(_KIB)
+
+    @field_validator("base_url", mode="after")
+    @classmethod
+    def _is_prefix(cls, value: str) -> str:
+        if not re.fullmatch(r"(https?://[^/\s?#]+)?(/[^/\s?#]+)*", value) or not value:
+            raise ValueError("starts with / or http(s)://, and has neither query nor a slash at its end")
+        return value
+
+
+class Query(_Table):
+    """Bounds on C-FIND."""
+
+    max_results: Count = 10000
+    wait_seconds: Seconds = 5
+
+
+class Web(_Table):
+    """The web server."""
+
+    open: bool = False  # before host, which is judged by it
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+    hosts: Hosts = ()
+    cors_origins: Origins = ()
+    wait_seconds: Seconds = 10
+    max_results: Count = 1000
+
+    @field_validator("host", mode="after")
+    @classmethod
+    def _closed_is_loopback(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("open") is False and not is_loopback(value):
+            raise ValueError(
+                "is not this machine's loopback, and whoever reaches the web server may read every study: "
+                "keep 127.0.0.1 behind a proxy that checks who asks, or set web.open = true to allow it"
+            )
+        return value
+
+
+class Inbox(_Table):
+    """The drop folder."""
+
+    enabled: bool = True
+    settle_seconds: Seconds = 2
+    rescan_seconds: PositiveSeconds = 10
+    quarantine_max: ByteSize = ByteSize(_GIB)
+    quarantine_files: Count = 10000
+
+
+class Log(_Table):
+    """What is written to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Config(_Table):
+    """Every setting, checked; only daemon turns it into parts."""
+
+    root: Path = Path("dicomscp-data")
+    drain_seconds: Seconds = 30
+    dimse: Dimse = Field(default_factory=Dimse)
+    storage: Storage = Field(default_factory=Storage)
+    pipeline: Pipeline = Field(default_factory=Pipeline)
+    publish: Publish = Field(default_factory=Publish)
+    query: Query = Field(default_factory=Query)
+    web: Web = Field(default_factory=Web)
+    inbox: Inbox = Field(default_factory=Inbox)
+    log: Log = Field(default_factory=Log)
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "Config":
+        if self.dimse.port and (self.dimse.host, self.dimse.port) == (self.web.host, self.web.port):
+            raise ValueError(f"dimse.port and web.port are both {self.web.port} on {self.web.host}")
+        return self
+
+
+def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+    """The settings of the file at *path* under those of *environ* under *overrides*.
+
+    *overrides* are keyed as the file has them, with dots: ``{"dimse.port": 104}``.
+    Raises ConfigError with one line for each thing that is wrong.
+    """
+    layers = [
+        (str(path), dict(_flatten(_read(path))) if path else {}),
+        ("environment", _from_environment(environ)),
+        ("command line", dict(overrides)),
+    ]
+    settings: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in layers:
+        for key, value in layer.items():
+            _put(settings, key, value)
+            sources[key] = f"environment ({variable(key)})" if source == "environment" else source
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        lines = sorted(_line(detail, sources) for detail in error.errors(include_url=False))
+        raise ConfigError("\n".join(lines)) from error
+
+
+def every_key(table: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every key there is, with dots, in order; a list of tables is one key."""
+    for name, field in table.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from every_key(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def variable(key: str) -> str:
+    """The environment variable that sets *key*."""
+    return ENVIRONMENT_PREFIX + key.upper().replace(".", "__")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on *host*."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."): value
+        for name, value in environ.items()
+        if name.startswith(ENVIRONMENT_PREFIX) and name != CONFIG_VARIABLE
+    }
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _put(settings: dict[str, Any], key: str, value: object) -> None:
+    """Set *key* in nested *settings*; below what is no table it is left out, for that is an error already."""
+    *tables, name = key.split(".")
+    for table in tables:
+        settings = settings.setdefault(table, {})
+        if not isinstance(settings, dict):
+            return
+    settings[name] = value
+
+
+def _line(detail: ErrorDetails, sources: Mapping[str, str]) -> str:
+    """One error as a person reads it: where it stands, its key, what is wrong."""
+    key = ".".join(part for part in detail["loc"] if isinstance(part, str))
+    shown = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, detail["loc"])))
+    if not key:  # a rule across tables names its keys itself
+        return _reason(detail, key)
+    source = next((sources[k] for k in (key, *_parents(key)) if k in sources), None)
+    if source is None:  # a table, or a default that another key's value rules out
+        source = next((s for k, s in sources.items() if k.startswith(f"{key}.")), "default")
+    return f"{source}: {shown}: {_reason(detail, key)}"
+
+
+def _reason(detail: ErrorDetails, key: str) -> str:
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(
+            key, [*every_key(), *(f"dimse.ae.{name}" for name in Ae.model_fields)], 1
+        )
+        return f"unknown key{'; did you mean ' + near[0] + '?' if near else ''}"
+    message = _PLAINER.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+    value = detail["input"]
+    return f"{message} (is {value!r})" if isinstance(value, str | int | float) else message
+
+
+def _parents(key: str) -> Iterator[str]:
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key

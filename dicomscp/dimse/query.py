@@ -1,0 +1,373 @@
+"""C-FIND (PS3.4 annex C): an identifier becomes a query to the archive, each match a pending response.
+
+Text goes back in the requestor's character set if that can carry it, else as UTF-8, and says so in
+(0008,0005) unless it is plain ASCII (PS3.4 C.4.1.1.3).  Each response is made when the one before has been
+sent, so a C-CANCEL stops a query in the middle, and memory does not grow with the number of matches.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import structlog
+from pydicom.charset import convert_encodings, encode_string, python_encoding
+from pydicom.dataelem import RawDataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
+from pydicom.tag import Tag
+from pydicom.valuerep import format_number_as_ds
+
+from dicomscp.archive.archive import Archive
+from dicomscp.dicom import charset, elements, matching
+from dicomscp.dicom.dictionary import known_vr, public_vr
+from dicomscp.dimse.storage import NOT_AUTHORIZED, SUCCESS, response
+from dicomscp.dimse.upper_layer import MESSAGE_ID, MESSAGE_ID_RESPONDED_TO, ContextAnswer
+from dicomscp.errors import BusyError, RefusedError
+
+C_FIND_RQ, C_CANCEL_RQ = 0x0020, 0x0FFF
+
+# PS3.4 table C.4-1.
+PENDING, PENDING_UNSUPPORTED_KEYS, CANCELLED = 0xFF00, 0xFF01, 0xFE00
+OUT_OF_RESOURCES, NOT_THE_SOP_CLASS, UNABLE_TO_PROCESS = 0xA700, 0xA900, 0xC001
+
+PATIENT_STUDY_ONLY = "1.2.840.10008.5.1.4.1.2.3.1"
+ROOTS: dict[str, Literal["PATIENT", "STUDY"]] = {
+    "1.2.840.10008.5.1.4.1.2.1.1": "PATIENT",
+    "1.2.840.10008.5.1.4.1.2.2.1": "STUDY",
+    PATIENT_STUDY_ONLY: "PATIENT",
+}
+
+CHARACTER_SET, QUERY_LEVEL = 0x00080005, 0x00080052
+_RETRIEVE_AE_TITLE, _INSTANCE_AVAILABILITY = 0x00080054, 0x00080056
+_TIMEZONE = 0x00080201
+_UNICODE = "ISO_IR 192"
+_CUT_SHORT = "The identifier is cut short"
+
+_MAX_IDENTIFIER_BYTES = 1 << 20  # a list of 10,000 UIDs
+# Those that (0008,0005) is about (PS3.5 section 6.1.2.2).
+_TEXT_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
+_LINE_VRS = frozenset({"LT", "ST", "UT", "UR"})  # one value, whatever is in it
+_NUMBERS = {
+    "US": "H",
+    "SS": "h",
+    "UL": "L",
+    "SL": "l",
+    "FL": "f",
+    "FD": "d",
+    "UV": "Q",
+    "SV": "q",
+    "AT": "HH",
+}
+_MAX_DS = 16  # characters
+
+Identifier = dict[int, tuple[str, Sequence[Any]]]
+Json = Mapping[str, Any]
+
+
+class Find:
+    """One C-FIND request: its identifier goes to `write`, and `responses` answers it."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        context: ContextAnswer,
+        command: dict[int, bytes],
+        *,
+        ae_title: str,
+        authorised: bool,
+        max_results: int,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self._archive, self._context, self._command = archive, context, command
+        self._ae_title, self._authorised, self._max_results = ae_title, authorised, max_results
+        self._log = log
+        self._encoded = bytearray()
+        self._too_long = False
+        self._cancelled = False
+
+    def write(self, data: memoryview) -> None:
+        """Take the next bytes of the identifier."""
+        self._too_long = self._too_long or len(self._encoded) + len(data) > _MAX_IDENTIFIER_BYTES
+        if not self._too_long:
+            self._encoded += data
+
+    def cancel(self, command: Mapping[int, bytes]) -> None:
+        """A C-CANCEL has come: if it is for this request, the next response is the last."""
+        if command.get(MESSAGE_ID_RESPONDED_TO) == self._command[MESSAGE_ID]:
+            self._cancelled = True
+
+    def responses(self) -> Iterator[tuple[bytes, bytes]]:
+        """Command set and identifier of each response; the last has no identifier."""
+        matches, status, reason = 0, SUCCESS, ""
+        try:
+            for pending, dataset in self._pending():
+                if self._cancelled:
+                    status, reason = CANCELLED, "Cancelled as requested"
+                    break
+                if matches == self._max_results:
+                    status, reason = OUT_OF_RESOURCES, f"More than {matches} matches; narrow the query"
+                    break
+                matches += 1
+                yield response(self._command, pending, dataset=True), dataset
+        except BusyError as error:
+            status, reason = OUT_OF_RESOURCES, str(error)
+        except RefusedError as error:
+            status, reason = NOT_THE_SOP_CLASS, str(error)
+        except Exception:  # noqa: BLE001 - one C-FIND is one unit of work
+            self._log.exception("query_failed")
+            status, reason = UNABLE_TO_PROCESS, "Unforeseen error in the gateway"
+        if not self._authorised:
+            status, reason = NOT_AUTHORIZED, "This AE may not query here"
+        self._log.info("query_answered", matches=matches, status=f"{status:04X}", reason=reason)
+        yield response(self._command, status, reason), b""
+
+    def _pending(self) -> Iterator[tuple[int, bytes]]:
+        """Status and encoded identifier of every match."""
+        if not self._authorised:
+            return
+        if self._too_long:
+            raise RefusedError(f"The identifier is longer than {_MAX_IDENTIFIER_BYTES} bytes")
+        syntax = self._context.transfer_syntax_uid
+        identifier = decode_identifier(bytes(self._encoded), syntax)
+        query = matching.query_from_identifier(identifier, root=ROOTS[self._context.abstract_syntax])
+        if self._context.abstract_syntax == PATIENT_STUDY_ONLY and query.level not in {
+            matching.Level.PATIENT,
+            matching.Level.STUDY,
+        }:
+            raise RefusedError(f"Level {query.level} is not of Patient/Study Only")
+        unsupported = _keys(identifier) - matching.supported_tags(query.level)
+        status = PENDING_UNSUPPORTED_KEYS if unsupported else PENDING
+        own = {
+            f"{QUERY_LEVEL:08X}": {"vr": "CS", "Value": [str(query.level)]},
+            f"{_RETRIEVE_AE_TITLE:08X}": {"vr": "AE", "Value": [self._ae_title]},
+            f"{_INSTANCE_AVAILABILITY:08X}": {"vr": "CS", "Value": ["ONLINE"]},
+        }
+        empty = {f"{tag:08X}": {"vr": public_vr(tag)[:2]} for tag in query.returns or ()}
+        terms = _terms(identifier)
+        for match in self._archive.find(replace(query, limit=self._max_results + 1)):
+            answer = {tag: match.get(tag, element) for tag, element in empty.items()} | own
+            yield status, encode_identifier(answer, syntax, terms)
+
+
+def _keys(identifier: Identifier) -> frozenset[int]:
+    """What is asked for: all but group lengths and what governs the request itself."""
+    control = {CHARACTER_SET, QUERY_LEVEL, _RETRIEVE_AE_TITLE, _INSTANCE_AVAILABILITY, _TIMEZONE}
+    return frozenset(tag for tag in identifier if tag & 0xFFFF and tag not in control)
+
+
+# ── identifiers ──────────────────────────────────────────────────────────────────────────────────
+
+
+def decode_identifier(encoded: bytes, transfer_syntax_uid: str) -> Identifier:
+    """VR and values of every element: text, or the items of a sequence.  Raises RefusedError."""
+    if elements.is_deflated(transfer_syntax_uid):
+        encoded, whole = elements.inflate(encoded, _MAX_IDENTIFIER_BYTES)
+        if not whole:
+            raise RefusedError("The identifier inflates without end")
+    encoding = elements.encoding_of(encoded, transfer_syntax_uid)
+    try:
+        raw, _ = _elements(encoded, 0, len(encoded), encoding)
+    except elements.PrefixError as error:
+        raise RefusedError(_CUT_SHORT) from error
+    named = next((encoded[one.value : one.end] for one in raw if one.tag == CHARACTER_SET), b"")
+    terms = tuple(term.strip(" \0") for term in named.decode("latin-1").split("\\"))
+    texts = charset.character_set(terms if any(terms) else ())
+    return {one.tag: _decoded(encoded, one, encoding, texts, 0) for one in raw}
+
+
+def _elements(
+    data: bytes, pos: int, end: int, encoding: elements.Encoding
+) -> tuple[list[elements.Element], int]:
+    """The elements from *pos* to *end* or an item delimiter, and where they end."""
+    found = []
+    while pos < end:
+        element = elements.read_element(data, pos, encoding)
+        if element.end > end:
+            raise RefusedError(_CUT_SHORT)
+        pos = element.end
+        if element.tag == elements.ITEM_END:
+            break
+        found.append(element)
+    return found, pos
+
+
+def _decoded(
+    data: bytes,
+    element: elements.Element,
+    encoding: elements.Encoding,
+    texts: charset.CharacterSet,
+    depth: int,
+) -> tuple[str, Sequence[Any]]:
+    undefined = element.length == elements.UNDEFINED
+    vr = known_vr(element.tag, element.vr, undefined_length=undefined, creator="")[:2]
+    if vr == "SQ":
+        return vr, list(_items(data, element, encoding, texts, depth + 1))
+    return vr, _values(vr, data[element.value : element.end], texts, encoding.little)
+
+
+def _items(
+    data: bytes,
+    sequence: elements.Element,
+    encoding: elements.Encoding,
+    texts: charset.CharacterSet,
+    depth: int,
+) -> Iterator[Identifier]:
+    if depth > elements.MAX_DEPTH:
+        raise RefusedError("The identifier nests too deep")
+    pos, end = sequence.value, sequence.end
+    inner = elements.inner_encoding(sequence.vr, encoding)
+    while pos < end:
+        try:
+            tag, length = elements.read_item(data, pos, inner.little)
+            if tag == elements.SEQUENCE_END:
+                return
+            pos += 8
+            after = end if length == elements.UNDEFINED else pos + length
+            if tag != elements.ITEM or after > end:
+                raise RefusedError(_CUT_SHORT)
+            own = elements.item_encoding(data, pos, inner)
+            found, pos = _elements(data, pos, after, own)
+            yield {one.tag: _decoded(data, one, own, texts, depth) for one in found}
+        except elements.PrefixError as error:
+            raise RefusedError(_CUT_SHORT) from error
+
+
+def _terms(identifier: Identifier) -> tuple[str, ...]:
+    values = identifier.get(CHARACTER_SET, ("CS", ()))[1]
+    return tuple(values) if any(values) else ()
+
+
+def _values(vr: str, value: bytes, texts: charset.CharacterSet, little: bool) -> list[str]:
+    if vr in _NUMBERS:
+        code = ("<" if little else ">") + _NUMBERS[vr]
+        usable = len(value) - len(value) % struct.calcsize(code)
+        return [
+            "".join(f"{number:04X}" for number in numbers) if vr == "AT" else str(numbers[0])
+            for numbers in struct.iter_unpack(code, value[:usable])
+        ]
+    text = value.decode("latin-1")
+    if vr in _TEXT_VRS:
+        text, clean = charset.decode(value, texts, b"\\^=" if vr == "PN" else b"\\")
+        if not (clean and texts.known):
+            raise RefusedError("The identifier's text is not of its Specific Character Set")
+    text = text.rstrip(" \0")
+    if not text:
+        return []
+    return [text] if vr in _LINE_VRS else [part.strip(" ") for part in text.split("\\")]
+
+
+def encode_identifier(dataset: Json, transfer_syntax_uid: str, terms: Sequence[str]) -> bytes:
+    """A DICOM JSON object as a dataset, in the character set that *terms* name if that carries it."""
+    terms = carrier("".join(_texts(dataset)), tuple(terms))
+    if terms:
+        dataset = {**dataset, f"{CHARACTER_SET:08X}": {"vr": "CS", "Value": list(terms)}}
+    file = DicomBytesIO()
+    file.is_implicit_VR = transfer_syntax_uid == elements.IMPLICIT_LITTLE
+    file.is_little_endian = transfer_syntax_uid != elements.EXPLICIT_BIG
+    _write(file, dataset, _encodings(terms))
+    encoded: bytes = file.getvalue()
+    if not elements.is_deflated(transfer_syntax_uid):
+        return encoded
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    deflated = deflater.compress(encoded) + deflater.flush()
+    return deflated + b"\0" * (len(deflated) % 2)  # PS3.5 section A.5
+
+
+def carrier(text: str, terms: tuple[str, ...]) -> tuple[str, ...]:
+    """The Specific Character Set for *text*: none for ASCII, *terms* if they carry it, else UTF-8."""
+    if text.isascii():
+        return ()
+    if any(term not in python_encoding for term in terms):
+        return (_UNICODE,)
+    encodings = _encodings(terms)
+    if not all(any(_carries(character, encoding) for encoding in encodings) for character in set(text)):
+        return (_UNICODE,)
+    # Not every combination of code extensions that pydicom writes can be read again.
+    encoded = encode_string(text, encodings)
+    return (
+        terms if charset.decode(encoded, charset.character_set(terms), b"") == (text, True) else (_UNICODE,)
+    )
+
+
+def _encodings(terms: tuple[str, ...]) -> list[str]:
+    """Python's codecs for *terms*."""
+    return convert_encodings(list(terms) or [""])
+
+
+@lru_cache(maxsize=4096)
+def _carries(character: str, encoding: str) -> bool:
+    try:
+        # The default repertoire is ASCII, not all of what Python calls iso8859.
+        character.encode("ascii" if encoding == "iso8859" else encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every string in a DICOM JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _write(file: DicomBytesIO, dataset: Json, encodings: list[str]) -> None:
+    """The elements of *dataset*, framed by pydicom."""
+    for key in sorted(dataset):
+        vr = dataset[key]["vr"]
+        value = _value(file, vr, dataset[key].get("Value", []), encodings)
+        element = RawDataElement(
+            Tag(int(key, 16)), vr, len(value), value, 0, file.is_implicit_VR, file.is_little_endian
+        )
+        write_data_element(file, element)
+
+
+def _value(file: DicomBytesIO, vr: str, values: list[Any], encodings: list[str]) -> bytes:
+    if vr == "SQ":
+        return b"".join(_item(file, item, encodings) for item in values)
+    if vr in _NUMBERS:
+        code = ("<" if file.is_little_endian else ">") + _NUMBERS[vr]
+        return b"".join(struct.pack(code, *_numbers(vr, value)) for value in values if value is not None)
+    parts = [_text(vr, value) for value in values]
+    # Value by value, for a delimiter ends a code extension.
+    encoded = b"\\".join(
+        b"^".join(encode_string(piece, encodings) for piece in part.split("^"))
+        if vr == "PN"
+        else encode_string(part, encodings)
+        for part in parts
+    )
+    return encoded + (b"\0" if vr == "UI" else b" ") * (len(encoded) % 2)
+
+
+def _item(file: DicomBytesIO, item: Json, encodings: list[str]) -> bytes:
+    inner = DicomBytesIO()
+    inner.is_implicit_VR, inner.is_little_endian = file.is_implicit_VR, file.is_little_endian
+    _write(inner, item, encodings)
+    body: bytes = inner.getvalue()
+    header = struct.pack("<HHL" if file.is_little_endian else ">HHL", 0xFFFE, 0xE000, len(body))
+    return header + body
+
+
+def _numbers(vr: str, value: Any) -> tuple[Any, ...]:
+    if vr == "AT":
+        return int(value[:4], 16), int(value[4:], 16)
+    return (value,)
+
+
+def _text(vr: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if vr == "PN":
+        groups = (value.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic"))
+        return "=".join(groups).rstrip("=")
+    if isinstance(value, float) and len(str(value)) > _MAX_DS:
+        return format_number_as_ds(value)
+    return str(value)

@@ -1,0 +1,568 @@
+"""Studies over HTTP (PS3.18): QIDO-RS searches, WADO-RS metadata, instances, frames and bulk data.
+
+An edge: a resource reads the address and headers, asks the archive or the published tree in a
+worker thread (both block), and writes the answer.  Nothing is transcoded: a representation that
+names another transfer syntax than the stored one is not there (406).
+
+Memory does not grow with what is asked for: a body of up to `WHOLE_BYTES` is sent at once, a larger
+one in chunks read as the client takes them.  Its length is always told in advance, so that a body
+that had to end early is an error for the client and never a shorter answer.  Bodies are copied to
+`bytes`: what lies mapped must not be looked at after its file was closed.
+
+Validators: a held instance never changes, so its digest, with all else that the representation
+depends on, is a strong ETag; a document has its own digest.  `no-cache` lets a client keep what it
+has, and ask each time whether it still stands.
+"""
+
+import asyncio
+import hashlib
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from itertools import chain, islice
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import orjson
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from dicomscp import __version__
+from dicomscp.archive.archive import Archive, OpenInstance
+from dicomscp.archive.index import Held
+from dicomscp.dicom.bulk import BulkValue, Frame, bulk_value, read_frame
+from dicomscp.dicom.elements import EXPLICIT_LITTLE, inflate, is_deflated
+from dicomscp.dicom.identity import Buffer, InstanceKey, is_filable
+from dicomscp.dicom.jsonmodel import Compiler
+from dicomscp.dicom.matching import Level, Query, query_from_parameters
+from dicomscp.errors import DamagedError, RefusedError
+from dicomscp.study import layout
+from dicomscp.web.documents import CHUNK_BYTES, Document, Documents
+from dicomscp.web.media import (
+    DICOM,
+    DICOM_JSON,
+    JSON,
+    Offer,
+    byte_range,
+    choose,
+    frame_offers,
+    tail,
+    takes_gzip,
+)
+from dicomscp.web.problem import RETRY_SECONDS, Problem
+
+WHOLE_BYTES = 4 * 1024 * 1024
+"""The largest body that is held in memory; a native frame of 1024 x 1024 x 16 bit has half of it."""
+
+_LOOK_SECONDS = 0.05
+_MAX_FRAMES = 10_000  # numbers in one request
+_STUDY = "/studies/{study}"
+_SERIES = _STUDY + "/series/{series}"
+_INSTANCE = _SERIES + "/instances/{instance}"
+_UID_NAMES = {"study": "Study", "series": "Series", "instance": "SOP"}
+_JSON_OFFERS = (Offer(DICOM_JSON), Offer(JSON))
+
+
+class Encoded(NamedTuple):
+    """A dataset's bytes, not deflated, and how they are encoded."""
+
+    dataset: Buffer
+    transfer_syntax_uid: str
+
+
+class Studies:
+    """The DICOMweb resources of one archive."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        documents: Documents,
+        *,
+        base_url: str,
+        wait_seconds: float,
+        max_results: int,
+        request_publish: Callable[[str], None] | None,
+    ) -> None:
+        """*base_url* begins every link; a search gives at most *max_results*.
+
+        For a study that is held but not published yet, *request_publish* is told its UID, and its
+        documents are waited for at most *wait_seconds*.
+        """
+        self._archive = archive
+        self._documents = documents
+        self._base_url = base_url.rstrip("/")
+        self._wait_seconds = wait_seconds
+        self._max_results = max_results
+        self._request_publish = request_publish
+        self._inflations = Inflations()
+
+    def routes(self) -> list[Route]:
+        """All resources, under the path of the base URL."""
+        base = urlsplit(self._base_url).path
+        resources = {
+            "/studies": self.search_studies,
+            "/series": self.search_series,
+            "/instances": self.search_instances,
+            f"{_STUDY}/series": self.search_series,
+            f"{_STUDY}/instances": self.search_instances,
+            f"{_SERIES}/instances": self.search_instances,
+            _STUDY: self.retrieve,
+            _SERIES: self.retrieve,
+            _INSTANCE: self.retrieve,
+            f"{_STUDY}/metadata": self.metadata,
+            f"{_SERIES}/metadata": self.metadata,
+            f"{_INSTANCE}/metadata": self.instance_metadata,
+            f"{_INSTANCE}/frames/{{frames}}": self.frames,
+            f"{_STUDY}/bulkdata/{{series}}/{{instance}}/{{path:path}}": self.bulk_data,
+        }
+        return [Route(base + path, resource, methods=["GET"]) for path, resource in resources.items()]
+
+    # Search, PS3.18 10.6
+
+    async def search_studies(self, request: Request) -> Response:
+        """The studies that match; 200 with an empty array if none does, here and below."""
+        return await self._search(request, Level.STUDY)
+
+    async def search_series(self, request: Request) -> Response:
+        """The series that match, of one study or of all."""
+        return await self._search(request, Level.SERIES)
+
+    async def search_instances(self, request: Request) -> Response:
+        """The instances that match, of one series, of one study or of all."""
+        return await self._search(request, Level.IMAGE)
+
+    async def _search(self, request: Request, level: Level) -> Response:
+        offer = _negotiate(request, _JSON_OFFERS)
+        uids = _uids(request)
+        query, warnings = query_from_parameters(
+            level,
+            [(name, value) for name, value in request.query_params.multi_items() if name != "accept"],
+            study_uid=uids.get("study"),
+            series_uid=uids.get("series"),
+            max_results=self._max_results,
+        )
+        body, more = await to_thread.run_sync(self._found, query)
+        if more:
+            warnings = [*warnings, "There are more results; ask for the next ones with offset"]
+        headers = {"cache-control": "no-cache", "vary": "Accept"}
+        if warnings:
+            headers["warning"] = ", ".join(_warning(text) for text in warnings)
+        return Response(body, headers=headers, media_type=offer.media_type)
+
+    def _found(self, query: Query) -> tuple[bytes, bool]:
+        limit = self._max_results if query.limit is None else query.limit
+        found = list(islice(self._archive.find(replace(query, limit=limit + 1)), limit + 1))
+        return orjson.dumps(found[:limit]), len(found) > limit
+
+    # Metadata, PS3.18 10.4.1.1.2
+
+    async def metadata(self, request: Request) -> Response:
+        """The published metadata of a study or series."""
+        offer = _negotiate(request, _JSON_OFFERS)
+        uids = _uids(request)
+        study_uid, series_uid = uids["study"], uids.get("series")
+        if series_uid is None:
+            relative = layout.study_metadata(study_uid)
+        else:
+            relative = layout.series_metadata(study_uid, series_uid)
+        return await self._when_published(
+            study_uid, series_uid, lambda: self._document(request, relative, offer)
+        )
+
+    async def _when_published(
+        self, study_uid: str, series_uid: str | None, look: Callable[[], Response | None]
+    ) -> Response:
+        """What *look* finds, at once or within the wait for a study that was never published."""
+        if answer := await to_thread.run_sync(look):
+            return answer
+        if not await to_thread.run_sync(self._archive.held, study_uid, series_uid):
+            raise Problem(404, f"Nothing is held here of {_named(study_uid, series_uid)}.")
+        if self._request_publish:
+            await to_thread.run_sync(self._request_publish, study_uid)
+        deadline = asyncio.get_running_loop().time() + self._wait_seconds
+        while asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if answer := await to_thread.run_sync(look):
+                return answer
+        sentence = f"Held, but not published yet: {_named(study_uid, series_uid)}. Ask again shortly."
+        raise Problem(503, sentence, {"retry-after": str(RETRY_SECONDS)})
+
+    def _document(self, request: Request, relative: str, offer: Offer) -> Response | None:
+        document = self._documents.open(relative)
+        if document is None:
+            return None
+        gzip = takes_gzip(request.headers.get("accept-encoding", ""))
+        digest, inflated_size = document.fingerprint
+        headers = {
+            "content-type": offer.media_type,
+            "etag": f'"{digest}-gzip"' if gzip else f'"{digest}"',
+            "cache-control": "no-cache",
+            "vary": "Accept, Accept-Encoding",
+        }
+        if gzip:
+            headers["content-encoding"] = "gzip"
+        with ExitStack() as unless_streamed:
+            unless_streamed.callback(document.close)
+            if _is_known(request, headers["etag"]):
+                return Response(status_code=304, headers=headers)
+            size = document.size if gzip else inflated_size
+            answer = _answer(request, headers, size, _closed_after(document, gzip=gzip))
+            if isinstance(answer, StreamingResponse):
+                unless_streamed.pop_all()
+            return answer
+
+    async def instance_metadata(self, request: Request) -> Response:
+        """The metadata of one instance, read from its file as the compiler reads it."""
+        offer = _negotiate(request, _JSON_OFFERS)
+        held = await to_thread.run_sync(self._held, _key(request))
+        body = await to_thread.run_sync(self._instance_json, held)
+        etag = f'"{hashlib.sha256(body).hexdigest()}"'
+        headers = {"etag": etag, "cache-control": "no-cache", "vary": "Accept"}
+        if _is_known(request, etag):
+            return Response(status_code=304, headers=headers)
+        return Response(body, headers=headers, media_type=offer.media_type)
+
+    def _instance_json(self, held: Held) -> bytes:
+        with self._archive.open(held) as instance:
+            try:
+                header = Compiler(cache_bytes=0).header(
+                    instance.dataset,
+                    instance.transfer_syntax_uid,
+                    total_bytes=len(instance.dataset),
+                    bulk_uri=layout.bulk_uri(self._base_url, held.key),
+                    default_charset=instance.default_charset,
+                )
+            except RefusedError as error:
+                raise DamagedError(f"A held instance cannot be read: {error}") from error
+        return b"[{" + b",".join(header.fragments.values()) + b"}]"
+
+    # Instances, PS3.18 10.4.1.1.1
+
+    async def retrieve(self, request: Request) -> Response:
+        """The instances of a study, of a series, or one instance, as Part 10 files."""
+        uids = _uids(request)
+        return await to_thread.run_sync(self._files, request, uids)
+
+    def _files(self, request: Request, uids: dict[str, str]) -> Response:
+        held = self._archive.held(uids["study"], uids.get("series"), uids.get("instance"))
+        if not held:
+            raise Problem(404, f"Nothing is held here of {_named(*uids.values())}.")
+        syntaxes = {one.transfer_syntax_uid for one in held}
+        offers = [
+            Offer(DICOM, multipart=True, transfer_syntax_uid=syntaxes.pop() if len(syntaxes) == 1 else "")
+        ]
+        if "instance" in uids:
+            offers.append(offers[0]._replace(multipart=False))
+        offer = _negotiate(request, offers)
+        boundary = _digest(request, held)
+        headers = _headers(offer, boundary)
+        if _is_known(request, headers["etag"]):
+            return Response(status_code=304, headers=headers)
+        if not offer.multipart:
+            name = f"{layout.component(uids['instance'])}.dcm"
+            headers["content-disposition"] = f'attachment; filename="{name}"'
+            return _answer(request, headers, held[0].size, self._file(held[0]))
+        size = sum(one.size + len(_part_head(one, boundary)) + 2 for one in held) + len(tail(boundary))
+        return _answer(request, headers, size, _chunked(self._file_parts(held, boundary)))
+
+    def _file_parts(self, held: Iterable[Held], boundary: str) -> Iterator[bytes]:
+        for one in held:
+            yield _part_head(one, boundary)
+            yield from self._file(one)
+            yield b"\r\n"
+        yield tail(boundary)
+
+    def _file(self, held: Held) -> Iterator[bytes]:
+        with self._archive.open(held) as instance, instance.path.open("rb") as file:
+            if instance.size != held.size:
+                raise DamagedError(
+                    "A held instance is not of the size it was filed with; run `dicomscp verify`."
+                )
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
+
+    # Frames and bulk data, PS3.18 10.4.1.1.6 and .5
+
+    async def frames(self, request: Request) -> Response:
+        """Frames of one instance, in the order asked for, in the transfer syntax they are stored in."""
+        key, numbers = _key(request), _frame_numbers(request.path_params["frames"])
+        return await to_thread.run_sync(self._frames, request, key, numbers)
+
+    def _frames(self, request: Request, key: InstanceKey, numbers: Sequence[int]) -> Response:
+        held = self._held(key)
+        boundary = _digest(request, [held])
+        with self._archive.open(held) as instance:
+            dataset = self._inflations.of(held, instance)
+            first = _frame(dataset, numbers[0])
+            offer = _negotiate(request, frame_offers(first.transfer_syntax_uid, len(numbers)))
+            headers = _headers(offer, boundary)
+            if _is_known(request, headers["etag"]):
+                return Response(status_code=304, headers=headers)
+            rest = (_frame(dataset, number).data for number in numbers[1:])
+            size, pieces = _measured(_framed(offer, boundary, chain((first.data,), rest)))
+            if pieces is not None:
+                return _answer(request, headers, size, iter(pieces))
+        return _answer(request, headers, size, self._frame_chunks(held, offer, boundary, numbers))
+
+    def _frame_chunks(
+        self, held: Held, offer: Offer, boundary: str, numbers: Iterable[int]
+    ) -> Iterator[bytes]:
+        with self._archive.open(held) as instance:
+            dataset = self._inflations.of(held, instance)
+            yield from _chunked(
+                _framed(offer, boundary, (_frame(dataset, number).data for number in numbers))
+            )
+
+    async def bulk_data(self, request: Request) -> Response:
+        """One value of one instance, as BulkDataURI names it; a byte range of it if it is a single part."""
+        return await to_thread.run_sync(self._bulk, request, _key(request), request.path_params["path"])
+
+    def _bulk(self, request: Request, key: InstanceKey, path: str) -> Response:
+        held = self._held(key)
+        boundary = _digest(request, [held])
+        with self._archive.open(held) as instance:
+            value = _bulk_value(self._inflations.of(held, instance), path)
+            offer = _negotiate(request, _bulk_offers(value))
+            headers = _headers(offer, boundary)
+            if _is_known(request, headers["etag"]):
+                return Response(status_code=304, headers=headers)
+            pieces = list(_framed(offer, boundary, value.parts))
+            part, status = _wanted_part(request, headers, sum(len(piece) for piece in pieces), offer)
+            size = part.stop - part.start
+            if size <= WHOLE_BYTES:
+                return _answer(request, headers, size, _cut(pieces, part), status)
+        chunks = self._bulk_chunks(held, path, offer, boundary, part)
+        return _answer(request, headers, size, chunks, status)
+
+    def _bulk_chunks(
+        self, held: Held, path: str, offer: Offer, boundary: str, part: slice
+    ) -> Iterator[bytes]:
+        with self._archive.open(held) as instance:
+            value = _bulk_value(self._inflations.of(held, instance), path)
+            yield from _chunked(_cut(_framed(offer, boundary, value.parts), part))
+
+    def _held(self, key: InstanceKey) -> Held:
+        held = self._archive.held(*key)
+        if not held:
+            raise Problem(404, f"Nothing is held here of {_named(*key)}.")
+        return held[0]
+
+
+class Inflations:
+    """Deflated datasets, the last few of them inflated: viewers ask for their frames one by one."""
+
+    def __init__(self, *, kept: int = 2) -> None:
+        """Each takes at most `elements.MAX_INFLATED_BYTES`."""
+        self._kept = kept
+        self._inflated: OrderedDict[bytes, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, held: Held, instance: OpenInstance) -> Encoded:
+        """The dataset to read values and frames out of."""
+        if not is_deflated(instance.transfer_syntax_uid):
+            return Encoded(instance.dataset, instance.transfer_syntax_uid)
+        with self._lock:  # also, two requests for one dataset inflate it once
+            inflated = self._inflated.pop(held.digest, None) or _inflated(instance)
+            self._inflated[held.digest] = inflated
+            if len(self._inflated) > self._kept:
+                self._inflated.popitem(last=False)
+            return Encoded(inflated, EXPLICIT_LITTLE)
+
+
+def _inflated(instance: OpenInstance) -> bytes:
+    try:
+        dataset, whole = inflate(instance.dataset)
+    except RefusedError as error:
+        raise DamagedError(f"A held instance cannot be read: {error}") from error
+    if not whole:
+        raise Problem(404, "The deflated dataset is too large to be read in parts; retrieve the instance.")
+    return dataset
+
+
+# What a request says
+
+
+def _accept(request: Request) -> str:
+    """PS3.18 8.3.3.1 lets a query parameter stand for the Accept header."""
+    return request.query_params.get("accept") or request.headers.get("accept", "")
+
+
+def _negotiate(request: Request, offers: Sequence[Offer]) -> Offer:
+    """The representation asked for; raises Problem 406 if it is not among the *offers*."""
+    offer = choose(_accept(request), offers)
+    if offer is None:
+        offered = ", ".join(one.content_type("...") for one in offers)
+        raise Problem(406, f"This is not to be had as asked for in Accept. It is offered as: {offered}")
+    return offer
+
+
+def _uids(request: Request) -> dict[str, str]:
+    """The UIDs of the address by name.  An address is outside input: each is checked before use."""
+    found = {name: request.path_params[name] for name in _UID_NAMES if name in request.path_params}
+    for name, uid in found.items():
+        if not is_filable(uid):
+            sentence = "is at most 64 printable ASCII characters without slash or backslash."
+            raise Problem(400, f"The {_UID_NAMES[name]} Instance UID in the address {sentence}")
+    return found
+
+
+def _key(request: Request) -> InstanceKey:
+    uids = _uids(request)
+    return InstanceKey(uids["study"], uids["series"], uids["instance"])
+
+
+def _named(study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> str:
+    if sop_uid:
+        return f"instance {sop_uid} of series {series_uid} of study {study_uid}"
+    return f"series {series_uid} of study {study_uid}" if series_uid else f"study {study_uid}"
+
+
+def _frame_numbers(text: str) -> list[int]:
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text, re.ASCII) or text.count(",") >= _MAX_FRAMES:
+        raise Problem(400, "Frames are numbers from 1, separated by commas.")
+    return [int(number) for number in text.split(",")]
+
+
+def _is_known(request: Request, etag: str) -> bool:
+    """Whether the client says that it has this representation (RFC 9110 13.1.2)."""
+    known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+    return etag in known or "*" in known
+
+
+def _wanted_part(request: Request, headers: dict[str, str], size: int, offer: Offer) -> tuple[slice, int]:
+    """Which of *size* bytes are wanted, and the status to give them; *headers* get what belongs to it."""
+    if offer.multipart:
+        return slice(0, size), 200
+    headers["accept-ranges"] = "bytes"
+    part = byte_range(request.headers.get("range", ""), size)
+    if part is None or request.headers.get("if-range", headers["etag"]) != headers["etag"]:
+        return slice(0, size), 200
+    if part.start == part.stop:
+        raise Problem(416, f"The value has {size} bytes.", {"content-range": f"bytes */{size}"})
+    headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+    return part, 206
+
+
+# What is answered
+
+
+def _closed_after(document: Document, *, gzip: bool) -> Iterator[bytes]:
+    """The bytes of *document*, which is closed when they are read or given up."""
+    with closing(document):
+        yield from document.compressed() if gzip else document.inflated()
+
+
+def _digest(request: Request, held: Iterable[Held]) -> str:
+    """A name for what is asked for of *held*: a strong validator, and a boundary that content cannot hold.
+
+    Instances cannot contain a digest over their own digests.
+    """
+    digest = hashlib.sha256(f"{__version__}\n{request.scope['path']}\n{_accept(request)}\n".encode())
+    for one in held:
+        digest.update(one.digest)
+    return digest.hexdigest()[:40]
+
+
+def _headers(offer: Offer, digest: str) -> dict[str, str]:
+    return {
+        "content-type": offer.content_type(digest),
+        "etag": f'"{digest}"',
+        "cache-control": "no-cache",
+        "vary": "Accept",
+    }
+
+
+def _answer(
+    request: Request, headers: dict[str, str], size: int, pieces: Iterator[Buffer], status: int = 200
+) -> Response:
+    """A response with a body of *size* bytes; blocking.
+
+    The first of many chunks is read here, so what is missing from the start has its own status.
+    """
+    headers = {**headers, "content-length": str(size)}
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    if size <= WHOLE_BYTES:
+        return Response(b"".join(pieces), status, headers)
+    chunks = (bytes(piece) for piece in pieces)
+    return StreamingResponse(chain((next(chunks),), chunks), status, headers)
+
+
+def _frame(dataset: Encoded, number: int) -> Frame:
+    try:
+        return read_frame(*dataset, number)
+    except RefusedError as error:
+        raise Problem(404, f"Frame {number} cannot be had: {error}") from error
+
+
+def _bulk_value(dataset: Encoded, path: str) -> BulkValue:
+    try:
+        return bulk_value(*dataset, path)
+    except RefusedError as error:
+        raise Problem(404, f"There is no value at {path}: {error}") from error
+
+
+def _bulk_offers(value: BulkValue) -> list[Offer]:
+    """A single part first, if it is one: unlike frames, whole values are asked for with */*."""
+    return sorted(
+        frame_offers(value.transfer_syntax_uid, len(value.parts)), key=lambda offer: offer.multipart
+    )
+
+
+def _part_head(held: Held, boundary: str) -> bytes:
+    return Offer(DICOM, multipart=True, transfer_syntax_uid=held.transfer_syntax_uid).part_head(boundary)
+
+
+def _framed(offer: Offer, boundary: str, parts: Iterable[Iterable[Buffer]]) -> Iterator[Buffer]:
+    """The body that *parts* make; without multipart there is one of them."""
+    for part in parts:
+        if offer.multipart:
+            yield offer.part_head(boundary)
+        yield from part
+        if offer.multipart:
+            yield b"\r\n"
+    if offer.multipart:
+        yield tail(boundary)
+
+
+def _measured(pieces: Iterable[Buffer]) -> tuple[int, list[Buffer] | None]:
+    """The length of all *pieces*, and the pieces unless they are more than is kept whole."""
+    size = 0
+    kept: list[Buffer] = []
+    for piece in pieces:
+        size += len(piece)
+        if size <= WHOLE_BYTES:
+            kept.append(piece)
+    return size, kept if size <= WHOLE_BYTES else None
+
+
+def _cut(pieces: Iterable[Buffer], part: slice) -> Iterator[Buffer]:
+    """That part, whose start and stop are set, of all *pieces* together."""
+    position = 0
+    for piece in pieces:
+        yield memoryview(piece)[max(part.start - position, 0) : max(part.stop - position, 0)]
+        position += len(piece)
+
+
+def _chunked(pieces: Iterable[Buffer]) -> Iterator[bytes]:
+    """*pieces* as chunks of nearly equal size: each chunk costs a turn of a worker thread."""
+    pending = bytearray()
+    for piece in pieces:
+        for start in range(0, len(piece), CHUNK_BYTES):
+            pending += piece[start : start + CHUNK_BYTES]
+            if len(pending) >= CHUNK_BYTES:
+                yield bytes(pending)
+                pending.clear()
+    if pending:
+        yield bytes(pending)
+
+
+def _warning(text: str) -> str:
+    """A Warning header value (PS3.18 8.3.4.4); *text* may quote what the client sent."""
+    plain = "".join(c for c in text if " " <= c <= "~").replace("\\", "").replace('"', "'")
+    return f'299 dicomscp "{plain}"'

@@ -1,0 +1,38 @@
+"""Fixtures that every suite may ask for."""
+
+import shutil
+from pathlib import Path
+
+import pydicom.data
+import pytest
+
+_SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The collection of real files that stands beside a checkout; it is not part of the project."""
+    if not (_SHARED / "MANIFEST.tsv").is_file():
+        pytest.skip("no collection of real files at ../shared/data: pydicom's own files are used alone")
+    return _SHARED
+
+
+@pytest.fixture(scope="session")
+def pydicom_files() -> Path:
+    """The folder of DICOM files that pydicom's wheel carries."""
+    return Path(pydicom.data.__file__).parent / "test_files"
+
+
+@pytest.fixture
+def ct_small(pydicom_files: Path) -> Path:
+    """A real CT instance, explicit VR little endian, 256 elements."""
+    return pydicom_files / "CT_small.dcm"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A new root, taken away after the test because some tests fill it."""
+    path = tmp_path / "root"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

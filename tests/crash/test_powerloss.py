@@ -1,0 +1,286 @@
+"""Power fails at any step of receiving, journalling, filing, indexing and settling.
+
+A SIGKILL proves nothing here, because the page cache survives it.  So the steps of a real run are
+recorded, states that a disk may legally keep after each are built, and the archive is opened on them.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+
+import pydicom
+import pytest
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+
+from dicomscp.archive import sqlite
+from dicomscp.archive.archive import Archive, Claim, Intake, Source
+from dicomscp.archive.disk import Disk
+from dicomscp.archive.filing import Filing
+from dicomscp.archive.index import Index
+from dicomscp.archive.store import intact_digest
+from dicomscp.dicom.part10 import Origin
+from dicomscp.errors import BusyError
+from tests.crash.powerloss import Recorder, survivors
+
+SEGMENT = 1 << 20
+SOURCE = Source(Origin.C_STORE, "MODALITY", "DICOMSCP")
+STATES = int(os.environ.get("DICOMSCP_TEST_STATES", "120"))
+
+
+@pytest.fixture(scope="module")
+def instances(pydicom_files):
+    """Small and large datasets, one sent twice, one SOP Instance UID with two contents."""
+    dataset = pydicom.dcmread(pydicom_files / "CT_small.dcm")
+    made = []
+    for number in range(10):
+        dataset.SOPInstanceUID = f"1.2.3.4.{number}"
+        dataset.SeriesInstanceUID = f"1.2.3.{number % 2}"
+        dataset.StudyInstanceUID = "1.2.3"
+        dataset.InstanceNumber = number
+        dataset.PixelData = bytes([number]) * (
+            200_000 if number % 3 == 0 else 1_500_000 if number == 7 else 8192
+        )
+        made.append((dataset.SOPInstanceUID, encoded(dataset)))
+    made.append(made[4])
+    dataset.SOPInstanceUID = "1.2.3.4.5"
+    dataset.PatientComments = "another content under a held UID"
+    made.append((dataset.SOPInstanceUID, encoded(dataset)))
+    return made
+
+
+def encoded(dataset):
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, dataset)
+    return buffer.getvalue()
+
+
+def open_index(root):
+    return Index(
+        sqlite.open_engine(root / "index.sqlite", read_only=False),
+        duplicates="first",
+        retrieve_url="/dicomweb",
+    )
+
+
+def open_archive(root, index, disk, role="listener-0"):
+    intake = Intake(
+        root,
+        role,
+        disk,
+        relaxed=False,
+        reserve_bytes=0,
+        max_variants=8,
+        inline_bytes=128 << 10,
+        segment_bytes=SEGMENT,
+    )
+    return Archive(root, index, intake=intake, wait_seconds=0)
+
+
+def send(archive, instance):
+    sop_uid, dataset = instance
+    incoming = archive.receive(Claim("1.2.840.10008.5.1.4.1.1.2", sop_uid, "1.2.840.10008.1.2.1"), SOURCE)
+    for start in range(0, len(dataset), 65536):
+        incoming.write(memoryview(dataset)[start : start + 65536])
+    archive.admit(incoming)
+
+
+def copy_index(root, to):
+    source = sqlite.open_engine(root / "index.sqlite", read_only=True)
+    with source.connect() as connection:
+        connection.exec_driver_sql("VACUUM INTO ?", (str(to),))
+    source.dispose()
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory, instances):
+    """The steps of one run, when each instance was acknowledged, and the index as it was committed."""
+    folder = tmp_path_factory.mktemp("recording")
+    root = folder / "root"
+    root.mkdir()
+    disk = Recorder(root)
+    index = open_index(root)
+    archive = open_archive(root, index, disk)
+    filing = Filing(root, index, disk, segment_bytes=SEGMENT)
+    acknowledged, commits = [], []
+    for number, instance in enumerate(instances):
+        send(archive, instance)
+        acknowledged.append((len(disk.steps), instance))
+        if number % 2:
+            filing.step()
+            copy = folder / f"index-{number}.sqlite"
+            copy_index(root, copy)
+            commits.append((len(disk.steps), copy))
+        if number % 5 == 4:
+            filing.settle(wait=True)
+    filing.settle(wait=True)
+    archive.close()
+    yield disk.steps, acknowledged, commits
+    filing.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def index_after(steps, commits, upto, rng):
+    """An index that may be there: any commit since the last sync of everything, or that one."""
+    synced = max((n for n, step in enumerate(steps[:upto]) if step.kind == "sync_all"), default=-1)
+    before = [copy for at, copy in commits if at <= synced]
+    since = [copy for at, copy in commits if synced < at <= upto]
+    choices = before[-1:] + since
+    return rng.choice(choices) if choices else None
+
+
+def reopen(root):
+    for name in ("journal", "incoming", "instances"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    index = open_index(root)
+    filing = Filing(root, index, Disk(), segment_bytes=SEGMENT)
+    catch_up(filing)
+    return index, filing
+
+
+def catch_up(filing):
+    while filing.step().entries:
+        pass
+    filing.settle(wait=True)
+    filing.clear_incoming()
+
+
+def held(index, root):
+    """Every variant that the index names, with its file whole."""
+    found = set()
+    for variants in index.known([f"1.2.3.4.{number}" for number in range(10)]).values():
+        for one in variants:
+            assert intact_digest(root / one.path) == one.digest, f"torn: {one.path}"
+            found.add((one.key.sop_uid, one.digest))
+    return found
+
+
+def wanted(sent):
+    import hashlib
+
+    return {(sop_uid, hashlib.sha256(dataset).digest()) for sop_uid, dataset in sent}
+
+
+def test_nothing_acknowledged_is_lost_and_nothing_torn_is_seen(recording, instances, tmp_path):
+    steps, acknowledged, commits = recording
+    rng = random.Random(20261121)
+    points = sorted(rng.choices(range(1, len(steps) + 1), k=STATES))
+    for number, upto in enumerate(points):
+        root = tmp_path / f"state-{number}"
+        root.mkdir()
+        survivors(steps, upto, root, rng)
+        copy = index_after(steps, commits, upto, rng)
+        if copy:
+            shutil.copy(copy, root / "index.sqlite")
+        index, filing = reopen(root)
+        safe = wanted(instance for at, instance in acknowledged if at <= upto)
+        assert safe <= held(index, root), f"state {number} after step {upto}"
+        assert not list((root / "incoming").glob("listener-*")), "litter"
+        retry = open_archive(root, index, Disk(), role="listener-1")
+        for instance in instances:
+            send(retry, instance)
+        retry.close()
+        catch_up(filing)
+        assert held(index, root) == wanted(instances)
+        filing.close()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def made_for_it(path):
+    """Slots and the first segment; the next segment is prepared by a thread of its own."""
+    return path.startswith("incoming/") or path.endswith("0000000001.seg")
+
+
+def test_success_is_said_after_the_slot_and_then_the_journal_were_synced(root, instances):
+    disk = Recorder(root)
+    index = open_index(root)
+    archive = open_archive(root, index, disk)
+    for large in (False, True):
+        instance = next(one for one in instances if (len(one[1]) > 128 << 10) == large)
+        before = len(disk.steps)
+        send(archive, instance)
+        ours = {step.inode for step in disk.steps if step.kind == "create" and made_for_it(step.path)}
+        done = [s for s in disk.steps[before:] if s.kind in {"write", "sync"} and s.inode in ours]
+        written = [step.inode for step in done if step.kind == "write"]
+        synced = [step.inode for step in done if step.kind == "sync"]
+        journal = done[-1].inode
+        assert done[-1].kind == "sync"
+        assert done[-2].kind == "write"
+        assert done[-2].inode == journal
+        assert set(written) <= set(synced) | {journal}
+        if large:
+            slot_synced = max(
+                n for n, step in enumerate(done) if step.kind == "sync" and step.inode != journal
+            )
+            entry = max(n for n, step in enumerate(done) if step.kind == "write" and step.inode == journal)
+            assert slot_synced < entry
+    archive.close()
+
+
+class Failing(Disk):
+    """A disk on which the nth call fails, whatever it is."""
+
+    def __init__(self, nth, code):
+        self.left, self.code = nth, code
+
+    def _count(self):
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(self.code, os.strerror(self.code))
+
+    def __getattribute__(self, name):
+        call = super().__getattribute__(name)
+        counted = {
+            "open", "open_direct", "write", "truncate", "sync", "sync_directory", "sync_all", "link",
+            "rename", "make_directory",
+        }  # fmt: skip
+        if name not in counted:
+            return call
+
+        def failing(*arguments):
+            self._count()
+            return call(*arguments)
+
+        return failing
+
+
+@pytest.mark.parametrize("code", [5, 28], ids=["EIO", "ENOSPC"])
+def test_every_call_may_fail_once_and_nothing_acknowledged_is_lost(tmp_path, instances, code):
+    nth = 0
+    failed = True
+    while failed:
+        nth += 1
+        root = tmp_path / str(nth)
+        root.mkdir()
+        acknowledged, failed = run_with_failure(root, instances[:8], Failing(nth, code))
+        index, filing = reopen(root)
+        assert wanted(acknowledged) <= held(index, root), f"call {nth}"
+        filing.close()
+        shutil.rmtree(root, ignore_errors=True)
+    assert nth > 60
+
+
+def run_with_failure(root, instances, disk):
+    """Send and file on *disk*; returns what was acknowledged, and whether the failure came."""
+    index, acknowledged = open_index(root), []
+    try:
+        archive = open_archive(root, index, disk)
+        filing = Filing(root, index, disk, segment_bytes=SEGMENT)
+    except OSError:
+        return [], True
+    for instance in instances:
+        try:
+            send(archive, instance)
+            acknowledged.append(instance)
+        except BusyError:
+            pass
+        try:
+            filing.step()
+            filing.settle(wait=True)
+        except OSError:
+            pass
+    with contextlib.suppress(OSError):
+        archive.close()
+    return acknowledged, disk.left <= 0

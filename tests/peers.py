@@ -1,0 +1,230 @@
+"""Foreign peers: programs of others that the tests and the benchmark talk to.
+
+A peer that is not installed is a skip that names its Debian package, and with CI=true a failure: CI installs
+them all.  Servers listen on free ports, keep what they receive in a folder of theirs, and are ended by pid.
+storescp and Orthanc cannot be bound to one address: on a machine that others reach, it takes a firewall.
+Each has its usual settings, but for the largest PDU, which is 128 KiB: with their 16 KiB some are slower.
+"""
+
+import json
+import os
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Self
+
+from tests.processes import Server, answers, descendants, free_port
+
+DCMTK, ORTHANC, ORTHANC_WEB, NGINX = "dcmtk", "orthanc", "orthanc-dicomweb", "nginx-light"
+MAX_PDU_BYTES = 131072
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+_START_SECONDS = 30
+_SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")  # in no user's PATH
+_ORTHANC_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
+def find_program(program: str) -> str | None:
+    """The path of *program*, or None if it is not installed."""
+    return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), *_SYSTEM_FOLDERS]))
+
+
+def require(program: str, package: str) -> str:
+    """The path of *program*.  Without it the test is skipped, naming the Debian *package*; in CI it fails."""
+    import pytest
+
+    path = find_program(program)
+    if path is None:
+        reason = f"{program} is not installed (Debian package {package})"
+        absent = pytest.fail if os.environ.get("CI", "").lower() == "true" else pytest.skip
+        absent(reason)
+    return path
+
+
+class Peer(ABC):
+    """A foreign server that listens for associations, and keeps its files under *directory*."""
+
+    name: ClassVar[str]
+    program: ClassVar[str]
+    package: ClassVar[str]
+    ae_title: ClassVar[str] = "PEER"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.resolve()
+        self.port = free_port()
+        self.received = self.directory / "received"
+        self._server: Server | None = None
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Whether the program is there."""
+        return find_program(cls.program) is not None
+
+    @abstractmethod
+    def command(self) -> list[str | Path]:
+        """What is run; files it needs have been written."""
+
+    def start(self) -> Self:
+        """Return once it listens.  Raises GoneError if it does not come up."""
+        self.received.mkdir(parents=True, exist_ok=True)
+        self._server = Server(self.command(), self.directory / "log", directory=REPOSITORY)
+        self._server.start(self._ready, _START_SECONDS)
+        return self
+
+    def stop(self) -> None:
+        """End it.  Harmless to repeat."""
+        if self._server:
+            self._server.stop()
+
+    def pids(self) -> Iterator[int]:
+        """Its processes."""
+        if self._server:
+            yield self._server.pid
+            yield from descendants(self._server.pid)
+
+    def files(self) -> list[Path]:
+        """What it has received, as files."""
+        return sorted(path for path in self.received.rglob("*") if path.is_file())
+
+    def _ready(self) -> bool:
+        return answers(self.port)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class StoreScp(Peer):
+    """DCMTK's storescp, one process for all associations, one after the other."""
+
+    name = "storescp"
+    program, package, ae_title = "storescp", DCMTK, "STORESCP"
+
+    def command(self) -> list[str | Path]:
+        program = find_program(self.program) or self.program
+        return [program, *self.options(), "-pdu", str(MAX_PDU_BYTES), "-od", self.received, str(self.port)]
+
+    def options(self) -> list[str]:
+        """Further options."""
+        return []
+
+
+class ForkingStoreScp(StoreScp):
+    """DCMTK's storescp, a process an association."""
+
+    name = "storescp --fork"
+
+    def options(self) -> list[str]:
+        return ["--fork"]
+
+
+class PynetdicomScp(Peer):
+    """A storage SCP of pynetdicom's AE as documented, that writes each dataset's bytes to a file."""
+
+    name = "pynetdicom"
+    program, package, ae_title = sys.executable, "python3-pynetdicom", "PYNETDICOM"
+
+    def command(self) -> list[str | Path]:
+        return [self.program, "-m", "tests.peers", str(self.port), self.received.resolve()]
+
+
+class Orthanc(Peer):
+    """Orthanc, with its DICOMweb plugin if that is installed; HTTP answers only this machine."""
+
+    name = "Orthanc"
+    program, package, ae_title = "Orthanc", ORTHANC, "ORTHANC"
+
+    def __init__(self, directory: Path, *, sync_storage_area: bool = True) -> None:
+        super().__init__(directory)
+        self.http_port = free_port()
+        self._sync_storage_area = sync_storage_area
+
+    @classmethod
+    def has_dicomweb(cls) -> bool:
+        """Whether DICOMweb is served under /dicom-web."""
+        return _ORTHANC_PLUGIN.exists()
+
+    def command(self) -> list[str | Path]:
+        settings = self.directory / "orthanc.json"
+        settings.write_text(json.dumps(self._settings(), indent=1))
+        return [find_program(self.program) or self.program, settings]
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "Name": "peer",
+            "StorageDirectory": str(self.received),
+            "IndexDirectory": str(self.received),
+            "SyncStorageArea": self._sync_storage_area,
+            "DicomAet": self.ae_title,
+            "DicomPort": self.port,
+            "DicomAlwaysAllowStore": True,
+            "DicomAlwaysAllowFind": True,
+            "UnknownSopClassAccepted": True,
+            "MaximumPduLength": MAX_PDU_BYTES,
+            "HttpPort": self.http_port,
+            "RemoteAccessAllowed": False,
+            "Plugins": [str(_ORTHANC_PLUGIN)] if self.has_dicomweb() else [],
+            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        }
+
+    def _ready(self) -> bool:
+        return answers(self.port) and answers(self.http_port)
+
+
+class Nginx(Peer):
+    """nginx, one worker, serving the files under *received* as they lie."""
+
+    name = "nginx"
+    program, package = "nginx", NGINX
+
+    def command(self) -> list[str | Path]:
+        settings = self.directory / "nginx.conf"
+        settings.write_text(self._settings())
+        return [
+            find_program(self.program) or self.program,
+            "-p",
+            self.directory,
+            "-c",
+            settings,
+            "-e",
+            "stderr",
+        ]
+
+    def _settings(self) -> str:
+        # No master: the workers of one that root started would give up root, and with it our files.
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        temporary = "\n".join(f"  {kind}_temp_path {self.directory}/{kind};" for kind in kinds)
+        return f"""daemon off;
+master_process off;
+pid {self.directory}/nginx.pid;
+events {{ worker_connections 256; }}
+http {{
+  access_log off;
+  sendfile on;
+  keepalive_requests 1000000;
+{temporary}
+  server {{ listen 127.0.0.1:{self.port}; root {self.received}; }}
+}}
+"""
+
+
+def _run_pynetdicom(port: int, directory: Path) -> None:
+    from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+
+    def write(event: evt.Event) -> int:
+        (directory / event.request.AffectedSOPInstanceUID).write_bytes(event.encoded_dataset())
+        return 0
+
+    ae = AE(PynetdicomScp.ae_title)
+    ae.maximum_pdu_size = MAX_PDU_BYTES
+    for context in AllStoragePresentationContexts:
+        ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+    ae.start_server(("127.0.0.1", port), evt_handlers=[(evt.EVT_C_STORE, write)])
+
+
+if __name__ == "__main__":
+    _run_pynetdicom(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,40 @@
+"""Where things lie."""
+
+import hashlib
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicomscp.dicom.identity import InstanceKey
+from dicomscp.study import layout
+
+KEY = InstanceKey("1.2.3", "1.2.3.4", "1.2.3.4.5")
+
+
+def test_an_instance_lies_under_its_uids():
+    fan = hashlib.sha256(b"1.2.3").hexdigest()[:2]
+    assert layout.instance_path(KEY) == f"instances/{fan}/1.2.3/1.2.3.4/1.2.3.4.5.dcm"
+
+
+def test_a_further_variant_carries_its_digest():
+    path = layout.instance_path(KEY, bytes(range(32)))
+    assert path.endswith("/1.2.3.4.5~0001020304050607.dcm")
+
+
+@given(st.text(min_size=1, max_size=80))
+def test_no_uid_leads_out_of_its_folder(uid):
+    component = layout.component(uid)
+    assert component not in {"", ".", ".."}
+    assert "/" not in component
+    assert "\\" not in component
+    assert component.isascii()
+
+
+def test_an_irregular_uid_never_meets_a_regular_one():
+    assert layout.component("1.2.840.A") == "~" + hashlib.sha256(b"1.2.840.A").hexdigest()[:32]
+    assert layout.component("1..2").startswith("~")
+    assert layout.component("1." * 32 + "1").startswith("~")
+
+
+def test_bulk_data_is_addressed_below_its_study():
+    assert layout.bulk_uri("/dicomweb", KEY) == "/dicomweb/studies/1.2.3/bulkdata/1.2.3.4/1.2.3.4.5"

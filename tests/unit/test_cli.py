@@ -1,0 +1,297 @@
+"""The command line: what is said, where, and with which exit status."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dicomscp import __version__, cli
+from tests.processes import Server
+
+PROJECT = Path(__file__).parents[2]
+COMMANDS = ["serve", "check-config", "import", "status", "verify", "rebuild", "echo", "send", "find"]
+DONE, FAILED, MISCONFIGURED = 0, 1, 2
+CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"
+
+
+def run(*arguments, **environ):
+    """What the command does as a process, standard output and standard error apart."""
+    return subprocess.run(
+        [sys.executable, "-m", "dicomscp", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)} | environ,
+    )
+
+
+def invoke(*arguments, env=None):
+    """The same within this process, for what neither logs nor takes long."""
+    return CliRunner(env=env).invoke(cli.cli, [str(argument) for argument in arguments])
+
+
+def test_the_commands_are_listed_in_the_order_of_use():
+    result = invoke("--help")
+
+    listed = re.findall(r"^  ([a-z-]+) +[A-Z]", result.output.partition("Commands:")[2], re.MULTILINE)
+    assert listed == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_how_it_is_used(command):
+    result = invoke(command, "--help")
+
+    assert result.exit_code == DONE
+    assert "--config FILE" in result.output
+    assert "--root DIR" in result.output
+
+
+def test_the_version_is_said():
+    assert invoke("--version").output == f"dicomscp {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["import"], ["import", "/none"], ["serve", "--dimse-port", "x"]]
+)
+def test_wrong_usage_is_exit_status_2(arguments):
+    assert invoke(*arguments).exit_code == MISCONFIGURED
+
+
+def test_a_good_configuration_is_said_to_be_good():
+    result = invoke("check-config", "--config", PROJECT / "conf" / "dicomscp.toml")
+
+    assert result.exit_code == DONE
+    assert result.output == (
+        "The configuration is good: AE DICOMSCP on 0.0.0.0:11112, web on 127.0.0.1:8080, "
+        "root /var/lib/dicomscp\n"
+    )
+
+
+def test_every_error_in_the_configuration_is_one_line_and_exit_status_2(tmp_path):
+    file = tmp_path / "bad.toml"
+    file.write_text('dran_seconds = 1\n[web]\nhost = "0.0.0.0"\n')
+
+    result = invoke("check-config", env={"DICOMSCP_CONFIG": str(file)})
+
+    assert result.exit_code == MISCONFIGURED
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert first == f"dicomscp: {file}: dran_seconds: unknown key; did you mean drain_seconds?"
+    assert second.startswith(f"dicomscp: {file}: web.host: is not this machine's loopback")
+
+
+def test_a_configuration_that_is_wrong_ends_serve_before_it_begins(tmp_path):
+    result = run("serve", "--root", tmp_path / "root", "--web-host", "0.0.0.0")
+
+    assert result.returncode == MISCONFIGURED
+    assert result.stderr.startswith("dicomscp: command line: web.host: ")
+    assert not (tmp_path / "root").exists()
+
+
+def test_all_settings_in_force_are_one_json_object():
+    result = invoke("check-config", "--json", "--root", "/x", env={"DICOMSCP_DIMSE__PORT": "104"})
+
+    settings = json.loads(result.output)
+    assert (settings["root"], settings["dimse"]["port"], settings["storage"]["reserve"]) == (
+        "/x",
+        104,
+        1 << 30,
+    )
+
+
+def test_what_takes_long_is_a_line_at_times_away_from_a_terminal(capsys):
+    lines = cli._Lines()
+    lines(1, 10, "importing")
+    lines._next = time.monotonic()
+    lines(2, 10, "importing")
+    lines(3, 10, "importing")
+    lines._next = time.monotonic()
+    lines(4, None, "looking")
+
+    captured = capsys.readouterr()
+    assert captured.err == "importing: 2 of 10\nlooking: 4\n"
+    assert captured.out == ""
+
+
+def test_a_report_is_lines_for_people():
+    report = {
+        "running": True,
+        "serve": None,
+        "disk_free_bytes": 3 << 30,
+        "held": {"studies": 2, "bytes": 10},
+        "set_aside": [{"study": "1.2", "attempts": 3}],
+    }
+
+    assert list(cli._flat(report)) == [
+        ("running", "yes"),
+        ("serve", "-"),
+        ("disk free", "3.0 GiB"),
+        ("held studies", "2"),
+        ("held", "10 bytes"),
+        ("set aside", "1"),
+        ("", "study 1.2, attempts 3"),
+    ]
+
+
+def test_files_are_imported_the_rest_is_refused_with_its_reason(tmp_path, ct_small):
+    (tmp_path / "in").mkdir()
+    shutil.copy(ct_small, tmp_path / "in" / "ct.dcm")
+    (tmp_path / "in" / "letter.txt").write_text("Dear colleague")
+
+    result = run("import", "--root", tmp_path / "root", tmp_path / "in")
+
+    assert result.returncode == FAILED
+    assert result.stdout == "1 taken, 1 refused\n"
+    assert result.stderr == f"{tmp_path}/in/letter.txt: The file is not DICOM.\n"
+    assert (tmp_path / "in" / "ct.dcm").exists()
+
+
+def test_what_was_imported_is_in_the_status_and_can_be_verified_and_rebuilt(tmp_path, ct_small):
+    root = tmp_path / "root"
+    result = run("import", "--json", "--root", root, ct_small)
+    assert (result.returncode, json.loads(result.stdout)) == (DONE, {"admitted": 1, "refused": []})
+
+    status = json.loads(run("status", "--json", DICOMSCP_ROOT=str(root)).stdout)
+    assert status["running"] is False
+    assert status["held"]["instances"] == 1
+
+    for command in ("rebuild", "verify"):
+        result = run(command, "--root", root)
+        assert (result.returncode, result.stderr) == (DONE, "")
+    assert result.stdout == "1 instances checked, 0 findings\n"
+
+    (instance,) = (root / "instances").rglob("*.dcm")
+    instance.write_bytes(instance.read_bytes()[:-1] + b"?")
+    result = run("verify", "--json", "--root", root)
+    assert result.returncode == FAILED
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert finding.startswith(str(instance.relative_to(root)))
+
+
+def test_status_of_a_root_that_is_not_there_is_an_error(tmp_path):
+    result = run("status", "--root", tmp_path / "none")
+
+    assert result.returncode == MISCONFIGURED
+    assert result.stderr.startswith("dicomscp: root: ")
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory):
+    """A running gateway: its root and its address as a peer."""
+    folder = tmp_path_factory.mktemp("serving")
+    state = folder / "root" / "run" / "state.json"
+    server = Server(
+        [
+            sys.executable,
+            "-m",
+            "dicomscp",
+            "serve",
+            "--root",
+            folder / "root",
+            "--dimse-port",
+            "0",
+            "--web-port",
+            "0",
+        ],
+        folder / "log",
+        environ=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )
+    server.start(state.exists, 60)
+    yield folder / "root", "DICOMSCP@127.0.0.1:{}".format(json.loads(state.read_text())["dimse"]["port"])
+    server.stop()
+
+
+def test_a_peer_that_is_there_answers_the_echo(serving):
+    _, peer = serving
+
+    result = run("echo", peer)
+
+    assert result.returncode == DONE, result.stderr
+    assert re.fullmatch(rf"{re.escape(peer)} answers in \d+\.\d ms\n", result.stdout)
+
+
+def test_a_peer_that_is_not_there_is_one_line_and_exit_status_1():
+    result = run("echo", "PACS@127.0.0.1:1", "--timeout", "2")
+
+    assert result.returncode == FAILED
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("dicomscp: PACS@127.0.0.1:1 cannot be reached")
+
+
+def test_a_peer_that_is_no_address_is_wrong_usage():
+    result = run("echo", "localhost:104")
+
+    assert result.returncode == MISCONFIGURED
+    assert "AE@HOST:PORT" in result.stderr
+
+
+def test_files_are_sent_as_they_are_the_rest_is_said_and_what_was_sent_is_found(
+    serving, tmp_path, pydicom_files
+):
+    _, peer = serving
+    for name in ("CT_small.dcm", "MR_small.dcm"):
+        shutil.copy(pydicom_files / name, tmp_path / name)
+    (tmp_path / "letter.txt").write_text("Dear colleague")
+
+    result = run("send", peer, tmp_path)
+
+    assert result.returncode == FAILED
+    assert re.fullmatch(r"2 sent, \d+\.\d KiB in \d+\.\d s \(.*/s, .*/s\); 1 not\n", result.stdout)
+    assert result.stderr == f"{tmp_path}/letter.txt: The file is not DICOM.\n"
+
+    result = run("send", "--json", peer, tmp_path / "CT_small.dcm")
+    sent = json.loads(result.stdout)
+    assert (result.returncode, sent["sent"], sent["refused"]) == (DONE, 1, [])
+
+    result = run("find", peer, "PatientID=1CT1", "StudyDescription")
+    assert (result.returncode, result.stderr) == (DONE, "")
+    assert re.search(r"^PatientName +CompressedSamples\^CT1$", result.stdout, re.MULTILINE)
+    assert result.stdout.endswith("\n1 found\n")
+
+    (match,) = json.loads(
+        run("find", "--json", "--level", "series", peer, f"StudyInstanceUID={CT_STUDY}").stdout
+    )
+    assert match["00080060"] == {"vr": "CS", "Value": ["CT"]}
+
+
+def test_a_key_that_is_none_is_wrong_usage(serving):
+    result = run("find", serving[1], "PatientNam=DOE")
+
+    assert result.returncode == MISCONFIGURED
+    assert "'PatientNam'" in result.stderr
+
+
+def test_a_second_serve_on_one_root_fails_at_once_and_names_the_first(serving):
+    root, _ = serving
+    pid = json.loads((root / "run" / "state.json").read_text())["pid"]
+
+    result = run("serve", "--root", root, "--dimse-port", "0", "--web-port", "0")
+
+    assert result.returncode == FAILED
+    assert f"pid {pid}" in result.stderr
+
+
+def test_beside_a_running_serve_import_works_and_rebuild_is_refused(serving, pydicom_files):
+    root, peer = serving
+
+    assert run("import", "--root", root, pydicom_files / "rtplan.dcm").returncode == DONE
+    result = run("rebuild", "--root", root)
+
+    assert result.returncode == FAILED
+    assert "is in use by serve" in result.stderr
+    assert run("find", peer, "PatientID=id00001").stdout.endswith("1 found\n")
+
+
+def test_status_of_a_running_serve_says_so(serving):
+    status = json.loads(run("status", "--json", "--root", serving[0]).stdout)
+
+    assert status["running"] is True
+    assert run("status", "--root", serving[0]).returncode == DONE

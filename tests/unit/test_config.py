@@ -1,0 +1,265 @@
+"""Settings: precedence, errors all at once, and a shipped file that is complete and equal to the defaults."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dicomscp import config
+from dicomscp.errors import ConfigError
+
+SHIPPED = Path(__file__).parents[2] / "conf" / "dicomscp.toml"
+ON_PURPOSE = {"root": Path("/var/lib/dicomscp"), "dimse.host": "0.0.0.0"}
+
+
+def errors(path=None, overrides=None, environ=None):
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, overrides or {}, environ or {})
+    return str(caught.value).splitlines()
+
+
+def value(settings, key):
+    for name in key.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        path = tmp_path / "test.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def uncommented():
+    """The shipped file with every key set."""
+    return re.sub(r"^#(?=[\[\w])", "", SHIPPED.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_without_any_source_there_are_defaults():
+    settings = config.load(None, {}, {"HOME": "/root"})
+
+    assert settings.root == Path("dicomscp-data")
+    assert (settings.dimse.ae_title, settings.dimse.host, settings.dimse.port) == (
+        "DICOMSCP",
+        "127.0.0.1",
+        11112,
+    )
+    assert (settings.web.host, settings.web.port) == ("127.0.0.1", 8080)
+    assert settings.storage.reserve == 1 << 30
+
+
+def test_flags_beat_environment_beats_file_beats_default(file):
+    path = file("[dimse]\nport = 1\nlisteners = 1\nmax_associations = 1\n")
+    environ = {"DICOMSCP_DIMSE__PORT": "2", "DICOMSCP_DIMSE__LISTENERS": "2"}
+
+    dimse = config.load(path, {"dimse.port": 3}, environ).dimse
+
+    assert (dimse.port, dimse.listeners, dimse.max_associations, dimse.ae_title) == (3, 2, 1, "DICOMSCP")
+
+
+def test_a_list_in_the_environment_is_split_at_commas():
+    environ = {"DICOMSCP_DIMSE__CALLED_AE_TITLES": "ONE, TWO 2,", "DICOMSCP_WEB__CORS_ORIGINS": ""}
+
+    settings = config.load(None, {}, environ)
+
+    assert settings.dimse.called_ae_titles == ("ONE", "TWO 2")
+    assert settings.web.cors_origins == ()
+
+
+def test_the_variable_that_names_the_file_is_no_key():
+    assert config.load(None, {}, {"DICOMSCP_CONFIG": "x"}) == config.load(None, {}, {})
+
+
+def test_every_error_is_reported_at_once_each_with_source_and_key(file):
+    path = file(
+        """
+        dran_seconds = 3
+        query = 3
+        [dimse]
+        prot = 104
+        port = 65536
+        transfer_syntaxes = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.99"]
+        [[dimse.ae]]
+        title = "BACK\\\\SLASH"
+        addresses = ["10.0.0.1/8"]
+        [storage]
+        reserve = "plenty"
+        """
+    )
+    found = errors(path, {"dimse.host": "a b"}, {"DICOMSCP_INBOX__ENABLED": "perhaps"})
+
+    assert sorted(": ".join(line.split(": ")[:2]) for line in found) == sorted(
+        [
+            "command line: dimse.host",
+            "environment (DICOMSCP_INBOX__ENABLED): inbox.enabled",
+            f"{path}: dimse.ae[0].addresses[0]",
+            f"{path}: dimse.ae[0].title",
+            f"{path}: dimse.port",
+            f"{path}: dimse.prot",
+            f"{path}: dimse.transfer_syntaxes[1]",
+            f"{path}: dran_seconds",
+            f"{path}: query",
+            f"{path}: storage.reserve",
+        ]
+    )
+
+
+def test_an_unknown_key_names_the_one_that_was_meant(file):
+    path = file("[dimse]\nprot = 104\n")
+
+    assert errors(path) == [f"{path}: dimse.prot: unknown key; did you mean dimse.port?"]
+
+
+def test_an_unknown_variable_is_an_error():
+    assert errors(environ={"DICOMSCP_DIMSE__PROT": "1"}) == [
+        "environment (DICOMSCP_DIMSE__PROT): dimse.prot: unknown key; did you mean dimse.port?"
+    ]
+
+
+@pytest.mark.parametrize("text", ["dimse = \n", "[dimse\n", "a = 1\na = 2\n"])
+def test_a_file_that_is_not_toml_names_the_file_and_the_place(file, text):
+    path = file(text)
+
+    (line,) = errors(path)
+
+    assert line.startswith(f"{path}: is not TOML: ")
+    assert "line" in line
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path):
+    path = tmp_path / "none.toml"
+
+    assert errors(path) == [f"{path}: cannot be read: No such file or directory"]
+
+
+def test_a_value_in_place_of_a_table_hides_nothing(file):
+    path = file("dimse = 3\n")
+
+    assert errors(path, environ={"DICOMSCP_DIMSE__PORT": "1"}) == [
+        f"{path}: dimse: is a table of keys, not a value (is 3)"
+    ]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_a_loopback_web_host_needs_nothing(host):
+    assert config.load(None, {"web.host": host}, {}).web.host == host
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "gateway.example.org"])
+def test_another_web_host_is_refused_until_it_is_opened(host):
+    (line,) = errors(overrides={"web.host": host})
+
+    assert line.startswith("command line: web.host: ")
+    assert "web.open = true" in line
+    assert config.load(None, {"web.host": host, "web.open": True}, {}).web.host == host
+
+
+def test_the_two_servers_take_different_ports():
+    assert errors(overrides={"web.port": 11112}) == ["dimse.port and web.port are both 11112 on 127.0.0.1"]
+    assert config.load(None, {"web.port": 0, "dimse.port": 0}, {}).web.port == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "bad", "good"),
+    [
+        (
+            "dimse.ae_title",
+            ["", "    ", "SEVENTEEN LETTERS", "A\\B", "A\tB", "Ä"],
+            ["A", " A ", "SIXTEEN  LETTERS"],
+        ),
+        ("dimse.port", [-1, 65536, "x"], [0, 104, 65535]),
+        ("dimse.listeners", [0, 65], [1]),
+        ("dimse.transfer_syntaxes", [["1.2.840.10008.1.1"], ["LittleEndian"]], [["1.2.840.10008.1.2.4.90"]]),
+        ("dimse.private_sop_classes", [["1..2"], ["1." * 32 + "1"]], [["1.2.3"]]),
+        ("dimse.idle_seconds", [0, -1, "inf", "nan"], [0.5]),
+        ("storage.reserve", ["-1", "x"], [0, "500MB"]),
+        ("storage.segment_size", ["256KiB", "2GiB"], ["1MiB"]),
+        ("storage.durability", ["none"], ["full", "relaxed"]),
+        (
+            "publish.base_url",
+            ["dicomweb", "/dicomweb/", "", "/", "ftp://x", "/a?b"],
+            ["/a/b", "https://x:1/y", "http://x"],
+        ),
+        ("web.cors_origins", [["*"], ["x.org"], ["https://x.org/"]], [["https://x.org:8443"]]),
+        ("log.level", ["loud"], ["debug"]),
+    ],
+)
+def test_values_are_checked(key, bad, good):
+    for one in bad:
+        assert key in errors(overrides={key: one})[0]
+    for one in good:
+        config.load(None, {key: one}, {})
+
+
+def test_an_ae_is_listed_once(file):
+    path = file('[[dimse.ae]]\ntitle = "CT"\n[[dimse.ae]]\ntitle = " CT "\n')
+
+    assert errors(path) == [f"{path}: dimse.ae: CT is listed twice; put all its addresses in one entry"]
+
+
+def test_the_addresses_of_an_ae_are_networks(file):
+    path = file('[[dimse.ae]]\ntitle = "CT"\naddresses = ["10.1.2.3", "fe80::/64"]\n')
+
+    (ae,) = config.load(path, {}, {}).dimse.ae
+
+    assert ae.addresses == ("10.1.2.3/32", "fe80::/64")
+    assert (ae.store, ae.find) == (True, False)
+
+
+def test_a_default_character_set_is_one_that_is_known(file):
+    config.load(
+        file('[[dimse.ae]]\ntitle="CT"\ndefault_character_set="ISO 2022 IR 6\\\\ISO 2022 IR 87"\n'), {}, {}
+    )
+
+    (line,) = errors(file('[[dimse.ae]]\ntitle="CT"\ndefault_character_set="latin1"\n'))
+    assert "'latin1' is not a Specific Character Set term" in line
+
+
+def test_settings_do_not_change_and_pass_through_json():
+    settings = config.load(None, {"dimse.called_ae_titles": ["A"], "storage.reserve": "2GiB"}, {})
+
+    assert config.Config.model_validate_json(settings.model_dump_json()) == settings
+    with pytest.raises(ValidationError):
+        settings.dimse.port = 1
+
+
+def test_the_shipped_file_runs_as_it_stands_and_sets_only_what_it_means_to():
+    shipped, plain = config.load(SHIPPED, {}, {}), config.load(None, {}, {})
+
+    different = {
+        key: value(shipped, key) for key in config.every_key() if value(shipped, key) != value(plain, key)
+    }
+
+    assert different == ON_PURPOSE
+
+
+def test_the_shipped_file_has_every_key_at_its_default(tmp_path):
+    path = tmp_path / "all.toml"
+    path.write_text(uncommented(), encoding="utf-8")
+    every, plain = config.load(path, {}, {}), config.load(None, {}, {})
+
+    assert {k for k, _ in config._flatten(tomllib.loads(uncommented()))} == set(config.every_key())
+    assert {k: value(every, k) for k in config.every_key() if k != "dimse.ae"} == {
+        k: ON_PURPOSE.get(k, value(plain, k)) for k in config.every_key() if k != "dimse.ae"
+    }
+
+
+def test_the_shipped_example_of_an_ae_has_every_key_at_its_default():
+    (example,) = tomllib.loads(uncommented())["dimse"]["ae"]
+
+    assert set(example) == set(config.Ae.model_fields)
+    assert config.Ae(**example) == config.Ae(title=example["title"])
+
+
+def test_every_key_in_the_shipped_file_has_a_reason_beside_it():
+    lines = SHIPPED.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"#?\w+ = ", line):
+            above = [text for text in lines[max(0, number - 6) : number] if text.startswith("# ")]
+            assert above or "host" in line, line

@@ -1,0 +1,131 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicomscp.web.media import (
+    DICOM_JSON,
+    JSON,
+    OCTET_STREAM,
+    Offer,
+    byte_range,
+    choose,
+    frame_offers,
+    ranges,
+    takes_gzip,
+)
+
+EXPLICIT, J2K = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.90"
+MULTIPART, SINGLE = Offer(OCTET_STREAM, True, EXPLICIT), Offer(OCTET_STREAM, False, EXPLICIT)
+J2K_MULTIPART, J2K_IMAGE = Offer(OCTET_STREAM, True, J2K), Offer("image/jp2", True, J2K)
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ("", MULTIPART),
+        ("*/*", MULTIPART),
+        ("multipart/related", MULTIPART),
+        ("multipart/*", MULTIPART),
+        # OHIF, quoted (its default) and not
+        ('multipart/related; type="application/octet-stream"; transfer-syntax=*', MULTIPART),
+        ("multipart/related; type=application/octet-stream; transfer-syntax=*", MULTIPART),
+        ('multipart/related; type="application/octet-stream"; transfer-syntax="*"', MULTIPART),
+        # the transfer syntax within the quotes, as Orthanc writes it
+        (f'multipart/related; type="application/octet-stream; transfer-syntax={EXPLICIT}"', MULTIPART),
+        ("MULTIPART/RELATED; TYPE=Application/Octet-Stream", MULTIPART),
+        ("application/octet-stream", SINGLE),
+        ("application/*", SINGLE),
+        ("multipart/related;type=application/octet-stream;q=0.5, application/octet-stream", SINGLE),
+        ("application/octet-stream;q=0, */*;q=0.1", MULTIPART),
+        ("image/jpeg, */*;q=0.8", MULTIPART),
+        (f"application/octet-stream; transfer-syntax={EXPLICIT}", SINGLE),
+        (f"application/octet-stream; transfer-syntax={J2K}", None),
+        (f'multipart/related; type="application/octet-stream"; transfer-syntax={J2K}', None),
+        ('multipart/related; type="image/jp2"', None),
+        ("text/html", None),
+        ("application/octet-stream;q=0", None),
+        ("application/octet-stream;q=much", None),
+        (";;;,,,", None),
+    ],
+)
+def test_native_frames_are_negotiated(accept, chosen):
+    assert choose(accept, frame_offers(EXPLICIT, 1)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ("*/*", J2K_MULTIPART),
+        (f'multipart/related; type="image/jp2"; transfer-syntax={J2K}', J2K_IMAGE),
+        ('multipart/related; type="image/*"', J2K_IMAGE),
+        ('multipart/related; type="image/jls", multipart/related; type="image/jp2";q=0.3', J2K_IMAGE),
+        ("image/jp2", None),  # several frames are no single part
+        ("application/octet-stream", None),
+        (f'multipart/related; type="application/octet-stream"; transfer-syntax={EXPLICIT}', None),
+    ],
+)
+def test_compressed_frames_are_also_images(accept, chosen):
+    assert choose(accept, frame_offers(J2K, 2)) == chosen
+
+
+def test_commas_and_semicolons_in_quotes_separate_nothing():
+    one, two = ranges('multipart/related; type="a/b; x=1, c/d", text/plain')
+    assert (one.media_type, two.media_type) == ("a/b", "text/plain")
+
+
+def test_json_for_a_browser_and_for_dicomweb_client():
+    offers = (Offer(DICOM_JSON), Offer(JSON))
+    assert choose("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", offers) == offers[0]
+    assert choose("application/dicom+json, application/json", offers) == offers[0]
+    assert choose("application/json", offers) == offers[1]
+    assert choose("application/dicom+xml", offers) is None
+
+
+def test_the_part_header_is_the_one_that_ohif_reads():
+    head = MULTIPART.part_head("B")
+    assert (
+        head == b"--B\r\nContent-Type: application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1\r\n\r\n"
+    )
+
+
+@given(st.text(alphabet=' */;,="\\abq01.-', max_size=60) | st.text(max_size=30))
+def test_any_accept_header_is_read(accept):
+    assert choose(accept, frame_offers(J2K, 1)) in [None, *frame_offers(J2K, 1)]
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "taken"),
+    [
+        ("", False),
+        ("gzip", True),
+        ("gzip, deflate, br, zstd", True),
+        ("br;q=1.0, GZIP;q=0.5", True),
+        ("gzip;q=0", False),
+        ("identity", False),
+        ("*", True),
+        ("*;q=0", False),
+    ],
+)
+def test_gzip_is_sent_to_those_who_take_it(accept_encoding, taken):
+    assert takes_gzip(accept_encoding) is taken
+
+
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        ("", None),
+        ("bytes=0-9", slice(0, 10)),
+        ("bytes=90-", slice(90, 100)),
+        ("bytes=90-500", slice(90, 100)),
+        ("bytes=-10", slice(90, 100)),
+        ("bytes=-500", slice(0, 100)),
+        ("bytes=100-", slice(100, 100)),
+        ("bytes=-0", slice(100, 100)),
+        ("bytes=9-1", None),
+        ("bytes=0-1,5-6", None),
+        ("bytes=-", None),
+        ("lines=0-1", None),
+    ],
+)
+def test_one_range_is_read_and_what_is_no_range_is_ignored(header, part):
+    assert byte_range(header, 100) == part

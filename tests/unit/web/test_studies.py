@@ -1,0 +1,549 @@
+import gzip
+import re
+from io import BytesIO
+from urllib.parse import quote
+
+import orjson
+import pydicom
+import pytest
+from pydicom.encaps import generate_frames
+
+from dicomscp.study import layout
+from dicomscp.web.documents import CHUNK_BYTES
+from dicomscp.web.studies import WHOLE_BYTES, Inflations
+from tests.unit.web.held import LITTLE, SOURCES
+
+FRAMES = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
+
+
+def address(key, rest=""):
+    return f"/dicomweb/studies/{key[0]}/series/{key[1]}/instances/{key[2]}{rest}"
+
+
+def parts_of(response):
+    """The parts of a multipart answer, each with its header block."""
+    boundary = re.search("boundary=([^;]+)", response.headers["content-type"])[1].encode()
+    assert response.content.endswith(b"\r\n--" + boundary + b"--")
+    parts = response.content.split(b"--" + boundary)[1:-1]
+    return [part[2:-2].split(b"\r\n\r\n", 1) for part in parts]
+
+
+def large_dataset(rows=2048, frames=2):
+    dataset = pydicom.dcmread(SOURCES / "CT_small.dcm")
+    dataset.Rows = dataset.Columns = rows
+    dataset.NumberOfFrames = frames
+    pixels = bytes(range(256)) * (rows * rows * 2 * frames // 256)
+    dataset.PixelData = pixels
+    return dataset, pixels
+
+
+# QIDO-RS
+
+
+def test_a_search_answers_dicom_json(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    response = gateway.start().get("/dicomweb/studies")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/dicom+json"
+    assert [study["0020000D"]["Value"] for study in response.json()] == [[held.key.study_uid]]
+
+
+def test_a_search_without_matches_is_an_empty_array(gateway):
+    response = gateway.start().get("/dicomweb/studies", params={"PatientID": "nobody"})
+    assert (response.status_code, response.json()) == (200, [])
+    assert "warning" not in response.headers
+
+
+def test_every_search_resource_answers_at_its_level(gateway):
+    study_uid, series_uid, sop_uid = gateway.archive.add_file("CT_small.dcm").key
+    gateway.archive.add_file("MR_small_implicit.dcm")
+    client = gateway.start()
+    base, study = "/dicomweb", f"/dicomweb/studies/{study_uid}"
+    for path, tag, uid in (
+        (f"{base}/series?Modality=CT", "0020000E", series_uid),
+        (f"{base}/instances?SOPInstanceUID={sop_uid}", "00080018", sop_uid),
+        (f"{study}/series", "0020000E", series_uid),
+        (f"{study}/instances", "00080018", sop_uid),
+        (f"{study}/series/{series_uid}/instances", "00080018", sop_uid),
+    ):
+        assert [found[tag]["Value"] for found in client.get(path).json()] == [[uid]], path
+
+
+def test_more_results_than_the_server_gives_are_announced(gateway):
+    for name in ("CT_small.dcm", "MR_small_implicit.dcm", "JPEG2000.dcm"):
+        gateway.archive.add_file(name)
+    client = gateway.start(max_results=2)
+    response = client.get("/dicomweb/studies")
+    assert len(response.json()) == 2
+    assert response.headers["warning"].startswith('299 dicomscp "There are more results')
+    rest = client.get("/dicomweb/studies", params={"offset": "2"})
+    assert len(rest.json()) == 1
+    assert "warning" not in rest.headers
+
+
+def test_a_parameter_that_is_not_known_is_a_warning(gateway):
+    response = gateway.start().get("/dicomweb/studies", params={'Not"known': "1"})
+    assert response.status_code == 200
+    assert re.fullmatch(r'299 dicomscp "[^"]*Not\'known[^"]*"', response.headers["warning"])
+
+
+def test_a_bad_value_is_a_problem_that_names_the_parameter(gateway):
+    response = gateway.start().get("/dicomweb/studies", params={"limit": "many"})
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "limit" in response.json()["detail"]
+
+
+def test_xml_is_not_offered(gateway):
+    client = gateway.start()
+    response = client.get(
+        "/dicomweb/studies", headers={"accept": 'multipart/related; type="application/dicom+xml"'}
+    )
+    assert response.status_code == 406
+    assert "application/dicom+json" in response.json()["detail"]
+
+
+def test_the_accept_parameter_stands_for_the_header(gateway):
+    response = gateway.start().get("/dicomweb/studies", params={"accept": "application/json"})
+    assert response.headers["content-type"] == "application/json"
+    assert "warning" not in response.headers
+
+
+# WADO-RS metadata
+
+
+@pytest.mark.parametrize("level", ["study", "series"])
+def test_published_metadata_is_sent_as_it_lies(gateway, level):
+    key = gateway.archive.add_file("CT_small.dcm").key
+    path = {"study": layout.study_metadata(key[0]), "series": layout.series_metadata(*key[:2])}[level]
+    gateway.publish(path, [{"00080018": {"vr": "UI", "Value": [key[2]]}}])
+    url = f"/dicomweb/{path.removesuffix('.gz')}"
+    client = gateway.start()
+
+    plain = client.get(url)
+    zipped = client.get(url, headers={"accept-encoding": "gzip, br"})
+    assert plain.json() == zipped.json() == [{"00080018": {"vr": "UI", "Value": [key[2]]}}]
+    assert plain.headers["content-type"] == zipped.headers["content-type"] == "application/dicom+json"
+    assert "content-encoding" not in plain.headers
+    assert zipped.headers["content-encoding"] == "gzip"
+    assert int(zipped.headers["content-length"]) == (gateway.published / path).stat().st_size
+    for response in (plain, zipped):
+        assert "Accept-Encoding" in response.headers["vary"]
+        assert response.headers["cache-control"] == "no-cache"
+
+
+def test_representations_have_etags_of_their_own_and_stand_until_republished(gateway):
+    path = layout.study_metadata("1.2")
+    gateway.publish(path, [{"1": 1}])
+    client = gateway.start()
+    url = "/dicomweb/studies/1.2/metadata"
+    etags = {}
+    for coding in ("identity", "gzip"):
+        etags[coding] = client.get(url, headers={"accept-encoding": coding}).headers["etag"]
+        for known in (etags[coding], f'"other", W/{etags[coding]}', "*"):
+            again = client.get(url, headers={"accept-encoding": coding, "if-none-match": known})
+            assert (again.status_code, again.content) == (304, b"")
+            assert again.headers["etag"] == etags[coding]
+            assert "Accept-Encoding" in again.headers["vary"]
+    assert etags["identity"] != etags["gzip"]
+    assert client.get(url, headers={"if-none-match": etags["gzip"]}).status_code == 200
+
+    gateway.publish(path, [{"2": 2}])
+    changed = client.get(url, headers={"if-none-match": etags["identity"]})
+    assert (changed.status_code, changed.json()) == (200, [{"2": 2}])
+
+
+def test_head_tells_what_get_would(gateway):
+    key = gateway.archive.add_file("CT_small.dcm").key
+    gateway.publish(layout.study_metadata(key[0]), ["x" * 1000])
+    client = gateway.start()
+    for path in (f"/dicomweb/studies/{key[0]}/metadata", address(key), address(key, "/frames/1")):
+        head, got = client.head(path), client.get(path)
+        assert head.status_code == 200
+        assert head.content == b""
+        for name in ("content-length", "content-type", "etag"):
+            assert head.headers[name] == got.headers[name], path
+
+
+def test_a_large_document_is_streamed_whole(gateway):
+    document = [f"{number:04}" * 50_000 for number in range(30)]
+    gateway.publish(layout.study_metadata("1.2"), document)
+    response = gateway.start().get("/dicomweb/studies/1.2/metadata")
+    assert int(response.headers["content-length"]) > WHOLE_BYTES
+    assert response.json() == document
+
+
+def test_a_study_held_but_not_published_is_asked_for_and_waited_for(gateway):
+    key = gateway.archive.add_file("CT_small.dcm").key
+    asked = []
+
+    def publish(study_uid):
+        asked.append(study_uid)
+        gateway.publish(layout.study_metadata(study_uid), [])
+
+    response = gateway.start(request_publish=publish).get(f"/dicomweb/studies/{key[0]}/metadata")
+    assert (response.status_code, response.json(), asked) == (200, [], [key[0]])
+
+
+def test_the_wait_for_a_publish_is_bounded(gateway):
+    key = gateway.archive.add_file("CT_small.dcm").key
+    response = gateway.start(wait_seconds=0.1).get(f"/dicomweb/studies/{key[0]}/metadata")
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert "not published yet" in response.json()["detail"]
+
+
+def test_what_is_not_held_is_not_found(gateway):
+    key = gateway.archive.add_file("CT_small.dcm").key
+    gateway.publish(layout.study_metadata(key[0]), [])
+    client = gateway.start()
+    for path in (
+        "/dicomweb/studies/9.9",
+        "/dicomweb/studies/9.9/metadata",
+        f"/dicomweb/studies/{key[0]}/series/9.9/metadata",
+        address((*key[:2], "9.9")),
+        address((*key[:2], "9.9"), "/metadata"),
+        address((*key[:2], "9.9"), "/frames/1"),
+        f"/dicomweb/studies/{key[0]}/bulkdata/{key[1]}/9.9/7FE00010",
+        "/dicomweb/nothing",
+    ):
+        response = client.get(path)
+        assert (response.status_code, response.headers["content-type"]) == (
+            404,
+            "application/problem+json",
+        ), path
+        assert response.json()["detail"]
+
+
+def test_instance_metadata_is_read_from_the_file(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    client = gateway.start()
+    response = client.get(address(held.key, "/metadata"))
+    (instance,) = response.json()
+    assert instance["00080018"] == {"vr": "UI", "Value": [held.key.sop_uid]}
+    assert instance["00083002"]["Value"] == [LITTLE]
+    assert "00020010" not in instance
+    bulk = client.get(instance["7FE00010"]["BulkDataURI"])
+    assert bulk.content == pydicom.dcmread(SOURCES / "CT_small.dcm").PixelData
+    again = client.get(address(held.key, "/metadata"), headers={"if-none-match": response.headers["etag"]})
+    assert again.status_code == 304
+
+
+def test_a_damaged_document_is_a_failure_for_a_person_to_look_at(gateway):
+    gateway.publish(layout.study_metadata("1.2"), ["x" * 10_000])
+    path = gateway.published / layout.study_metadata("1.2")
+    path.write_bytes(path.read_bytes()[:-9])
+    response = gateway.start().get("/dicomweb/studies/1.2/metadata")
+    assert response.status_code == 500
+    assert "verify" in response.json()["detail"]
+
+
+# Addresses
+
+
+def test_uids_in_addresses_are_checked_before_use(gateway):
+    gateway.publish("secret.gz", ["secret"])
+    client = gateway.start()
+    for uid in ("1" * 65, "1%5C2", "1%202", "%00", "%C3%A9", "%FF"):
+        response = client.get(f"/dicomweb/studies/{uid}/metadata")
+        assert response.status_code == 400, uid
+        assert "Study Instance UID" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("uid", ["..", "%2E%2E", "..%2F..%2Fsecret", "%2e%2e%2f%2e%2e%2fsecret", "....//"])
+def test_no_address_leaves_the_tree(gateway, uid):
+    gateway.publish("metadata.gz", ["secret"])
+    gateway.publish("studies/metadata.gz", ["secret"])
+    client = gateway.start()
+    # A client resolves dots by itself: this one is told the path as raw bytes.
+    url = client.base_url.copy_with(raw_path=f"/dicomweb/studies/{uid}/metadata".encode())
+    response = client.get(url)
+    assert response.status_code in (400, 404)
+    assert b"secret" not in response.content
+
+
+def test_a_uid_of_a_careless_device_is_reached_percent_encoded(gateway):
+    with pydicom.config.disable_value_validation():
+        dataset = pydicom.dcmread(SOURCES / "CT_small.dcm")
+        dataset.StudyInstanceUID = "STUDY_%2F+?#"
+        held = gateway.archive.add(dataset)
+    path = address([quote(uid, safe="") for uid in held.key], "/frames/1")
+    assert gateway.start().get(path).status_code == 200
+
+
+# Instances
+
+
+def test_an_instance_is_one_part_or_the_file_itself(gateway):
+    held = gateway.archive.add_file("MR_small_implicit.dcm")
+    file = (gateway.archive.root / held.path).read_bytes()
+    client = gateway.start()
+
+    response = client.get(
+        address(held.key), headers={"accept": 'multipart/related; type="application/dicom"'}
+    )
+    ((head, body),) = parts_of(response)
+    assert head == b"Content-Type: application/dicom; transfer-syntax=1.2.840.10008.1.2"
+    assert body == file
+    assert 'type="application/dicom"' in response.headers["content-type"]
+
+    single = client.get(address(held.key), headers={"accept": "application/dicom"})
+    assert single.headers["content-type"] == "application/dicom; transfer-syntax=1.2.840.10008.1.2"
+    assert single.headers["content-disposition"].endswith(f'filename="{held.key.sop_uid}.dcm"')
+    assert single.content == file
+    assert pydicom.dcmread(BytesIO(single.content)).SOPInstanceUID == held.key.sop_uid
+
+
+def test_an_instance_in_another_transfer_syntax_is_not_acceptable(gateway):
+    held = gateway.archive.add_file("JPEG2000.dcm")
+    client = gateway.start()
+    accept = f"application/dicom; transfer-syntax={LITTLE}"
+    response = client.get(address(held.key), headers={"accept": accept})
+    assert response.status_code == 406
+    assert held.transfer_syntax_uid in response.json()["detail"]
+    assert client.get(
+        address(held.key), headers={"accept": "application/dicom; transfer-syntax=*"}
+    ).is_success
+
+
+def test_a_study_and_a_series_are_all_their_instances(gateway):
+    dataset = pydicom.dcmread(SOURCES / "CT_small.dcm")
+    files = []
+    for number in range(30):
+        dataset.SOPInstanceUID, dataset.InstanceNumber = f"1.2.3.{number}", number
+        if number == 20:
+            dataset.SeriesInstanceUID, dataset.SeriesNumber = "1.2.99", 99
+        files.append((gateway.archive.root / gateway.archive.add(dataset).path).read_bytes())
+    client = gateway.start()
+    study = f"/dicomweb/studies/{dataset.StudyInstanceUID}"
+    assert [body for _, body in parts_of(client.get(study))] == files
+    assert [body for _, body in parts_of(client.get(f"{study}/series/1.2.99"))] == files[20:]
+    assert client.get(study, headers={"accept": "application/dicom"}).status_code == 406
+
+
+def test_a_large_instance_is_streamed(gateway):
+    dataset, _ = large_dataset()
+    held = gateway.archive.add(dataset)
+    assert held.size > WHOLE_BYTES
+    client = gateway.start()
+    file = (gateway.archive.root / held.path).read_bytes()
+    assert client.get(address(held.key), headers={"accept": "application/dicom"}).content == file
+    ((_, body),) = parts_of(client.get(address(held.key)))
+    assert body == file
+
+
+def test_a_file_that_is_gone_is_told_before_anything_else_is(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    (gateway.archive.root / held.path).unlink()
+    client = gateway.start()
+    for rest in ("", "/metadata", "/frames/1"):
+        response = client.get(address(held.key, rest))
+        assert response.status_code == 500, rest
+        assert str(gateway.archive.root) not in response.text
+
+
+def test_a_file_that_goes_missing_on_the_way_cuts_the_answer(gateway):
+    dataset = pydicom.dcmread(SOURCES / "CT_small.dcm")
+    held = []
+    for number in range(200):
+        dataset.SOPInstanceUID, dataset.InstanceNumber = f"1.2.3.{number}", number
+        held.append(gateway.archive.add(dataset))
+    assert sum(one.size for one in held) > WHOLE_BYTES
+    (gateway.archive.root / held[-1].path).unlink()
+    client = gateway.start()
+    with pytest.raises(Exception, match="peer closed connection without sending complete message body"):
+        client.get(f"/dicomweb/studies/{dataset.StudyInstanceUID}")
+
+
+def test_a_file_of_another_size_than_was_filed_is_not_served(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    with (gateway.archive.root / held.path).open("ab") as file:
+        file.write(b"more")
+    response = gateway.start().get(address(held.key))
+    assert response.status_code == 500
+    assert "verify" in response.json()["detail"]
+
+
+# Frames
+
+
+def test_a_native_frame_has_the_part_header_that_ohif_needs(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    response = gateway.start().get(address(held.key, "/frames/1"), headers={"accept": FRAMES})
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith(
+        'multipart/related; type="application/octet-stream"; boundary='
+    )
+    ((head, body),) = parts_of(response)
+    assert head == b"Content-Type: application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
+    assert body == pydicom.dcmread(SOURCES / "CT_small.dcm").PixelData
+
+
+def test_frames_come_in_the_order_asked_for(gateway):
+    held = gateway.archive.add_file("SC_rgb_rle_2frame.dcm")
+    dataset = pydicom.dcmread(SOURCES / "SC_rgb_rle_2frame.dcm")
+    one, two = generate_frames(dataset.PixelData, number_of_frames=2)
+    client = gateway.start()
+    parts = parts_of(client.get(address(held.key, "/frames/2,1,2")))
+    assert [body for _, body in parts] == [two, one, two]
+    assert {head for head, _ in parts} == {
+        b"Content-Type: application/octet-stream; transfer-syntax=1.2.840.10008.1.2.5"
+    }
+
+
+def test_a_compressed_frame_can_be_had_as_an_image(gateway):
+    held = gateway.archive.add_file("JPEG2000.dcm")
+    client, path = gateway.start(), address(held.key, "/frames/1")
+    ((head, body),) = parts_of(client.get(path, headers={"accept": 'multipart/related; type="image/jp2"'}))
+    assert head == f"Content-Type: image/jp2; transfer-syntax={held.transfer_syntax_uid}".encode()
+    single = client.get(path, headers={"accept": "image/jp2"})
+    assert single.headers["content-type"] == f"image/jp2; transfer-syntax={held.transfer_syntax_uid}"
+    assert single.content == body
+    refused = client.get(path, headers={"accept": "image/jpeg"})
+    assert refused.status_code == 406
+
+
+def test_a_single_part_is_for_those_who_ask_for_it(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    client = gateway.start()
+    single = client.get(address(held.key, "/frames/1"), headers={"accept": "application/octet-stream"})
+    assert single.headers["content-type"] == f"application/octet-stream; transfer-syntax={LITTLE}"
+    assert single.content == pydicom.dcmread(SOURCES / "CT_small.dcm").PixelData
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"), [("2", 404), ("0", 404), ("1,2", 404), ("one", 400), ("1,", 400)]
+)
+def test_frames_that_are_not_there_are_told_before_anything_is_sent(gateway, numbers, status):
+    held = gateway.archive.add_file("CT_small.dcm")
+    response = gateway.start().get(address(held.key, f"/frames/{numbers}"))
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_what_the_client_has_is_not_sent_again(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    client = gateway.start()
+    bulk_path = f"/dicomweb/studies/{held.key[0]}/bulkdata/{held.key[1]}/{held.key[2]}/7FE00010"
+    for path in (address(held.key), address(held.key, "/frames/1"), bulk_path):
+        etag = client.get(path).headers["etag"]
+        again = client.get(path, headers={"if-none-match": etag})
+        assert (again.status_code, again.content) == (304, b""), path
+        other = 'application/*, multipart/related;q=0.5; type="application/*"'
+        assert client.get(path, headers={"accept": other}).headers["etag"] != etag
+
+
+def test_many_frames_are_streamed(gateway):
+    dataset, pixels = large_dataset(frames=3)
+    held = gateway.archive.add(dataset)
+    response = gateway.start().get(address(held.key, "/frames/3,1"))
+    size = len(pixels) // 3
+    assert [body for _, body in parts_of(response)] == [pixels[2 * size :], pixels[:size]]
+    assert int(response.headers["content-length"]) == len(response.content) > WHOLE_BYTES
+
+
+# Bulk data
+
+
+def test_bulk_data_is_a_single_part_or_multipart_and_has_ranges(gateway):
+    dataset, pixels = large_dataset()
+    held = gateway.archive.add(dataset)
+    client = gateway.start()
+    path = f"/dicomweb/studies/{held.key[0]}/bulkdata/{held.key[1]}/{held.key[2]}/7FE00010"
+
+    whole = client.get(path)
+    assert (whole.status_code, whole.headers["accept-ranges"]) == (200, "bytes")
+    assert whole.content == pixels
+    ((head, body),) = parts_of(client.get(path, headers={"accept": FRAMES}))
+    assert head == b"Content-Type: application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
+    assert body == pixels
+
+    for text, start, stop in (
+        ("bytes=0-0", 0, 1),
+        (f"bytes={CHUNK_BYTES - 1}-{CHUNK_BYTES}", CHUNK_BYTES - 1, CHUNK_BYTES + 1),
+        ("bytes=1000-", 1000, len(pixels)),
+        ("bytes=-7", len(pixels) - 7, len(pixels)),
+    ):
+        part = client.get(path, headers={"range": text})
+        assert part.status_code == 206
+        assert part.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(pixels)}"
+        assert part.content == pixels[start:stop]
+
+    beyond = client.get(path, headers={"range": f"bytes={len(pixels)}-"})
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(pixels)}")
+    stale = client.get(path, headers={"range": "bytes=0-0", "if-range": '"other"'})
+    assert stale.status_code == 200
+
+
+def test_bulk_data_that_is_not_there_is_not_found(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    client = gateway.start()
+    for path in ("60003000", "00540016/1/00181078", "nonsense", ".."):
+        url = f"/dicomweb/studies/{held.key[0]}/bulkdata/{held.key[1]}/{held.key[2]}/{path}"
+        assert client.get(client.base_url.copy_with(raw_path=url.encode())).status_code == 404
+
+
+def test_encapsulated_pixel_data_are_one_part_a_frame(gateway):
+    held = gateway.archive.add_file("SC_rgb_rle_2frame.dcm")
+    dataset = pydicom.dcmread(SOURCES / "SC_rgb_rle_2frame.dcm")
+    client = gateway.start()
+    path = f"/dicomweb/studies/{held.key[0]}/bulkdata/{held.key[1]}/{held.key[2]}/7FE00010"
+    parts = parts_of(client.get(path))
+    assert [body for _, body in parts] == list(generate_frames(dataset.PixelData, number_of_frames=2))
+    assert {head for head, _ in parts} == {
+        b"Content-Type: application/octet-stream; transfer-syntax=1.2.840.10008.1.2.5"
+    }
+    assert client.get(path, headers={"accept": "application/octet-stream"}).status_code == 406
+
+
+@pytest.mark.parametrize(
+    "name", ["image_dfl.dcm", "MR_small_bigendian.dcm", "liver_1frame.dcm", "MR_small_RLE.dcm"]
+)
+def test_pixel_data_and_frame_are_the_same_whatever_the_encoding(gateway, name):
+    held = gateway.archive.add_file(name)
+    client = gateway.start()
+    (instance,) = client.get(address(held.key, "/metadata")).json()
+    frame = client.get(address(held.key, "/frames/1"), headers={"accept": "application/octet-stream"})
+    value = client.get(instance["7FE00010"]["BulkDataURI"], headers={"accept": "application/octet-stream"})
+    assert frame.headers["content-type"] == value.headers["content-type"]
+    assert value.content.rstrip(b"\0") == frame.content.rstrip(b"\0")
+    dataset = pydicom.dcmread(SOURCES / name)
+    if dataset.BitsAllocated > 1 and "RLE" not in name:
+        dataset.convert_pixel_data()
+        assert frame.content == dataset.pixel_array.astype(f"<u{dataset.BitsAllocated // 8}").tobytes()
+
+
+def test_deflated_datasets_are_inflated_once_while_they_are_looked_at(gateway):
+    held = gateway.archive.add_file("image_dfl.dcm")
+    again = held._replace(digest=bytes(32))
+    inflations = Inflations(kept=1)
+    with gateway.archive.open(held) as instance:
+        first = inflations.of(held, instance)
+        assert first.transfer_syntax_uid == LITTLE
+        assert inflations.of(held, instance).dataset is first.dataset
+        assert inflations.of(again, instance).dataset is not first.dataset
+        assert inflations.of(held, instance) == first
+
+
+def test_a_deflated_dataset_that_went_bad_is_damage(gateway):
+    held = gateway.archive.add_file("image_dfl.dcm")
+    path = gateway.archive.root / held.path
+    path.write_bytes(path.read_bytes()[:-500] + bytes(500))
+    client = gateway.start()
+    for rest in ("/frames/1", "/metadata"):
+        assert client.get(address(held.key, rest)).status_code == 500, rest
+
+
+def test_what_is_served_is_what_was_published_even_if_it_changes_meanwhile(gateway):
+    gateway.publish(layout.study_metadata("1.2"), ["A" * 100])
+    client = gateway.start()
+    bodies = [["A" * 100], ["B" * 90_000], ["C" * 5_000_000]]
+    for _ in range(5):
+        for body in bodies:
+            gateway.publish(layout.study_metadata("1.2"), body)
+            response = client.get("/dicomweb/studies/1.2/metadata", headers={"accept-encoding": "gzip"})
+            assert response.json() == body
+            with client.stream("GET", "/dicomweb/studies/1.2/metadata") as begun:
+                gateway.publish(layout.study_metadata("1.2"), ["D"])
+                assert orjson.loads(b"".join(begun.iter_bytes())) == body
+    assert gzip.decompress((gateway.published / layout.study_metadata("1.2")).read_bytes()) == b'["D"]'
