@@ -373,7 +373,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif name.endswith("bytes") and isinstance(value, int):
         yield name.removesuffix("bytes").strip(), _size(value)
     else:
-        yield name, {None: "-", True: "yes", False: "no"}.get(value, str(value))
+        yield name, {"None": "-", "True": "yes", "False": "no"}.get(str(value), str(value))
 
 
 def _size(count: float) -> str:

@@ -45,6 +45,7 @@ from dicomscp.inbox import Inbox, admit_file
 from dicomscp.pipeline import Pipeline, Publisher, attempts
 from dicomscp.study import layout
 from dicomscp.telemetry import log as telemetry_log
+from dicomscp.telemetry import metrics
 from dicomscp.web import server as web_server
 from dicomscp.web.app import WebSettings, create_app
 
@@ -203,6 +204,7 @@ class Supervisor:
         """Note that a part died, and when it is to be started again."""
         code = part.process.returncode if part.process else None
         self._close(part)
+        metrics.forget(Path(part.settings["root"]) / "run" / "metrics", part.name)
         if part.cell is not None:
             self._seats.clear(part.cell)
         if now - part.started > _STEADY_SECONDS:
@@ -319,6 +321,7 @@ def _write_state(root: Path, config: Config, dimse: socket.socket, web: socket.s
 def _clear_run(root: Path) -> None:
     """What an earlier life left in run/ means nothing now."""
     (root / "run" / "associations").unlink(missing_ok=True)
+    metrics.clean(root / "run" / "metrics")
     asked = root / "run" / "asked"
     asked.mkdir(mode=0o700, exist_ok=True)
     for path in asked.iterdir():
@@ -431,7 +434,7 @@ def _index(config: Config, *, read_only: bool) -> Index:
     return Index(engine, duplicates=config.storage.duplicates, retrieve_url=config.publish.base_url)
 
 
-def _intake(config: Config, role: str) -> Intake:
+def _intake(config: Config, role: str, sync_failed: Callable[[], None]) -> Intake:
     return Intake(
         config.root,
         role,
@@ -441,14 +444,15 @@ def _intake(config: Config, role: str) -> Intake:
         max_variants=config.storage.max_variants,
         inline_bytes=config.storage.inline_max,
         segment_bytes=config.storage.segment_size,
+        sync_failed=sync_failed,
     )
 
 
-def _archive(config: Config, role: str | None) -> Archive:
+def _archive(config: Config, intake: Intake | None = None) -> Archive:
     return Archive(
         config.root,
         _index(config, read_only=True),
-        intake=_intake(config, role) if role else None,
+        intake=intake,
         wait_seconds=config.query.wait_seconds,
     )
 
@@ -456,7 +460,14 @@ def _archive(config: Config, role: str | None) -> Archive:
 def _pipeline(config: Config) -> Pipeline:
     index, disk = _index(config, read_only=False), Disk()
     publisher = _publisher(config, index, config.root / "dicomweb")
-    filing = Filing(config.root, index, disk, segment_bytes=config.storage.segment_size)
+    counting = metrics.PipelineMetrics()
+    filing = Filing(
+        config.root,
+        index,
+        disk,
+        segment_bytes=config.storage.segment_size,
+        sync_failed=counting.sync_failed,
+    )
     return Pipeline(
         config.root,
         index,
@@ -464,6 +475,7 @@ def _pipeline(config: Config) -> Pipeline:
         publisher,
         quiet_seconds=config.pipeline.quiet_seconds,
         patience_seconds=config.pipeline.patience_seconds,
+        metrics=counting,
     )
 
 
@@ -522,7 +534,8 @@ def _rebuild_marker(root: Path) -> Path:
 
 def _run_listener(life: Life) -> None:
     config, cell = life.config, int(life.settings["cell"])
-    archive = _archive(config, f"listener-{cell}")
+    counting = metrics.ListenerMetrics()
+    archive = _archive(config, _intake(config, f"listener-{cell}", counting.sync_failed))
     seats = Seats(
         config.root / "run" / "associations",
         cell,
@@ -530,7 +543,11 @@ def _run_listener(life: Life) -> None:
         limit=config.dimse.max_associations,
     )
     listener = Listener(
-        socket.socket(fileno=life.settings["socket"]), _listener_settings(config), archive, seats=seats
+        socket.socket(fileno=life.settings["socket"]),
+        _listener_settings(config),
+        archive,
+        seats=seats,
+        metrics=counting,
     )
 
     def drain() -> None:
@@ -580,27 +597,35 @@ def _run_web(life: Life) -> None:
         making.write_text(study_uid)
         making.replace(asked / f"{threading.get_ident()}")
 
+    def ready() -> tuple[bool, dict[str, Any]]:
+        state = _running(config.root) or {}
+        return bool(state), {key: state[key] for key in ("started_at", "version") if key in state}
+
     app = create_app(
-        _archive(config, None),
+        _archive(config),
         WebSettings(
-            base_url="/dicomweb",
+            base_url=config.publish.base_url,
             hosts=config.web.hosts,
             cors_origins=config.web.cors_origins,
             wait_seconds=config.web.wait_seconds,
             max_results=config.web.max_results,
             ae_title=config.dimse.ae_title,
             request_publish=request_publish,
+            ready=ready,
+            metrics=lambda: metrics.exposition(config.root / "run" / "metrics"),
         ),
         config.root / "dicomweb",
         config.root / "state",
     )
     life.ready()
-    web_server.serve(app, socket.socket(fileno=life.settings["socket"]), life.stop)
+    listening = socket.socket(fileno=life.settings["socket"])
+    web_server.serve(app, listening, life.stop, drain_seconds=min(5.0, config.drain_seconds))
 
 
 def _run_inbox(life: Life) -> None:
     config = life.config
-    archive = _archive(config, "inbox")
+    counting = metrics.InboxMetrics()
+    archive = _archive(config, _intake(config, "inbox", counting.sync_failed))
     inbox = Inbox(
         config.root / "inbox",
         config.root / "quarantine",
@@ -609,6 +634,7 @@ def _run_inbox(life: Life) -> None:
         rescan_seconds=config.inbox.rescan_seconds,
         quarantine_max_bytes=config.inbox.quarantine_max,
         quarantine_files=config.inbox.quarantine_files,
+        metrics=counting,
     )
     life.ready()
     inbox.run(life.stop)
@@ -624,6 +650,7 @@ def run_part(name: str, status: int) -> int:
     config = Config.model_validate({key: settings[key] for key in Config.model_fields})
     os.umask(0o077)
     telemetry_log.configure(config.log.level, config.log.format, part=name)
+    metrics.share(config.root / "run" / "metrics", name)
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -674,7 +701,9 @@ def import_paths(config: Config, paths: Sequence[Path], progress: Progress) -> I
             alone = False
         else:
             alone = True
-        archive = _archive_or_new(config, "import", alone=alone)
+        if alone:
+            _index(config, read_only=False)  # made, if this is the first that is done with the root
+        archive = _archive(config, _intake(config, "import", lambda: None))
         try:
             _admit_all(archive, list(_files(paths)), report, progress)
         finally:
@@ -684,12 +713,6 @@ def import_paths(config: Config, paths: Sequence[Path], progress: Progress) -> I
             report.unpublished = pipeline.drain(lambda done, total: progress(done, total, "publishing"))
             pipeline.close()
     return report
-
-
-def _archive_or_new(config: Config, role: str, *, alone: bool) -> Archive:
-    if alone:
-        _index(config, read_only=False)  # makes it
-    return _archive(config, role)
 
 
 def _admit_all(archive: Archive, files: list[Path], report: ImportReport, progress: Progress) -> None:

@@ -210,9 +210,9 @@ class Inbox:
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
         """Events while inside; where there are none (too many folders, a share) the rescan does."""
-        observer = Observer()
+        observer, folder = Observer(), self._folder.resolve()
         try:
-            observer.schedule(_Events(self, self._folder), str(self._folder), recursive=True)
+            observer.schedule(_Events(self, folder), str(folder), recursive=True)
             observer.start()
         except OSError as error:
             log.warning("inbox_not_watched", reason=str(error), rescan_seconds=self._rescan_seconds)

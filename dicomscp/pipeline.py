@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 import orjson
 import structlog
@@ -28,6 +27,7 @@ from dicomscp.publish.directory import Directory
 from dicomscp.study import layout
 from dicomscp.study.compile import Document, Member, SeriesSummary, compile_series, compile_study, study_order
 from dicomscp.study.schedule import Schedule
+from dicomscp.telemetry.metrics import PipelineMetrics
 
 log = structlog.get_logger()
 
@@ -35,21 +35,9 @@ _IDLE_SECONDS = 0.02
 _SETTLE_SECONDS = 0.5
 _RETRY_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
+_TELL_SECONDS = 2.0
 _RECENT_STUDIES = 1000
 _RECENT_SECONDS = 2.0
-
-
-class PipelineMetrics(Protocol):
-    """What the pipeline tells of its work."""
-
-    def filed(self, instances: int, lag_bytes: int) -> None:
-        """A round of filing ended."""
-
-    def published(self, seconds: float) -> None:
-        """A study was published."""
-
-    def waiting(self, due: int, set_aside: int) -> None:
-        """So many studies wait to be published, so many were set aside."""
 
 
 class Publisher:
@@ -113,6 +101,10 @@ class Publisher:
     def set_aside(self) -> list[dict[str, object]]:
         """The studies that are not compiled any more until something of them arrives."""
         return [record for record in attempts(self._root) if _count(record) >= self._attempts]
+
+    def free_bytes(self) -> int:
+        """What may still be written under the root."""
+        return self._disk.free_bytes(self._root)
 
     def close(self) -> None:
         """Let go of the root."""
@@ -227,7 +219,7 @@ class Pipeline:
         *,
         quiet_seconds: float,
         patience_seconds: float,
-        metrics: PipelineMetrics | None = None,
+        metrics: PipelineMetrics,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root, self._index, self._filing, self._publisher = root, index, filing, publisher
@@ -238,6 +230,7 @@ class Pipeline:
         self._recent_changed, self._recent_at = True, now() - _RECENT_SECONDS
         self._asked = root / "run" / "asked"
         self._failed_until: dict[str, float] = {}
+        self._told_at = 0.0
 
     def recover(self) -> int:
         """File and settle what was left by lives before this one; returns how many instances that were.
@@ -330,8 +323,8 @@ class Pipeline:
                 self._schedule.asked(study_uid)
         if asked:
             self._wake.set()
-        if self._metrics and done.entries:
-            self._metrics.filed(done.arrivals, self._filing.lag_bytes())
+        if done.entries:
+            self._metrics.applied(done.entries)
 
     def _take_asked(self) -> list[str]:
         """Studies that somebody waits for, named by files that the web puts there."""
@@ -367,8 +360,14 @@ class Pipeline:
         if self._recent_changed and self._now() - self._recent_at > _RECENT_SECONDS:
             self._publisher.publish_recent()
             self._recent_changed, self._recent_at = False, self._now()
-        if self._metrics and due:
-            self._metrics.waiting(waiting, len(self._publisher.set_aside()))
+        if self._now() > self._told_at + _TELL_SECONDS:
+            self._told_at = self._now()
+            self._metrics.now(
+                lag_bytes=self._filing.lag_bytes(),
+                due=waiting,
+                set_aside=len(self._publisher.set_aside()),
+                disk_free_bytes=self._publisher.free_bytes(),
+            )
         return bool(due)
 
     def _publish_due(self, study_uid: str, changes: int) -> None:
@@ -381,8 +380,7 @@ class Pipeline:
             with self._lock:
                 self._schedule.published(study_uid, changes, seconds=self._now() - began, now=self._now())
             self._recent_changed = True
-            if self._metrics:
-                self._metrics.published(self._now() - began)
+            self._metrics.published(self._now() - began)
 
     def _publish(self, study_uid: str, changes: int) -> bool:
         """Publish one study; a failure is recorded and costs no other study anything."""
@@ -396,6 +394,7 @@ class Pipeline:
                 self._schedule.published(study_uid, changes)
         except Exception:
             log.exception("study_not_published", study_uid=study_uid)
+            self._metrics.failed()
             self._failed_until[study_uid] = self._now() + _RETRY_SECONDS
         return False
 

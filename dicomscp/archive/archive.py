@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -79,6 +79,7 @@ class Intake:
         max_variants: int,
         inline_bytes: int,
         segment_bytes: int,
+        sync_failed: Callable[[], None] = lambda: None,
     ) -> None:
         """*relaxed* answers Success for what is written, not synced: loss of power may lose it."""
         self.root, self.disk, self.relaxed = root, disk, relaxed
@@ -87,7 +88,12 @@ class Intake:
             disk.make_directory(root / name)
         disk.sync_directory(root)
         self.journal = JournalWriter(
-            root / "journal", role, disk, segment_bytes=segment_bytes, relaxed=relaxed
+            root / "journal",
+            role,
+            disk,
+            segment_bytes=segment_bytes,
+            relaxed=relaxed,
+            sync_failed=sync_failed,
         )
         self.slots = Slots(root / "incoming" / self.journal.name, disk)
         self.stages = Stages()
@@ -192,11 +198,6 @@ class Archive:
                 return False
             time.sleep(0.002)
         return True
-
-    @property
-    def sync_errors(self) -> int:
-        """How often a sync or write of this process's journal failed."""
-        return self._intake.journal.sync_errors if self._intake else 0
 
     def close(self) -> None:
         """End this process's journal."""

@@ -10,7 +10,7 @@ import contextlib
 import mmap
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,8 +59,19 @@ class _Batch:
 class Filing:
     """The one that files; not safe to share between threads."""
 
-    def __init__(self, root: Path, index: Index, disk: Disk, *, segment_bytes: int) -> None:
-        """File what is journalled under *root*.  Segments of *segment_bytes* are used again."""
+    def __init__(
+        self,
+        root: Path,
+        index: Index,
+        disk: Disk,
+        *,
+        segment_bytes: int,
+        sync_failed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """File what is journalled under *root*.
+
+        Segments of *segment_bytes* are used again; *sync_failed* is told of each settle that failed.
+        """
         self._root, self._index, self._disk = root, index, disk
         self._segment_bytes = segment_bytes
         self._store = InstanceStore(root, disk)
@@ -73,7 +84,7 @@ class Filing:
         self._root_descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._unsettled = False
         self._doubtful: dict[str, Position] = {}
-        self.sync_errors = 0
+        self._sync_failed = sync_failed
 
     def step(self) -> Round:
         """File and index what is next.
@@ -135,8 +146,8 @@ class Filing:
                 self._finish(wait=True)
 
     def lag_bytes(self) -> int:
-        """About how much is journalled and not yet filed."""
-        return sum(reader.unapplied_bytes() for reader in self._readers.values())
+        """About how much is journalled and not yet in the index; may be asked by another thread."""
+        return sum(reader.unapplied_bytes() for reader in list(self._readers.values()))
 
     def clear_incoming(self) -> None:
         """Take away the slots of writers that are gone; call once everything is filed and settled."""
@@ -309,7 +320,7 @@ class Filing:
         The index's own log may have lost pages too, so it is written out in full.
         """
         log.error("settle_failed", reason=str(error))
-        self.sync_errors += 1
+        self._sync_failed()
         self._slots = slots + self._slots
         os.close(self._root_descriptor)
         self._root_descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -32,7 +32,7 @@ import secrets
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -139,10 +139,20 @@ class JournalWriter:
     at the same time share one sync.
     """
 
-    def __init__(self, journal: Path, role: str, disk: Disk, *, segment_bytes: int, relaxed: bool) -> None:
+    def __init__(
+        self,
+        journal: Path,
+        role: str,
+        disk: Disk,
+        *,
+        segment_bytes: int,
+        relaxed: bool,
+        sync_failed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Make a new journal for *role* under the folder *journal*.
 
-        With *relaxed*, `sync` returns when the bytes are written, not synced.
+        With *relaxed*, `sync` returns when the bytes are written, not synced.  *sync_failed* is told of
+        every write and sync that fails.
         """
         self.name = f"{role}-{secrets.token_hex(6)}"
         self._journal, self._disk = journal, disk
@@ -152,7 +162,7 @@ class JournalWriter:
         self._preparing = threading.Lock()
         self._next: _Segment | None = None
         self._number = 0
-        self.sync_errors = 0
+        self._sync_failed = sync_failed
         self.directory = self._make_home()
         self._segment = self._prepare()
         self._synced = Word(self.directory / "synced")
@@ -273,7 +283,7 @@ class JournalWriter:
 
     def _fail(self, segment: _Segment) -> None:
         """Never trust *segment* again: wipe what was not acknowledged, go on in another."""
-        self.sync_errors += 1
+        self._sync_failed()
         segment.failed = True
         with contextlib.suppress(OSError):  # what cannot be wiped is read, and held though it was refused
             self._disk.write(segment.descriptor, [bytes(segment.end - segment.synced)], segment.synced)

@@ -24,6 +24,7 @@ from dicomscp.dicom.dictionary import is_creator, known_vr
 from dicomscp.dicom.elements import (
     EXPLICIT_LITTLE,
     ITEM,
+    ITEM_END,
     UNDEFINED,
     Buffer,
     Element,
@@ -173,7 +174,7 @@ class _Level:
                 element = read_element(self.view, pos, self.encoding, self.depth)
             except (PrefixError, RefusedError):
                 return
-            if element.tag >> 16 == 0xFFFE:
+            if element.tag == ITEM_END and self.depth:
                 return
             yield element
             pos = element.end

@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -27,6 +27,7 @@ from pydicom._uid_dict import UID_dictionary
 from pynetdicom import AllStoragePresentationContexts
 
 from dicomscp.archive.archive import Archive, Source
+from dicomscp.dicom.identity import is_regular
 from dicomscp.dicom.part10 import Origin
 from dicomscp.dimse.query import C_CANCEL_RQ, C_FIND_RQ, ROOTS, Find
 from dicomscp.dimse.storage import C_STORE_RQ, SUCCESS, Store, response
@@ -65,6 +66,8 @@ _ACCEPT_WAKE_SECONDS = 0.1  # how soon a drain is noticed while nobody connects
 _EXHAUSTED_SECONDS = 0.1  # pause when the process has no descriptors or threads left
 _CLOSE_SECONDS = 5.0  # for the peer to close first, so that our last PDU reaches it
 _END_SECONDS = 10.0  # for associations to end after they were told so
+
+_RELEASED = "released"
 
 _C_ECHO_RQ = 0x0030
 _UNRECOGNIZED_OPERATION = 0x0211  # PS3.7 section C.5
@@ -201,7 +204,8 @@ def service_of(abstract_syntax: str, settings: ListenerSettings) -> Service | No
         storage = abstract_syntax.startswith(_STORAGE_ROOT) and "Storage" in known[0]
         return Service.STORAGE if storage and not abstract_syntax.startswith(_NO_STUDY) else None
     other_service = abstract_syntax.startswith(_DICOM_ROOT) and not abstract_syntax.startswith(_STORAGE_ROOT)
-    return Service.STORAGE if settings.unknown_sop_classes == "accept" and not other_service else None
+    accept = settings.unknown_sop_classes == "accept" and is_regular(abstract_syntax)
+    return Service.STORAGE if accept and not other_service else None
 
 
 def choose_transfer_syntax(service: Service, proposed: Sequence[str], settings: ListenerSettings) -> str:
@@ -217,7 +221,7 @@ def choose_transfer_syntax(service: Service, proposed: Sequence[str], settings: 
 def _is_filable(transfer_syntax_uid: str) -> bool:
     if transfer_syntax_uid in _PRIVATE_SYNTAXES:
         return True
-    standard = transfer_syntax_uid == _SYNTAX_ROOT or transfer_syntax_uid.startswith(_SYNTAX_ROOT + ".")
+    standard = f"{transfer_syntax_uid}.".startswith(f"{_SYNTAX_ROOT}.") and is_regular(transfer_syntax_uid)
     return standard and not transfer_syntax_uid.startswith(_UNFILABLE)
 
 
@@ -266,8 +270,9 @@ class Listener:
         seats: Seats,
         metrics: ListenerMetrics | None = None,
     ) -> None:
-        self._socket, self._settings, self._archive = sock, settings, archive
-        self._seats, self._metrics = seats, metrics or ListenerMetrics()
+        self.settings, self.archive = settings, archive
+        self.seats, self.metrics = seats, metrics or ListenerMetrics()
+        self._socket = sock
         self._open: set[Association] = set()
         self._lock = threading.Lock()
         self._deadline: float | None = None
@@ -301,18 +306,15 @@ class Listener:
         """Whether no association is accepted any more."""
         return self._deadline is not None
 
-    def _begin(self, connection: socket.socket, address: str) -> None:
-        association = Association(
-            connection,
-            address,
-            self._settings,
-            archive=self._archive,
-            seats=self._seats,
-            metrics=self._metrics,
-            forget=self._forget,
-        )
+    def forget(self, association: "Association") -> None:
+        """An association is over."""
         with self._lock:
-            crowded = len(self._open) >= self._settings.max_associations + _WAITING
+            self._open.discard(association)
+
+    def _begin(self, connection: socket.socket, address: str) -> None:
+        association = Association(self, connection, address)
+        with self._lock:
+            crowded = len(self._open) >= self.settings.max_associations + _WAITING
             self._open.add(association)
         if crowded:
             self._refuse(association, "too many connections")
@@ -324,12 +326,8 @@ class Listener:
 
     def _refuse(self, association: "Association", reason: str) -> None:
         log.warning("connection_refused", address=association.address, reason=reason)
-        self._metrics.rejected("connections")
+        self.metrics.rejected("connections")
         association.close()
-
-    def _forget(self, association: "Association") -> None:
-        with self._lock:
-            self._open.discard(association)
 
     def _finish(self, deadline: float) -> None:
         while self._open and time.monotonic() < deadline:
@@ -363,33 +361,22 @@ class _Counts:
 class Association:
     """One connection, from its first byte to its close."""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        address: str,
-        settings: ListenerSettings,
-        *,
-        archive: Archive,
-        seats: Seats,
-        metrics: ListenerMetrics,
-        forget: Callable[["Association"], None],
-    ) -> None:
+    def __init__(self, listener: Listener, sock: socket.socket, address: str) -> None:
         self.address = address
-        self._socket, self._settings, self._archive = sock, settings, archive
-        self._seats, self._metrics, self._forget = seats, metrics, forget
-        self._upper = Acceptor(settings.max_pdu_bytes)
+        self._listener, self._socket, self._settings = listener, sock, listener.settings
+        self._upper = Acceptor(self._settings.max_pdu_bytes)
         self._services: dict[int, Service] = {}
         self._ae = KnownAe("")
         self._source = Source(Origin.C_STORE, "", "")
-        self._seated = False
         self._operation: Store | Find | _Status = _Status({})  # whose dataset is coming
         self._context_id = 0  # of the operation
         self._answers: Iterator[tuple[bytes, bytes]] | None = None  # of a query
         self._finding: Find | None = None
         self._counts = _Counts()
         self._received = 0
+        self._seated = False
         self._how = ""
-        self._released = False
+        self._is_said = False
         self._ending = threading.Event()
         self._log = log.bind(address=address)
 
@@ -416,7 +403,7 @@ class Association:
     def close(self) -> None:
         """Give the connection up."""
         self._socket.close()
-        self._forget(self)
+        self._listener.forget(self)
 
     def end(self) -> None:
         """Abort from another thread, as soon as what it does allows."""
@@ -499,7 +486,7 @@ class Association:
         elif isinstance(fact, AssociateRequest):
             self._answer_request(fact)
         elif isinstance(fact, ReleaseRequested):
-            self._how, self._released = "released", True
+            self._how = _RELEASED
             self._leave()
             self._send(self._upper.release())
         elif isinstance(fact, Aborted):
@@ -509,61 +496,77 @@ class Association:
             self._send(fact.reply)
 
     def _answer_request(self, request: AssociateRequest) -> None:
-        ae = admit(request, self.address, self._settings)
-        if isinstance(ae, KnownAe) and not self._seats.take():
-            ae = Rejection(2, 3, 2, "local limit exceeded: too many associations")
         self._log = log.bind(address=self.address, calling_ae=request.calling_ae, called_ae=request.called_ae)
+        ae = admit(request, self.address, self._settings)
+        if isinstance(ae, KnownAe):
+            ae = self._seat() or ae
         if isinstance(ae, Rejection):
-            self._how = f"rejected: {ae.reason}"
-            self._metrics.rejected(ae.reason.partition(":")[0])
+            self._is_said = True
+            self._listener.metrics.rejected(ae.reason.partition(":")[0])
             self._log.warning("association_rejected", reason=ae.reason, result=ae[:3])
             self._send(self._upper.reject(ae))
             return
-        self._seated, self._ae = True, ae
-        self._metrics.opened()
+        self._ae = ae
         self._source = Source(Origin.C_STORE, request.calling_ae, request.called_ae, ae.default_character_set)
         answers, roles, extended = negotiate(request, self._settings)
         reply = self._upper.accept(answers, roles=roles, extended=extended)
         self._services = {
-            answer.context_id: service
-            for answer in self._upper.contexts.values()
+            context_id: service
+            for context_id, answer in self._upper.contexts.items()
             if (service := service_of(answer.abstract_syntax, self._settings))
         }
         _set_timeout(self._socket, socket.SO_RCVTIMEO, self._settings.idle_seconds)
         self._log.debug("association_accepted", implementation=request.implementation, contexts=len(answers))
         self._send(reply)
 
+    def _seat(self) -> Rejection | None:
+        """Take a seat, or say why there is none."""
+        if self._listener.draining:
+            return Rejection(2, 3, 1, "temporary congestion: the gateway stops")
+        if not self._listener.seats.take():
+            return Rejection(2, 3, 2, "local limit exceeded: too many associations")
+        self._seated = True
+        self._listener.metrics.opened()
+        return None
+
     def _begin(self, message: Message) -> None:
         """A command set has come: begin its operation, and answer it if no dataset follows."""
         context_id, command, has_dataset = message
-        field_ = number(command, COMMAND_FIELD)
-        if field_ == C_CANCEL_RQ:
+        command_field = number(command, COMMAND_FIELD)
+        if command_field == C_CANCEL_RQ:
             if self._finding is not None:
                 self._finding.cancel(command)
             return
-        if field_ & RESPONSE or len(command.get(MESSAGE_ID, b"")) != 2:
-            self._how = f"command {field_:04X} is no request"
+        if command_field & RESPONSE or len(command.get(MESSAGE_ID, b"")) != 2:
+            self._how = f"command {command_field:04X} is no request"
             self._abort(SERVICE_USER)
             return
         while self._answers is not None:  # a new request before the last is answered: one after the other
             self._answer()
         self._context_id = context_id
-        context, service = self._upper.contexts[context_id], self._services[context_id]
-        if field_ != service.value:
-            self._operation = _Status(command)
-        elif field_ == C_STORE_RQ:
-            self._operation = Store(
-                self._archive,
+        self._operation = self._operation_of(context_id, command_field, command)
+        if not has_dataset:
+            self._complete()
+
+    def _operation_of(
+        self, context_id: int, command_field: int, command: dict[int, bytes]
+    ) -> "Store | Find | _Status":
+        service, context = self._services[context_id], self._upper.contexts[context_id]
+        if command_field != service.value:
+            return _Status(command)
+        if service is Service.STORAGE:
+            return Store(
+                self._listener.archive,
                 context,
                 command,
                 self._source,
                 authorised=self._ae.store,
-                metrics=self._metrics,
+                metrics=self._listener.metrics,
                 log=self._log,
             )
-        elif field_ == C_FIND_RQ:
-            self._operation = Find(
-                self._archive,
+        if service is Service.FIND:
+            return Find(
+                self._listener.archive,
                 context,
                 command,
                 ae_title=self._settings.ae_title,
@@ -571,11 +574,8 @@ class Association:
                 max_results=self._settings.max_results,
                 log=self._log,
             )
-        else:
-            self._counts.echoes += 1
-            self._operation = _Status(command, SUCCESS)
-        if not has_dataset:
-            self._complete()
+        self._counts.echoes += 1
+        return _Status(command, SUCCESS)
 
     def _complete(self) -> None:
         """The operation has its dataset."""
@@ -585,13 +585,13 @@ class Association:
             self._finding, self._answers = operation, operation.responses()
             return
         reply = operation.finish()
-        self._send(self._upper.message(self._context_id, reply))
         if isinstance(operation, Store):
             if operation.status == SUCCESS:
                 self._counts.stored += 1
                 self._counts.size += operation.size
             else:
                 self._counts.refused += 1
+        self._send(self._upper.message(self._context_id, reply))
 
     def _answer(self) -> None:
         """Send the next response of the query under way."""
@@ -604,28 +604,28 @@ class Association:
     # ── the end ──────────────────────────────────────────────────────────────────────────────────
 
     def _leave(self) -> None:
-        """Give the seat back and say how it went; harmless to repeat."""
-        counts = self._counts
-        if self._seated:
-            self._seated = False
-            self._seats.release()
-            self._metrics.ended(released=self._released)
-            write = self._log.info if self._released else self._log.warning
-            write(
-                "association_ended",
-                how=self._how,
-                stored=counts.stored,
-                refused=counts.refused,
-                size=counts.size,
-                queries=counts.queries,
-                echoes=counts.echoes,
-                seconds=round(time.monotonic() - counts.began, 3),
-                cut_short=self._upper.in_message,
-            )
-            self._how = ""
-        elif self._how and not self._how.startswith("rejected"):
+        """Give the seat back and say how it went, once."""
+        if self._is_said:
+            return
+        self._is_said = True
+        if not self._seated:
             self._log.info("connection_without_association", how=self._how, size=self._received)
-            self._how = ""
+            return
+        released, counts = self._how == _RELEASED, self._counts
+        self._listener.seats.release()
+        self._listener.metrics.ended(released=released)
+        write = self._log.info if released else self._log.warning
+        write(
+            "association_ended",
+            how=self._how,
+            stored=counts.stored,
+            refused=counts.refused,
+            size=counts.size,
+            queries=counts.queries,
+            echoes=counts.echoes,
+            seconds=round(time.monotonic() - counts.began, 3),
+            cut_short=self._upper.in_message,
+        )
 
     def _await_close(self) -> None:
         """Sta13: let the peer close first, for bytes that come after our close would cost it our last PDU."""

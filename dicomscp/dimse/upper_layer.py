@@ -14,22 +14,19 @@ Command sets (PS3.7 section 6.3) are implicit VR little endian, group 0000 only;
 values by element number.
 """
 
-import logging
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_RELEASE_RP
 from pynetdicom.pdu_items import (
-    PDU_ITEM_TYPES,
     ApplicationContextItem,
     ImplementationClassUIDSubItem,
     ImplementationVersionNameSubItem,
     MaximumLengthSubItem,
     PresentationContextItemAC,
-    PresentationContextItemRQ,
     SCP_SCU_RoleSelectionSubItem,
     SOPClassExtendedNegotiationSubItem,
     TransferSyntaxSubItem,
@@ -37,9 +34,6 @@ from pynetdicom.pdu_items import (
 )
 
 from dicomscp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-
-# What pynetdicom logs, with stack traces, about a malformed item becomes a fact here.
-logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
@@ -201,7 +195,7 @@ class Acceptor:
         The caller acts on each fact before it asks for the next one, and *data* stays as it is meanwhile.
         A measured hot path: one loop, entered once for each PDU, PDV and piece of a fragment.
         """
-        pos, end = 0, len(data)
+        pos, end = 0, 0 if self.is_closing else len(data)
         while pos < end:
             if self._pdv_left:  # DT-2: the rest of a fragment
                 part = data[pos : pos + self._pdv_left]
@@ -459,13 +453,13 @@ def fragments(context_id: int, kind: int, data: bytes, max_pdu_bytes: int) -> by
 def _decode_request(pdu: bytes) -> tuple[AssociateRequest, int]:
     """An A-ASSOCIATE-RQ, and the longest P-DATA-TF that its sender takes.
 
-    Items are decoded one by one: those of types we do not know are skipped (PS3.8 9.3.1), and those that only
-    describe the peer are read as far as they can be.
+    Decoded here and not by pynetdicom, which gives up a request for one UID or name that is too long, and
+    logs and warns of what it finds.  Items of types we do not know are skipped (PS3.8 9.3.1).
     """
     if len(pdu) < _REQUEST.size:
         raise MalformedError("A-ASSOCIATE-RQ cut short")
     version, called, calling = _REQUEST.unpack_from(pdu)
-    application_context, contexts, information = "", [], b""
+    application_context, contexts, information = "", [], bytes(4)
     for item_type, item in _items(pdu, _REQUEST.size):
         if item_type == 0x10:
             application_context = _text(item[4:])
@@ -493,51 +487,60 @@ def _items(data: bytes, pos: int) -> Iterator[tuple[int, bytes]]:
     """The items of *data* from *pos*: type, and the whole with its header of four bytes."""
     while pos < len(data):
         end = pos + 4 + int.from_bytes(data[pos + 2 : pos + 4], "big")
-        if end > len(data) or pos + 4 > len(data):
+        if end > len(data):
             raise MalformedError("item of an A-ASSOCIATE-RQ runs past its end")
         yield data[pos], data[pos:end]
         pos = end
 
 
 def _proposed(item: bytes) -> ProposedContext:
-    known = b"".join(sub_item for sub_type, sub_item in _items(item, 8) if sub_type in (0x30, 0x40))
-    decoded = PresentationContextItemRQ()
-    _decode(decoded, item[:8] + known)
-    context_id = decoded.context_id or 0
-    if context_id % 2 == 0 or not decoded.abstract_syntax:
+    """A presentation context item, PS3.8 table 9-13."""
+    context_id = item[4] if len(item) >= 8 else 0
+    abstract_syntax, syntaxes = "", []
+    for sub_type, sub_item in _items(item, 8):
+        if sub_type == 0x30:
+            abstract_syntax = _text(sub_item[4:])
+        elif sub_type == 0x40:
+            syntaxes.append(_text(sub_item[4:]))
+    if context_id % 2 == 0 or not abstract_syntax:
         raise MalformedError("presentation context without odd ID and abstract syntax")
-    syntaxes = tuple(_text(syntax.encode()) for syntax in decoded.transfer_syntax if syntax)
-    return ProposedContext(context_id, _text(decoded.abstract_syntax.encode()), syntaxes)
+    return ProposedContext(context_id, abstract_syntax, tuple(syntaxes))
 
 
 def _user_information(item: bytes) -> tuple[int, dict[str, tuple[bool, bool]], dict[str, bytes], str]:
+    """Of the user information item (PS3.7 annex D.3.3) what we go by."""
     max_pdu_bytes, class_uid, version = _DEFAULT_PEER_PDU_BYTES, "", ""
     roles: dict[str, tuple[bool, bool]] = {}
     extended: dict[str, bytes] = {}
     for sub_type, sub_item in _items(item, 4):
-        if sub_type == 0x52:
+        if sub_type == 0x51:
+            max_pdu_bytes = _maximum_length(sub_item)
+        elif sub_type == 0x52:
             class_uid = _text(sub_item[4:])
+        elif sub_type == 0x54:
+            sop_class_uid, scu, scp = _by_class(sub_item, 2)
+            roles[sop_class_uid] = (bool(scu), bool(scp))
         elif sub_type == 0x55:
             version = _text(sub_item[4:])
-        elif sub_type in (0x51, 0x54, 0x56):
-            decoded = PDU_ITEM_TYPES[sub_type]()
-            _decode(decoded, sub_item)
-            if sub_type == 0x51:
-                max_pdu_bytes = decoded.maximum_length_received
-            elif sub_type == 0x54:
-                roles[str(decoded.sop_class_uid)] = (bool(decoded.scu_role), bool(decoded.scp_role))
-            else:
-                extended[str(decoded.sop_class_uid)] = decoded.service_class_application_information
+        elif sub_type == 0x56:
+            sop_class_uid, *information = _by_class(sub_item, 0)
+            extended[sop_class_uid] = bytes(information)
     return max_pdu_bytes, roles, extended, f"{version} {class_uid}".strip()
 
 
-def _decode(
-    item: PresentationContextItemRQ | MaximumLengthSubItem | SCP_SCU_RoleSelectionSubItem, encoded: bytes
-) -> None:
-    try:
-        item.decode(encoded)
-    except (ValueError, TypeError, LookupError, AssertionError, struct.error) as error:
-        raise MalformedError(f"item of type {encoded[0]:02X} of an A-ASSOCIATE-RQ is malformed") from error
+def _maximum_length(item: bytes) -> int:
+    if len(item) != 8:
+        raise MalformedError("maximum length of other than four bytes")
+    return int.from_bytes(item[4:], "big")
+
+
+def _by_class(item: bytes, least: int) -> tuple[Any, ...]:
+    """The SOP class of a sub-item, and the bytes after it, which are *least* or more."""
+    end = 6 + int.from_bytes(item[4:6], "big")
+    if len(item) < end + least:
+        raise MalformedError("negotiation of a SOP class is cut short")
+    rest = item[end : end + least] if least else item[end:]
+    return _text(item[6:end]), *rest
 
 
 def _text(value: bytes) -> str:

@@ -11,6 +11,7 @@ take stands under "~" and a hash, which no UID can look like.
 import hashlib
 import re
 from functools import lru_cache
+from urllib.parse import quote
 
 from dicomscp.dicom.identity import InstanceKey
 
@@ -86,22 +87,20 @@ def instances_index(study_uid: str, series_uid: str) -> str:
 
 def study_url(base_url: str, study_uid: str) -> str:
     """The RetrieveURL of the study."""
-    return f"{base_url}/studies/{study_uid}"
+    return f"{base_url}/studies/{quote(study_uid, safe='')}"
 
 
 def series_url(base_url: str, study_uid: str, series_uid: str) -> str:
     """The RetrieveURL of the series."""
-    return f"{base_url}/studies/{study_uid}/series/{series_uid}"
+    return f"{study_url(base_url, study_uid)}/series/{quote(series_uid, safe='')}"
 
 
 def instance_url(base_url: str, key: InstanceKey) -> str:
     """The RetrieveURL of the instance."""
-    return f"{base_url}/studies/{key.study_uid}/series/{key.series_uid}/instances/{key.sop_uid}"
+    return f"{series_url(base_url, key.study_uid, key.series_uid)}/instances/{quote(key.sop_uid, safe='')}"
 
 
 def bulk_uri(base_url: str, key: InstanceKey) -> str:
     """What the BulkDataURIs of the instance begin with."""
-    return (
-        f"{base_url}/{study_directory(key.study_uid)}/bulkdata"
-        f"/{component(key.series_uid)}/{component(key.sop_uid)}"
-    )
+    series, sop = quote(key.series_uid, safe=""), quote(key.sop_uid, safe="")
+    return f"{study_url(base_url, key.study_uid)}/bulkdata/{series}/{sop}"

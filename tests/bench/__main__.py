@@ -32,7 +32,7 @@ def main() -> int:
             _run(options, Path(directory), report)
         except (KeyboardInterrupt, GoneError, CrewError, SenderError) as error:
             failure = error  # what was measured before is shown all the same
-    report.show(as_json=options.json)
+        report.show(as_json=options.json)
     if isinstance(failure, KeyboardInterrupt):
         return 130
     if failure is not None:

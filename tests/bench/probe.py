@@ -1,5 +1,6 @@
 """Probes: what a sync costs on this disk, which syncs and how much processor time a gateway spends."""
 
+import mmap
 import os
 import re
 import statistics
@@ -35,14 +36,13 @@ def syncs(output: Path, root: Path, began: float, ended: float) -> Counter[str]:
 
 
 def _place(path: str, root: Path) -> str:
-    """The first two folders below the root, as in journal/listener-0."""
+    """The folder below the root; of journal and incoming, with the kind of writer, as in journal/listener."""
     try:
-        parts = Path(path.removesuffix("(deleted)").strip()).relative_to(root).parts
+        first, *more = Path(path.removesuffix("(deleted)").strip()).relative_to(root).parts or ("root",)
     except ValueError:
         return "elsewhere"
-    return (
-        "/".join(parts[:2]) if parts[:1] in (("journal",), ("incoming",)) else "/".join(parts[:1]) or "root"
-    )
+    writer = more[0].partition("-")[0] if more and first in ("journal", "incoming") else ""
+    return f"{first}/{writer}" if writer else first
 
 
 def disk_costs(directory: Path, repeats: int = 200) -> dict[str, float]:
@@ -100,6 +100,19 @@ def _timed(repeats: int, action: Callable[[int], object]) -> float:
 def flush(directory: Path) -> None:
     """Write out what the file system still holds back: the next turn is not to pay for the last."""
     subprocess.run(["sync", "-f", str(directory)], check=False)
+
+
+def warm_memory(max_bytes: int) -> int:
+    """Touch *max_bytes*, at most a quarter of what is available, and give it back; what was touched.
+
+    In a virtual machine a page that the host has not backed yet costs its first user microseconds: whoever
+    writes files first would pay for the page cache of those who come after.
+    """
+    wanted = min(max_bytes, os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE // 4)
+    with mmap.mmap(-1, wanted) as memory:
+        for at in range(0, wanted, mmap.PAGESIZE):
+            memory[at] = 1
+    return wanted
 
 
 @dataclass(frozen=True, slots=True)

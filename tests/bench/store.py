@@ -38,6 +38,7 @@ STUDIES = ("lean", "storescu", "freshness", "memory", "syncs")
 _PEERS = (peers.StoreScp, peers.ForkingStoreScp, peers.Orthanc, peers.PynetdicomScp)
 _PUBLISH_SECONDS = 120
 _STORESCU_ROUNDS = 3
+_WARM_BYTES = 3 << 30
 _MULTIFRAME_BYTES = 10**9
 _FRESH_INSTANCES = 300
 _TRACED_INSTANCES = 50
@@ -92,6 +93,7 @@ Receivers = dict[str, Receiver]
 def run(options: Options, report: Report) -> None:
     """Measure what *options* ask for."""
     _disk(options, report)
+    report.progress(f"{probe.warm_memory(_WARM_BYTES) >> 20} MiB of memory touched")
     with contextlib.ExitStack() as stack:
         receivers = bring_up(stack, options.directory, options.receivers, report)
         turns = _Turns(options, receivers, report)
@@ -421,9 +423,9 @@ def _syncs(options: Options, report: Report) -> None:
             counts[f"{size} x {associations}"] = _count_syncs(options.directory, size, associations, report)
     report.fact("syncs_per_instance", counts)
     kinds = sorted({kind for found in counts.values() for kind in found})
-    sheet = report.sheet("Syncs an instance, until published", "size x associations", *kinds)
-    for name, found in counts.items():
-        sheet.rows.append([name, *(f"{found.get(kind, 0.0):.2f}" for kind in kinds)])
+    sheet = report.sheet("Syncs an instance, until published", "call, folder", *counts)
+    for kind in kinds:
+        sheet.rows.append([kind, *(f"{found.get(kind, 0.0):.2f}" for found in counts.values())])
 
 
 def _count_syncs(directory: Path, size: str, associations: int, report: Report) -> dict[str, float]:

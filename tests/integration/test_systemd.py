@@ -1,18 +1,23 @@
 """The service file: what systemd makes of it, and what the program it starts needs of its sandbox."""
 
 import configparser
+import contextlib
+import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from dicomscp import config
+from dicomscp.dimse import client
 from tests.peers import require
 from tests.processes import Server, wait_until
 
@@ -102,47 +107,61 @@ def test_its_command_line_is_one_that_we_understand(service):
     assert (command, options) == ("serve", ["--config", "/etc/dicomscp/dicomscp.toml"])
 
 
+class Service:
+    """The gateway on free ports, as systemd would start it, and what it says by sd_notify."""
+
+    def __init__(self, folder, *before):
+        self.root = folder / "root"
+        self._messages = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(folder / "notify"))
+        serve = [sys.executable, "-m", "dicomscp", "serve", "--root", self.root]
+        self.server = Server(
+            [*before, *serve, "--dimse-port", "0", "--web-port", "0"],
+            folder / "log",
+            environ=os.environ | {"NOTIFY_SOCKET": str(folder / "notify"), "PYTHONPATH": str(ROOT)},
+        )
+
+    def start(self):
+        self.server.start(lambda: self.said("READY=1"), 120)
+
+    def said(self, message):
+        """Whether *message* was heard by now."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._messages += self._socket.recv(4096, socket.MSG_DONTWAIT).decode().splitlines()
+        return message in self._messages
+
+    def stop(self):
+        """The exit status after SIGTERM."""
+        os.kill(json.loads((self.root / "run" / "state.json").read_bytes())["pid"], signal.SIGTERM)
+        wait_until(lambda: self.said("STOPPING=1") and not self.server.running, 60, "serve to end")
+        return self.server.wait(1)
+
+    def close(self):
+        self.server.stop()
+        self._socket.close()
+
+
 @pytest.fixture
-def serving(tmp_path):
-    """The gateway on free ports, started by *before* its command line, with its sd_notify socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(str(tmp_path / "notify"))
-        notified.settimeout(30)
-        servers = []
+def service_of(tmp_path):
+    services = []
 
-        def start(*before):
-            server = Server(
-                [*before, sys.executable, "-m", "dicomscp", "serve", "--root", tmp_path / "root",
-                 "--dimse-port", "0", "--web-port", "0"],
-                tmp_path / "log",
-                environ=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"), "PYTHONPATH": str(ROOT)},
-            )  # fmt: skip
-            servers.append(server)
-            server.start((tmp_path / "root" / "run" / "state.json").exists, 60)
-            return server
+    def start(*before):
+        services.append(Service(tmp_path, *before))
+        services[-1].start()
+        return services[-1]
 
-        yield start, notified
-        for server in servers:
-            server.stop()
+    yield start
+    for service in services:
+        service.close()
 
 
-def messages(notified, until):
-    """What was notified, up to *until*."""
-    found = []
-    while not found or until not in found[-1]:
-        found.append(notified.recv(4096).decode())
-    return found
+def test_it_says_when_it_is_ready_alive_and_stopping(service_of):
+    gateway = service_of()
 
-
-def test_it_says_when_it_is_ready_alive_and_stopping(serving):
-    start, notified = serving
-    server = start()
-
-    assert messages(notified, "READY=1")
-    assert messages(notified, "WATCHDOG=1")
-    os.kill(server.pid, 15)
-    assert messages(notified, "STOPPING=1")
-    assert server.wait(30) == 0
+    wait_until(lambda: gateway.said("WATCHDOG=1"), 30, "a sign of life")
+    assert gateway.stop() == 0
 
 
 _NO_WRITE_AND_EXECUTE = """
@@ -154,14 +173,15 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_it_runs_without_memory_that_is_written_and_executed(serving):
-    start, notified = serving
+def test_it_runs_without_memory_that_is_written_and_executed(service_of):
+    gateway = service_of(sys.executable, "-c", _NO_WRITE_AND_EXECUTE)
 
-    server = start(sys.executable, "-c", _NO_WRITE_AND_EXECUTE)
+    assert gateway.stop() == 0
 
-    assert messages(notified, "READY=1")
-    os.kill(server.pid, 15)
-    assert server.wait(30) == 0
+
+# What libraries try, and do without when the filter refuses it: SQLite, as root, to give its files away;
+# granian's allocator to choose a memory node.
+_DONE_WITHOUT = {"fchown", "mbind"}
 
 
 def allowed_calls(analyze, filters):
@@ -181,24 +201,37 @@ def allowed_calls(analyze, filters):
     return allowed
 
 
-def test_every_system_call_it_makes_is_one_that_the_service_allows(serving, service, tmp_path):
+def _use(gateway, files):
+    """Let every part do what it is there for, instances of any size included."""
+    state = json.loads((gateway.root / "run" / "state.json").read_bytes())
+    outcomes = list(client.send(files, client.Peer("DICOMSCP", "127.0.0.1", state["dimse"]["port"])))
+    assert [outcome.status for outcome in outcomes] == [0] * len(files)
+    (gateway.root / "inbox" / "x").write_text("no DICOM")
+    quarantined = gateway.root / "quarantine" / "x"
+    wait_until(lambda: gateway.said("READY=1") and quarantined.exists(), 60, "the inbox to look at a file")
+    published = gateway.root / "dicomweb" / "studies"
+    wait_until(
+        lambda: len(list(published.glob("*/metadata.gz"))) == len(files), 60, "the studies to be published"
+    )
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{state['web']['port']}/dicomweb/studies", timeout=30
+    ) as answer:
+        assert len(json.load(answer)) == len(files)
+
+
+def test_every_system_call_it_makes_is_one_that_the_service_allows(
+    service_of, service, tmp_path, pydicom_files
+):
     analyze, strace = require("systemd-analyze", "systemd"), require("strace", "strace")
-    start, notified = serving
     trace = tmp_path / "trace"
 
-    server = start(strace, "-f", "-qq", "--signal=none", "-o", str(trace))
-    messages(notified, "READY=1")
-    state = (tmp_path / "root" / "run" / "state.json").read_text(encoding="utf-8")
-    (pid,) = re.findall(r'"pid": ?(\d+)', state)
-    (tmp_path / "root" / "inbox" / "x").write_text("no DICOM")
-    wait_until(
-        (tmp_path / "root" / "quarantine" / "x").exists, 60, "the inbox to look at what it cannot take"
-    )
-    os.kill(int(pid), 15)
-    server.wait(60)
+    refuse = f"inject={','.join(_DONE_WITHOUT)}:error=EPERM"
+    gateway = service_of(strace, "-f", "-qq", "--signal=none", "-o", str(trace), "-e", refuse)
+    _use(gateway, [pydicom_files / name for name in ("CT_small.dcm", "examples_rgb_color.dcm")])
+    assert gateway.stop() == 0
 
     made = set(
         re.findall(r"^\d+ +(\w+)\(", trace.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
     )
     assert len(made) > 50
-    assert made - allowed_calls(analyze, service["SystemCallFilter"]) == set()
+    assert made - allowed_calls(analyze, service["SystemCallFilter"]) <= _DONE_WITHOUT

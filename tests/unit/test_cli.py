@@ -126,7 +126,7 @@ def test_a_report_is_lines_for_people():
         "running": True,
         "serve": None,
         "disk_free_bytes": 3 << 30,
-        "held": {"studies": 2, "bytes": 10},
+        "held": {"studies": 1, "series": 0, "bytes": 10},
         "set_aside": [{"study": "1.2", "attempts": 3}],
     }
 
@@ -134,7 +134,8 @@ def test_a_report_is_lines_for_people():
         ("running", "yes"),
         ("serve", "-"),
         ("disk free", "3.0 GiB"),
-        ("held studies", "2"),
+        ("held studies", "1"),
+        ("held series", "0"),
         ("held", "10 bytes"),
         ("set aside", "1"),
         ("", "study 1.2, attempts 3"),

@@ -458,7 +458,12 @@ def test_a_running_inbox_takes_what_is_there_and_what_comes(gateway, pydicom_fil
     assert list(gateway.kept()) == ["bad"]
 
 
-def test_the_closed_event_makes_it_quick(gateway, ct_small):
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_closed_event_makes_it_quick(gateway, ct_small, tmp_path, linked):
+    if linked:  # the inbox itself may be elsewhere: that is the operator's to say
+        (tmp_path / "elsewhere").mkdir()
+        gateway.folder.rmdir()
+        gateway.folder.symlink_to(tmp_path / "elsewhere")
     stop = threading.Event()
     inbox = gateway.make_inbox(settle_seconds=3600, rescan_seconds=3600)
     thread = threading.Thread(target=inbox.run, args=(stop,))

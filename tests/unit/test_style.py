@@ -33,3 +33,10 @@ def test_the_code_passes(command):
     )
 
     assert run.returncode == 0, run.stdout
+
+
+def test_ci_runs_the_command_that_the_readme_gives():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = [line.strip() for line in readme.splitlines() if "pip install -e" in line]
+
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()

@@ -372,6 +372,18 @@ def test_encapsulated_pixel_data_are_one_part_a_frame_without_framing():
     assert value(icon, "00880200/1/7FE00010", JPEG_BASELINE) == ("OB", b"abcd")
 
 
+def test_a_stray_delimiter_hides_nothing():
+    data = explicit(0x00080060, "CS", "OT") + SEQUENCE_END + explicit(0x00420011, "OB", b"%PDF")
+
+    assert value(data, "00420011") == ("OB", b"%PDF")
+
+
+def test_a_path_into_what_holds_no_items_is_refused():
+    for content in (b"nonsense", item()[:4]):
+        with pytest.raises(RefusedError):
+            value(explicit(0x54000100, "SQ", content), "54000100/1/54001010")
+
+
 def test_a_deflated_bulk_value_is_inflated():
     assert value(deflate(explicit(0x00420011, "OB", b"%PDF")), "00420011", DEFLATED) == ("OB", b"%PDF")
 

@@ -131,7 +131,8 @@ def test_what_is_no_finite_number_is_a_string(vr, typecode):
         (".5", b"0.5"),
         ("-.5", b"-0.5"),
         ("5.", b"5"),
-        ("1E3", b"1e3"),
+        ("1E3", b"1E3"),
+        ("+1E3", b"1e3"),
         ("1.5e-07", b"1.5e-07"),
         ("0.333333333333333333333", b"0.333333333333333333333"),
         ("-0", b"-0"),
@@ -364,6 +365,10 @@ def test_a_lut_of_one_entry_is_a_number(entries, vr):
     assert found["00283006"]["vr"] == vr
 
 
+def test_gray_lookup_table_data_are_words():
+    assert one(implicit(0x00281200, b"\1\0"), IMPLICIT_LITTLE)[0] == {"vr": "OW", "InlineBinary": "AQA="}
+
+
 def test_implicit_pixel_data_are_words_and_encapsulated_ones_bytes():
     native = implicit(PIXELS, bytes(8))
     encapsulated = explicit(PIXELS, "OB", fragments(b"abcd"), length=UNDEFINED)
@@ -481,6 +486,14 @@ def test_the_character_set_that_is_told_is_that_of_the_json():
 
     assert attributes(data)["00080005"] == {"vr": "CS", "Value": ["ISO_IR 192"]}
     assert "00080005" not in attributes(explicit(NAME, "PN", "A"))
+
+
+def test_implicit_vr_has_character_sets_too():
+    data = implicit(CHARSET, "ISO_IR 144") + implicit(NAME, b"\xbb\xee") + implicit(0x00280010, b"\2\0")
+    found = attributes(data, IMPLICIT_LITTLE, wanted=frozenset({NAME, CHARSET}))
+
+    assert found["00100010"]["Value"] == [{"Alphabetic": "Лю"}]
+    assert set(found) == {"00080005", "00100010"}
 
 
 def test_an_item_inherits_the_character_set_or_has_its_own():
@@ -659,6 +672,21 @@ def test_nesting_without_end_is_cut_off():
     assert found.warnings == ("1 sequences nest too deep",)
     deep = b"".join(explicit(0x00081140, "SQ", length=UNDEFINED) + item(length=UNDEFINED) for _ in range(500))
     assert header(explicit(NAME, "PN", "A") + deep).warnings == ("1 elements could not be read",)
+
+
+def test_damage_after_the_first_window_ends_the_reading():
+    long = explicit(0x00111010, "UT", "x" * 70_000)
+    broken = explicit(0x00131010, "SQ", b"no items" * 10_000, length=UNDEFINED)
+    found = header(dataset(long, broken, explicit(0x00150010, "LO", "lost")))
+
+    assert list(found.fragments)[-1] == 0x00200000 + 0x0E
+    assert found.warnings == ("1 elements could not be read",)
+
+
+def test_half_an_item_header_at_the_end_of_a_sequence_is_counted():
+    found = header(explicit(0x00081140, "SQ", item() + b"\xfe\xff\x00"))
+
+    assert found.warnings == ("1 elements could not be read",)
 
 
 def test_what_holds_nothing_readable_is_refused():

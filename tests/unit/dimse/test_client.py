@@ -231,3 +231,16 @@ def test_dcmtk_takes_what_we_send(ct_small: Path, pydicom_files: Path, tmp_path:
         assert "does not take" in outcomes[1].reason  # storescp without +x
         (received,) = scp.files()
         assert dcmread(received).PixelData == dcmread(ct_small).PixelData
+
+
+def test_every_file_of_a_collection_arrives_as_it_lies_or_with_a_reason(listen: Listen, shared_data: Path):
+    gateway = listen()
+    paths = sorted(path for path in shared_data.rglob("*") if path.is_file())
+    outcomes = list(send(paths, Peer("A", "127.0.0.1", gateway.port)))
+    assert sorted(outcome.path for outcome in outcomes) == paths
+    assert all(outcome.is_stored or outcome.reason for outcome in outcomes)
+    asked = [outcome for outcome in outcomes if outcome.status is not None]
+    assert len(asked) > 600
+    for outcome, incoming in zip(asked, gateway.archive.incoming, strict=True):
+        assert outcome.size == len(incoming.data)
+        assert outcome.path.read_bytes().endswith(incoming.data)

@@ -1,11 +1,14 @@
 """The listener with real sockets: who is let in, what it costs, how it ends."""
 
 import ipaddress
+import os
 import resource
 import socket
+import struct
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ from tests.peers import require
 from tests.processes import wait_until
 from tests.unit.dimse import wire
 from tests.unit.dimse.conftest import Listen
+from tests.unit.dimse.held import MemoryArchive, MemoryIncoming, study
 from tests.unit.dimse.wire import CT, ECHO, EXPLICIT, IMPLICIT, RELEASE, Wire
 
 JPEG_LOSSLESS, JPEG, BIG = "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.2"
@@ -374,6 +378,67 @@ def test_a_command_that_is_no_request_is_aborted(listen: Listen):
         assert peer.pdu() == bytes.fromhex("07000000000400000000")
 
 
+def test_a_peer_that_does_not_read_its_answers_is_given_up(listen: Listen):
+    level = b"\x08\x00\x52\x00CS\x06\x00STUDY "
+    gateway = listen(MemoryArchive([study()] * 100_000), idle_seconds=0.2, max_results=100_000)
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.find(level))
+        (ended,) = gateway.logged("association_ended")
+    assert ended["how"] == "connection lost: the peer does not read"
+
+
+def test_a_connection_that_is_reset_is_told_so(listen: Listen, ct_dataset: bytes, ct_uid: str):
+    gateway = listen()
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.store(ct_dataset, ct_uid)[:8000])
+        wait_until(lambda: gateway.archive.incoming, 10, "the dataset to begin")
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    (ended,) = gateway.logged("association_ended")
+    assert ended["how"] == "connection lost: Connection reset by peer"
+    assert gateway.archive.incoming[0].discarded
+
+
+def test_an_unforeseen_error_ends_one_association_only(listen: Listen):
+    class BadSeats:
+        def take(self) -> bool:
+            raise ZeroDivisionError
+
+        def release(self) -> None:
+            raise AssertionError
+
+    gateway = listen()
+    good, gateway.listener.seats = gateway.listener.seats, BadSeats()
+    with Wire(gateway.port) as peer:
+        assert peer.send(wire.request()).pdu() == bytes.fromhex("07000000000400000000")
+        assert peer.is_closed()
+    gateway.listener.seats = good
+    assert gateway.logged("association_failed")
+    with Wire(gateway.port) as peer:
+        peer.associate()
+
+
+def test_a_process_out_of_descriptors_accepts_again_once_it_has_some(listen: Listen):
+    gateway = listen()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    with socket.socket() as late:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        try:
+            with suppress(OSError):
+                while True:
+                    held.append(os.dup(late.fileno()))
+            late.connect(("127.0.0.1", gateway.port))
+            assert "Too many open files" in gateway.logged("accept_failed")[0]["reason"]
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        late.sendall(wire.request())
+        assert late.recv(1) == b"\2"
+
+
 def _descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
@@ -395,8 +460,6 @@ def test_a_thousand_port_probes_leave_nothing_behind(listen: Listen):
 
 
 def test_memory_does_not_grow_with_the_instance(listen: Listen):
-    from tests.unit.dimse.held import MemoryArchive, MemoryIncoming
-
     class Sink(MemoryIncoming):
         size = 0
 
@@ -437,6 +500,16 @@ def test_a_drain_lets_an_open_association_finish(listen: Listen, ct_dataset: byt
     gateway.thread.join(10)
     assert not gateway.thread.is_alive()
     assert gateway.events("drained") == [{"aborted": 0, "left": 0, "event": "drained", "log_level": "info"}]
+
+
+def test_who_asks_while_the_gateway_stops_is_told_to_come_again(listen: Listen):
+    gateway = listen()
+    with Wire(gateway.port) as peer, Wire(gateway.port) as late:
+        peer.associate()
+        wait_until(lambda: len(gateway.listener._open) == 2, 10, "both connections")
+        gateway.listener.drain(10)
+        assert late.send(wire.request()).pdu() == bytes.fromhex("03000000000400020301")
+        peer.send(RELEASE).pdu()
 
 
 def test_what_does_not_finish_in_time_is_aborted(listen: Listen):

@@ -1,0 +1,779 @@
+"""One suite for every database that can hold the index."""
+
+import hashlib
+import sqlite3
+import threading
+from collections import defaultdict
+from dataclasses import replace
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dicomscp.archive import sqlite
+from dicomscp.archive.index import Arrival, Counts, Held, Index
+from dicomscp.archive.journal import Position
+from dicomscp.dicom import matching
+from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.identity import InstanceKey
+from dicomscp.dicom.matching import (
+    INSTANCE_TAGS,
+    SERIES_TAGS,
+    STUDY_TAGS,
+    AnyOf,
+    Items,
+    Key,
+    Level,
+    Query,
+    Range,
+    Single,
+    UIDList,
+    Wildcard,
+)
+from dicomscp.errors import BusyError, ConfigError, DamagedError
+from dicomscp.study import layout
+
+CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
+EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+
+STUDY_DATE, STUDY_TIME, ACCESSION, MODALITY = 0x00080020, 0x00080030, 0x00080050, 0x00080060
+STUDY_DESCRIPTION, SERIES_DESCRIPTION, REFERRING = 0x00081030, 0x0008103E, 0x00080090
+PATIENT_NAME, PATIENT_ID, BIRTH_DATE, STUDY_ID = 0x00100010, 0x00100020, 0x00100030, 0x00200010
+STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS_UID = 0x0020000D, 0x0020000E, 0x00080018, 0x00080016
+SERIES_NUMBER, INSTANCE_NUMBER, ROWS, CONTENT_TIME = 0x00200011, 0x00200013, 0x00280010, 0x00080033
+PROCEDURE_START, REQUEST_ATTRIBUTES, STEP_ID = 0x00400244, 0x00400275, 0x00400009
+
+EVERY_STUDY = Query(Level.STUDY, (), None, None)
+EVERY_SERIES = Query(Level.SERIES, (), None, None)
+EVERY_INSTANCE = Query(Level.IMAGE, (), None, None)
+
+
+@pytest.fixture(params=["sqlite"])
+def database(request, tmp_path):
+    """What opens an engine on one database, for writing or for reading."""
+
+    def open_engine(*, read_only=False):
+        engine = sqlite.open_engine(tmp_path / "index.sqlite", read_only=read_only)
+        request.addfinalizer(engine.dispose)
+        return engine
+
+    return open_engine
+
+
+@pytest.fixture
+def index(database):
+    return Index(database(), retrieve_url="/dicomweb")
+
+
+def element(tag, *values):
+    return {"vr": public_vr(tag), "Value": list(values)} if values else {"vr": public_vr(tag)}
+
+
+def name(alphabetic, ideographic=""):
+    return {"Alphabetic": alphabetic} | ({"Ideographic": ideographic} if ideographic else {})
+
+
+def arrival(
+    study="1", series="1.1", sop="1.1.1", *, at=0, digest=b"a", sop_class=CT, path=None, **attributes
+):
+    """A variant with these attributes, each by the name of its tag in this module."""
+    key = InstanceKey(study, series, sop)
+    elements = {
+        STUDY_UID: element(STUDY_UID, study),
+        SERIES_UID: element(SERIES_UID, series),
+        SOP_UID: element(SOP_UID, sop),
+        SOP_CLASS_UID: element(SOP_CLASS_UID, sop_class),
+        0x00083002: element(0x00083002, EXPLICIT_LITTLE),
+    }
+    for keyword, value in attributes.items():
+        tag = globals()[keyword]
+        elements[tag] = element(tag, *(value if isinstance(value, tuple) else (value,)))
+    fragments = {tag: b'"%08X":%b' % (tag, orjson.dumps(one)) for tag, one in sorted(elements.items())}
+    whole = hashlib.sha256(digest).digest()
+    path = path or layout.instance_path(key)
+    return Arrival(key, sop_class, EXPLICIT_LITTLE, whole, at, "MODALITY", path, 100, fragments)
+
+
+def found(index, level, *keys, returns=None, limit=None, offset=0, always=frozenset()):
+    return list(index.find(Query(level, keys, returns, limit, offset, always)))
+
+
+def values(objects, tag):
+    return [one.get(f"{tag:08X}", {}).get("Value", [None])[0] for one in objects]
+
+
+def key(tag, match):
+    return Key(tag, public_vr(tag), match)
+
+
+# ── a plain reading of the same rules ────────────────────────────────────────────────────────────
+
+
+def elements_of(one):
+    return orjson.loads(b"{" + b",".join(one.attributes.values()) + b"}")
+
+
+def number_of(attributes, tag):
+    numbers = attributes.get(f"{tag:08X}", {}).get("Value", [])
+    return (False, numbers[0]) if numbers else (True, 0)
+
+
+def first_values(objects, tags):
+    merged = {}
+    for attributes in objects:
+        for tag in (f"{tag:08X}" for tag in tags):
+            if tag in attributes and "Value" not in merged.get(tag, {}):
+                merged[tag] = (
+                    attributes[tag] if "Value" in attributes[tag] else merged.get(tag, attributes[tag])
+                )
+    return merged
+
+
+class Plain:
+    """What an index of *arrivals* must answer."""
+
+    def __init__(self, arrivals, duplicates="first"):
+        distinct = {(one.key, one.digest): one for one in arrivals}.values()
+        by_sop = defaultdict(list)
+        for one in distinct:
+            by_sop[one.key.sop_uid].append(one)
+        choose = min if duplicates == "first" else max
+        published = [
+            choose(variants, key=lambda one: (one.received_at, one.digest, one.key))
+            for variants in by_sop.values()
+        ]
+        published.sort(key=lambda one: (number_of(elements_of(one), INSTANCE_NUMBER), one.key.sop_uid))
+        self.series = defaultdict(list)
+        for one in published:
+            self.series[one.key[:2]].append(one)
+        self.counts = Counts(
+            len({one.key.study_uid for one in published}),
+            len(self.series),
+            len(published),
+            len(distinct),
+            100 * len(distinct),
+        )
+
+    def order(self, place):
+        attributes = first_values(map(elements_of, self.series[place]), SERIES_TAGS)
+        return number_of(attributes, SERIES_NUMBER), place[1]
+
+    def held(self, study_uid):
+        places = sorted((place for place in self.series if place[0] == study_uid), key=self.order)
+        return [one for place in places for one in self.series[place]]
+
+    def studies(self):
+        for study_uid in {place[0] for place in self.series}:
+            held = self.held(study_uid)
+            of_study = [place for place in self.series if place[0] == study_uid]
+            modalities = set()
+            for place in of_study:
+                merged = first_values(map(elements_of, self.series[place]), [MODALITY])
+                modalities.update(merged.get(f"{MODALITY:08X}", {}).get("Value", []))
+            yield first_values(map(elements_of, held), STUDY_TAGS) | {
+                "00080056": element(0x00080056, "ONLINE"),
+                "00080061": element(0x00080061, *sorted(modalities)),
+                "00080062": element(0x00080062, *sorted({one.sop_class_uid for one in held})),
+                "00081190": element(0x00081190, f"/dicomweb/studies/{study_uid}"),
+                "00201206": element(0x00201206, len(of_study)),
+                "00201208": element(0x00201208, len(held)),
+            }
+
+
+def by_uid(objects):
+    return {one[f"{STUDY_UID:08X}"]["Value"][0]: one for one in objects}
+
+
+def assert_is(index, plain):
+    """That *index* answers as *plain* does."""
+    studies = list(index.find(EVERY_STUDY))
+    assert by_uid(studies) == by_uid(plain.studies())
+    assert len(studies) == len(by_uid(studies))
+    assert index.counts() == plain.counts
+    for study_uid in by_uid(studies):
+        held = [(one.key, one.digest) for one in index.held(study_uid)]
+        assert held == [(one.key, one.digest) for one in plain.held(study_uid)]
+
+
+def answers(index):
+    """Everything that can be asked of an index."""
+    levels = [list(index.find(query)) for query in (EVERY_STUDY, EVERY_SERIES, EVERY_INSTANCE)]
+    studies = list(index.studies())
+    return levels, studies, [sorted(index.variants(study_uid)) for study_uid in studies], index.counts()
+
+
+# ── arrivals ─────────────────────────────────────────────────────────────────────────────────────
+
+OPTIONAL = st.sampled_from
+
+
+@st.composite
+def variants(draw):
+    study = draw(st.sampled_from(["1", "2"]))
+    attributes = {
+        "STUDY_DATE": draw(OPTIONAL([None, (), "20200101", "19991231"])),
+        "STUDY_DESCRIPTION": draw(OPTIONAL([None, (), "head", "neck"])),
+        "PATIENT_ID": draw(OPTIONAL([None, "A", "B"])),
+        "MODALITY": draw(OPTIONAL([None, (), "CT", "MR"])),
+        "SERIES_NUMBER": draw(OPTIONAL([None, 1, 2, 10])),
+        "SERIES_DESCRIPTION": draw(OPTIONAL([None, "axial"])),
+        "INSTANCE_NUMBER": draw(OPTIONAL([None, 1, 2, 10])),
+    }
+    return arrival(
+        study,
+        f"{study}.{draw(st.integers(1, 2))}",
+        f"9.{draw(st.integers(1, 6))}",
+        at=draw(st.integers(1, 3)),
+        digest=draw(st.sampled_from([b"a", b"b", b"c"])),
+        sop_class=draw(st.sampled_from([CT, MR])),
+        **{keyword: value for keyword, value in attributes.items() if value is not None},
+    )
+
+
+def uniquely(arrivals):
+    """One dataset has one digest, so what has the same UIDs and digest is the same."""
+    return list({(one.key, one.digest): one for one in arrivals}.values())
+
+
+many = st.lists(variants(), min_size=1, max_size=14).map(uniquely)
+with_databases = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def apply_in_batches(index, arrivals, data):
+    """Apply all of them, in an order and in batches that *data* chooses, some of them again."""
+    order = data.draw(st.permutations(arrivals))
+    order += data.draw(st.lists(st.sampled_from(arrivals), max_size=4))
+    while order:
+        size = data.draw(st.integers(1, len(order)))
+        index.apply(order[:size], {})
+        order = order[size:]
+
+
+@with_databases
+@given(arrivals=many, duplicates=st.sampled_from(["first", "last"]), data=st.data())
+def test_any_order_and_batching_gives_what_the_set_of_variants_gives(database, arrivals, duplicates, data):
+    index = Index(database(), duplicates=duplicates)
+    index.clear()
+    apply_in_batches(index, arrivals, data)
+    assert_is(index, Plain(arrivals, duplicates))
+    incremental = answers(index)
+
+    index.clear()
+    index.apply(arrivals, {})
+    assert answers(index) == incremental
+
+
+@with_databases
+@given(arrivals=many, data=st.data())
+def test_after_a_removal_the_index_is_as_if_what_was_removed_had_never_come(database, arrivals, data):
+    index = Index(database())
+    index.clear()
+    apply_in_batches(index, arrivals, data)
+    gone = set(data.draw(st.lists(st.sampled_from([(one.key.sop_uid, one.digest) for one in arrivals]))))
+    index.remove(sorted(gone))
+    left = [one for one in arrivals if (one.key.sop_uid, one.digest) not in gone]
+    assert_is(index, Plain(left))
+    after = answers(index)
+
+    index.clear()
+    index.apply(left, {})
+    assert_is(index, Plain(left))
+    assert answers(index) == after
+
+
+@with_databases
+@given(arrivals=many)
+def test_an_index_made_with_the_other_choice_of_variants_adopts_the_new_one(database, arrivals):
+    first = Index(database(), duplicates="first")
+    first.clear()
+    first.apply(arrivals, {})
+    assert_is(Index(database(), duplicates="last"), Plain(arrivals, "last"))
+    assert_is(Index(database(), duplicates="first"), Plain(arrivals, "first"))
+
+
+def test_applying_an_arrival_twice_changes_nothing(index):
+    one = arrival()
+    assert index.apply([one, one], {}) == {"1": 1}
+    assert index.apply([one], {}) == {}
+    assert index.counts() == Counts(1, 1, 1, 1, 100)
+    assert index.changes(["1", "2"]) == {"1": 1}
+
+
+# ── variants ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_of_variants_in_two_studies_one_is_published_and_both_studies_change(index):
+    late = arrival("1", "1.1", "9.1", at=2, digest=b"late")
+    early = arrival("2", "2.1", "9.1", at=1, digest=b"early")
+    assert index.apply([late], {}) == {"1": 1}
+    assert index.apply([early], {}) == {"1": 2, "2": 1}
+    assert index.held("1") == []
+    assert [one.digest for one in index.held("2")] == [early.digest]
+    assert values(index.find(EVERY_STUDY), STUDY_UID) == ["2"]
+    assert list(index.studies()) == ["1", "2"]
+    assert [one.digest for one in index.variants("1")] == [late.digest]
+    assert index.counts() == Counts(1, 1, 1, 2, 200)
+
+
+def test_ties_of_receipt_go_by_digest(database):
+    one, other = arrival(digest=b"a"), arrival(digest=b"b")
+    low, high = sorted([one.digest, other.digest])
+    for duplicates, digest in (("first", low), ("last", high)):
+        index = Index(database(), duplicates=duplicates)
+        index.apply([one, other], {})
+        assert [held.digest for held in index.held("1")] == [digest]
+
+
+def test_a_removed_variant_makes_room_for_the_next_one(index):
+    first, second = arrival(at=1, digest=b"a"), arrival(at=2, digest=b"b", path="instances/elsewhere.dcm")
+    index.apply([first, second], {})
+    assert index.remove([("1.1.1", first.digest)]) == {"1": 2}
+    assert index.held("1") == [
+        Held(second.key, CT, EXPLICIT_LITTLE, "instances/elsewhere.dcm", second.digest, 2, 100)
+    ]
+
+
+def test_known_tells_every_variant_wherever_it_claims_to_belong(index):
+    here, there = arrival("1", sop="9.1", at=2), arrival("2", sop="9.1", at=1, digest=b"b")
+    index.apply([here, there, arrival(sop="9.2")], {})
+    known = index.known(["9.1", "9.1", "9.3"])
+    assert known.keys() == {"9.1"}
+    assert [one.key.study_uid for one in known["9.1"]] == ["2", "1"]
+    assert known["9.1"][1].path == layout.instance_path(here.key)
+
+
+# ── order ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_published_order_is_by_number_then_uid_with_absent_numbers_last(index):
+    arrivals = [
+        arrival(series="1.2", sop="5", SERIES_NUMBER=2, INSTANCE_NUMBER=1),
+        arrival(series="1.10", sop="6", INSTANCE_NUMBER=1),
+        arrival(series="1.1", sop="4", SERIES_NUMBER=2),
+        arrival(series="1.1", sop="30", SERIES_NUMBER=2, INSTANCE_NUMBER=2),
+        arrival(series="1.1", sop="3", SERIES_NUMBER=2, INSTANCE_NUMBER=10),
+        arrival(series="1.1", sop="2", SERIES_NUMBER=2, INSTANCE_NUMBER=10),
+    ]
+    index.apply(arrivals, {})
+    assert [one.key.sop_uid for one in index.held("1")] == ["30", "2", "3", "4", "5", "6"]
+    assert values(index.find(EVERY_INSTANCE), SOP_UID) == ["30", "2", "3", "4", "5", "6"]
+
+
+@pytest.mark.parametrize("number", ["9" * 30, 1e30, -1e30, "many"])
+def test_a_number_that_is_none_stands_last(index, number):
+    index.apply([arrival(sop="1", INSTANCE_NUMBER=number), arrival(sop="2", INSTANCE_NUMBER=2)], {})
+    assert [one.key.sop_uid for one in index.held("1")] == ["2", "1"]
+    assert values(index.find(EVERY_INSTANCE), INSTANCE_NUMBER) == [2, number]
+
+
+def test_studies_come_newest_first_and_undated_ones_last(index):
+    index.apply(
+        [
+            arrival("1", sop="1"),
+            arrival("2", sop="2", STUDY_DATE="20200101", STUDY_TIME="1015"),
+            arrival("3", sop="3", STUDY_DATE="20200101", STUDY_TIME="101501.5"),
+            arrival("4", sop="4", STUDY_DATE="20210101"),
+            arrival("5", sop="5", STUDY_DATE="no date"),
+        ],
+        {},
+    )
+    assert values(index.find(EVERY_STUDY), STUDY_UID) == ["4", "3", "2", "1", "5"]
+
+
+@pytest.mark.parametrize("level", [Level.STUDY, Level.SERIES, Level.IMAGE])
+def test_pages_join_without_a_gap_or_a_double(index, level):
+    """More than two pages at each level, with ties in everything but the UIDs."""
+    arrivals = [
+        arrival(f"1.{study}", f"1.{study}.{series}", f"1.{study}.{series}.{n}", INSTANCE_NUMBER=n % 3)
+        for study in range(600)
+        for series in range(2)
+        for n in range(2)
+    ]
+    index.apply(arrivals, {})
+    tag = {Level.STUDY: STUDY_UID, Level.SERIES: SERIES_UID, Level.IMAGE: SOP_UID}[level]
+    whole = values(found(index, level), tag)
+    assert len(whole) == len(set(whole)) == {Level.STUDY: 600, Level.SERIES: 1200, Level.IMAGE: 2400}[level]
+    for offset, limit in ((0, 7), (495, 10), (500, 500), (599, 5), (5000, 1)):
+        assert values(found(index, level, limit=limit, offset=offset), tag) == whole[offset : offset + limit]
+
+
+def test_a_series_of_more_than_a_page_is_read_in_order(index):
+    index.apply([arrival(sop=f"1.{n}", INSTANCE_NUMBER=n) for n in range(1203)], {})
+    of_series = (key(STUDY_UID, Single("1")), key(SERIES_UID, Single("1.1")))
+    assert values(found(index, Level.IMAGE, *of_series), INSTANCE_NUMBER) == list(range(1203))
+    assert values(found(index, Level.IMAGE, of_series[0]), INSTANCE_NUMBER) == list(range(1203))
+    assert found(index, Level.IMAGE, *of_series, limit=0) == []
+
+
+# ── what is found ────────────────────────────────────────────────────────────────────────────────
+
+NAMES = ["Doe^John", "DOE^JANE", "Yamada^Tarou", "Ångström^Åke", "O%_/Neil"]
+person = st.sampled_from(NAMES).flatmap(lambda n: st.sampled_from([name(n), name(n, "山田^太郎")]))
+texts = st.sampled_from(["A", "a", "AB", "A B", "50%", "1_2", "x/y", "é", "[a]"])
+dates = st.sampled_from(["20200101", "20200131", "1999.12.31", "2020", "none"])
+times = st.sampled_from(["10", "1015", "101530", "101530.5", "10:15:30", "never"])
+steps = st.lists(texts, max_size=2).map(
+    lambda ids: tuple({f"{STEP_ID:08X}": element(STEP_ID, one)} for one in ids)
+)
+
+
+def some(strategy):
+    """Absent, empty, one value or two."""
+    return st.one_of(st.none(), st.just(()), st.tuples(strategy), st.tuples(strategy, strategy))
+
+
+MATCHED = {
+    "STUDY_DATE": dates,
+    "STUDY_TIME": times,
+    "ACCESSION": texts,
+    "PATIENT_NAME": person,
+    "PATIENT_ID": texts,
+    "REFERRING": person,
+    "STUDY_DESCRIPTION": texts,
+    "MODALITY": st.sampled_from(["CT", "MR", "C"]),
+    "SERIES_NUMBER": st.sampled_from([1, 2, -3, 1.5, "x"]),
+    "SERIES_DESCRIPTION": texts,
+    "PROCEDURE_START": dates,
+    "INSTANCE_NUMBER": st.sampled_from([1, 2, 1.5]),
+    "CONTENT_TIME": times,
+}
+
+
+@st.composite
+def any_instance(draw):
+    attributes = {keyword: draw(some(strategy)) for keyword, strategy in MATCHED.items()}
+    attributes["REQUEST_ATTRIBUTES"] = draw(steps)
+    study = draw(st.sampled_from(["1", "2", "3"]))
+    return arrival(
+        study,
+        f"{study}.{draw(st.integers(1, 2))}",
+        f"9.{draw(st.integers(1, 8))}",
+        sop_class=draw(st.sampled_from([CT, MR])),
+        **{keyword: value for keyword, value in attributes.items() if value is not None},
+    )
+
+
+text_matches = st.one_of(
+    texts.map(Single), st.sampled_from(["A*", "*B", "?", "*%*", "A?B", "*/*", "[a]*"]).map(Wildcard)
+)
+person_matches = st.one_of(
+    st.sampled_from(["doe^john", "Doe^John^^", "山田^太郎", "yamada^tarou=山田^太郎"]).map(Single),
+    st.sampled_from(["doe*", "DOE^J?N*", "*山*", "ångström^*", "doe^*", "*%_*"]).map(Wildcard),
+)
+bounds = {
+    "DA": ["19991231", "20200101", "20200131"],
+    "TM": ["100000.000000", "101530.000000", "101530.999999"],
+}
+
+
+def ranges(vr):
+    ends = st.one_of(st.none(), st.sampled_from(bounds[vr]))
+    return st.tuples(ends, ends).filter(any).map(lambda both: Range(*both))
+
+
+@st.composite
+def any_key(draw, level):
+    known = matching.supported_tags(level)
+    by_tag = {
+        STUDY_DATE: st.one_of(ranges("DA"), st.just(Single("20200101"))),
+        STUDY_TIME: ranges("TM"),
+        ACCESSION: text_matches,
+        PATIENT_NAME: person_matches,
+        PATIENT_ID: st.one_of(text_matches, st.just(AnyOf((Single("A"), Wildcard("x*"))))),
+        REFERRING: person_matches,
+        STUDY_DESCRIPTION: text_matches,
+        matching.MODALITIES_IN_STUDY: st.sampled_from(
+            [Single("CT"), Single("C"), AnyOf((Single("CT"), Single("MR"))), Wildcard("C?")]
+        ),
+        matching.SOP_CLASSES_IN_STUDY: st.just(Single(MR)),
+        matching.STUDY_RELATED_INSTANCES: st.just(Single("2")),
+        STUDY_UID: st.sampled_from([Single("1"), UIDList(("1", "3"))]),
+        MODALITY: st.sampled_from([Single("MR"), Wildcard("C*")]),
+        SERIES_NUMBER: st.sampled_from([Single("1"), Single("1.5"), Single("1e30"), Single("-3")]),
+        SERIES_DESCRIPTION: text_matches,
+        PROCEDURE_START: ranges("DA"),
+        REQUEST_ATTRIBUTES: texts.map(lambda one: Items((key(STEP_ID, Single(one)),))),
+        SERIES_UID: st.sampled_from([Single("1.1"), UIDList(("1.1", "2.2"))]),
+        SOP_UID: st.sampled_from([Single("9.1"), UIDList(("9.1", "9.2", "9.3"))]),
+        SOP_CLASS_UID: st.just(Single(CT)),
+        INSTANCE_NUMBER: st.sampled_from([Single("1"), Single("1.5"), AnyOf((Single("1"), Single("2")))]),
+        CONTENT_TIME: ranges("TM"),
+    }
+    tag = draw(st.sampled_from(sorted(by_tag.keys() & known)))
+    return key(tag, draw(by_tag[tag]))
+
+
+@settings(with_databases, max_examples=150)
+@given(
+    arrivals=st.lists(any_instance(), max_size=10, unique_by=lambda one: one.key.sop_uid),
+    level=st.sampled_from([Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE]),
+    data=st.data(),
+)
+def test_no_column_loses_a_match(database, arrivals, level, data):
+    """What is found is what the matcher takes of everything that is there."""
+    index = Index(database())
+    index.clear()
+    index.apply(arrivals, {})
+    keys = tuple(data.draw(st.lists(any_key(level), min_size=1, max_size=3)))
+    everything = list(index.find(Query(level, (), matching.supported_tags(level), None)))
+    matches = matching.matcher(keys)
+    expected = [one for one in everything if matches(one)]
+    assert list(index.find(Query(level, keys, matching.supported_tags(level), None))) == expected
+
+
+def test_the_first_value_in_published_order_stands_for_the_study(index):
+    index.apply(
+        [
+            arrival(series="1.2", sop="2", SERIES_NUMBER=2, STUDY_DESCRIPTION="second", PATIENT_ID="B"),
+            arrival(series="1.1", sop="1", SERIES_NUMBER=1, STUDY_DESCRIPTION="first", PATIENT_ID=()),
+        ],
+        {},
+    )
+    (one,) = index.find(EVERY_STUDY)
+    assert values([one], STUDY_DESCRIPTION) == ["first"]
+    assert values([one], PATIENT_ID) == ["B"]
+
+
+def test_what_is_computed_is_right_at_every_level(index):
+    index.apply(
+        [
+            arrival("1", "1.1", "1", MODALITY="CT", PATIENT_ID="A"),
+            arrival("1", "1.1", "2", MODALITY="CT", PATIENT_ID="A"),
+            arrival("1", "1.2", "3", MODALITY="SR", PATIENT_ID="A", sop_class=MR),
+            arrival("2", "2.1", "4", MODALITY="CT", PATIENT_ID="A"),
+        ],
+        {},
+    )
+    studies = found(index, Level.STUDY, key(STUDY_UID, Single("1")))
+    assert studies[0]["00080061"]["Value"] == ["CT", "SR"]
+    assert studies[0]["00080062"]["Value"] == [CT, MR]
+    assert values(studies, 0x00201206) == [2]
+    assert values(studies, 0x00201208) == [3]
+    assert values(found(index, Level.SERIES), 0x00201209) == [2, 1, 1]
+    assert values(found(index, Level.SERIES, limit=1), 0x00081190) == ["/dicomweb/studies/1/series/1.1"]
+    (instance,) = found(index, Level.IMAGE, key(SOP_UID, Single("3")))
+    assert values([instance], 0x00081190) == ["/dicomweb/studies/1/series/1.2/instances/3"]
+    assert values([instance], 0x00083002) == [EXPLICIT_LITTLE]
+    wanted = frozenset({0x00201200, 0x00201202, 0x00201204})
+    (patient,) = found(index, Level.PATIENT, returns=wanted)
+    assert patient == {
+        "00201200": element(0x00201200, 2),
+        "00201202": element(0x00201202, 3),
+        "00201204": element(0x00201204, 4),
+    }
+    assert found(index, Level.STUDY, key(STUDY_UID, Single("2")), returns=wanted) == [patient]
+
+
+def test_a_patient_is_an_id_and_its_issuer_told_by_the_newest_study(index):
+    index.apply(
+        [
+            arrival("1", sop="1", PATIENT_ID="A", STUDY_DATE="20200101", PATIENT_NAME=name("Maiden^Name")),
+            arrival("2", sop="2", PATIENT_ID="A", STUDY_DATE="20210101", PATIENT_NAME=name("Married^Name")),
+            arrival("3", sop="3", PATIENT_NAME=name("No^Id")),
+            arrival("4", sop="4", PATIENT_NAME=name("No^Id")),
+            arrival("5", sop="5", PATIENT_NAME=name("Other^Name")),
+        ],
+        {},
+    )
+    names = [one["Alphabetic"] for one in values(found(index, Level.PATIENT), PATIENT_NAME)]
+    assert names == ["Married^Name", "No^Id", "Other^Name"]
+    assert found(index, Level.PATIENT, key(PATIENT_NAME, Single("Maiden^Name"))) == []
+    assert values(found(index, Level.PATIENT, limit=1, offset=1), PATIENT_NAME) == [name("No^Id")]
+
+
+def test_only_what_is_asked_for_is_returned_and_what_is_always_wanted_even_empty(index):
+    index.apply([arrival(STUDY_DATE="20200101", MODALITY="CT")], {})
+    wanted = frozenset({STUDY_DATE, PATIENT_ID, MODALITY, STUDY_DESCRIPTION})
+    (one,) = found(index, Level.STUDY, returns=wanted, always=frozenset({PATIENT_ID}))
+    assert one == {"00080020": element(STUDY_DATE, "20200101"), "00100020": {"vr": "LO"}}
+    (one,) = found(index, Level.SERIES, returns=wanted)
+    assert list(one) == ["00080020", "00080060"]
+
+
+def test_every_indexed_attribute_comes_back(index):
+    whole = arrival()
+    tags = matching.INDEX_TAGS - {STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS_UID, 0x00083002}
+    samples = {"PN": name("A^B"), "SQ": {}, "DA": "20200101", "TM": "10", "IS": 1, "DS": 1.5, "US": 2}
+    elements = {tag: element(tag, samples.get(public_vr(tag), "X")) for tag in tags}
+    fragments = {tag: b'"%08X":%b' % (tag, orjson.dumps(one)) for tag, one in elements.items()}
+    index.apply([whole._replace(attributes={**whole.attributes, **fragments})], {})
+    (one,) = found(index, Level.IMAGE)
+    assert {tag: one[f"{tag:08X}"] for tag in elements} == elements
+    assert {f"{tag:08X}" for tag in STUDY_TAGS | SERIES_TAGS | INSTANCE_TAGS} <= one.keys()
+    assert list(one) == sorted(one)
+
+
+# ── publishing, positions, processes ─────────────────────────────────────────────────────────────
+
+
+def test_a_study_is_due_until_what_was_published_is_what_is_held(index):
+    index.apply([arrival(sop="1")], {})
+    assert list(index.due()) == [("1", 1)]
+    index.apply([arrival(sop="2")], {})
+    index.mark_published("1", 1)
+    assert list(index.due()) == [("1", 2)]
+    index.mark_published("1", 2)
+    assert list(index.due()) == []
+    index.mark_unpublished()
+    assert list(index.due()) == [("1", 2)]
+
+
+def test_a_study_whose_last_instance_is_removed_is_due_until_it_is_withdrawn(index):
+    one = arrival()
+    index.apply([one], {})
+    index.mark_published("1", 1)
+    assert index.remove([("1.1.1", one.digest)]) == {"1": 2}
+    assert list(index.due()) == [("1", 2)]
+    assert list(index.studies()) == []
+    assert list(index.find(EVERY_STUDY)) == []
+    index.mark_published("1", 2)
+    assert list(index.due()) == []
+    assert index.changes(["1"]) == {}
+
+
+def test_positions_are_committed_with_their_arrivals_or_not_at_all(index):
+    index.apply([arrival(sop="1")], {"listener-0": Position(1, 100)})
+    index.apply([], {"listener-0": Position(1, 200), "web": Position(3, 64)})
+    with pytest.raises(DamagedError):
+        index.apply([arrival(sop="2")._replace(sop_class_uid=None)], {"listener-0": Position(9, 9)})
+    assert index.positions() == {"listener-0": Position(1, 200), "web": Position(3, 64)}
+    assert index.known(["2"]) == {}
+    index.forget_position("web")
+    assert index.positions() == {"listener-0": Position(1, 200)}
+
+
+def test_clear_forgets_everything(index):
+    index.apply([arrival()], {"web": Position(1, 100)})
+    index.clear()
+    assert answers(index) == ([[], [], []], [], [], Counts(0, 0, 0, 0, 0))
+    assert index.positions() == {}
+    assert list(index.due()) == []
+
+
+def test_a_search_goes_on_while_the_index_changes(index):
+    index.apply([arrival(f"1.{n}", sop=f"9.{n}") for n in range(1200)], {})
+    search = index.find(EVERY_STUDY)
+    seen = [next(search) for _ in range(3)]
+    first, last = values(seen, STUDY_UID)[0], "1.1199"
+    index.remove([(one.key.sop_uid, one.digest) for uid in (first, last) for one in index.held(uid)])
+    uids = values(seen + list(search), STUDY_UID)
+    assert len(uids) == len(set(uids)) == 1200
+
+
+def test_a_reader_sees_what_is_committed_and_changes_nothing(database):
+    writer = Index(database())
+    reader = Index(database(read_only=True))
+    writer.apply([arrival()], {})
+    assert values(reader.find(EVERY_STUDY), STUDY_UID) == ["1"]
+    with pytest.raises(BusyError):
+        reader.clear()
+
+
+def test_filing_and_publishing_write_at_the_same_time(index):
+    """Two threads of one process write; neither fails, nothing is lost."""
+    failures = []
+
+    def publish():
+        try:
+            for _ in range(100):
+                for study_uid, changes in index.due():
+                    index.mark_published(study_uid, changes)
+        except Exception as error:  # noqa: BLE001 - whatever it is fails the test
+            failures.append(error)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    for n in range(100):
+        index.apply([arrival(sop=f"9.{n}")], {})
+    thread.join()
+    assert failures == []
+    assert index.changes(["1"]) == {"1": 100}
+    assert index.counts().instances == 100
+
+
+def test_patients_attributes_are_not_in_errors(index):
+    with pytest.raises(DamagedError) as raised:
+        index.apply([arrival(PATIENT_ID="SECRET")._replace(sop_class_uid=None)], {})
+    assert "SECRET" not in str(raised.value)
+    assert "SECRET" not in str(raised.value.__cause__)
+
+
+# ── the file of SQLite ───────────────────────────────────────────────────────────────────────────
+
+
+def test_make_durable_leaves_nothing_to_the_log(index, tmp_path):
+    index.apply([arrival()], {})
+    index.make_durable()
+    assert (tmp_path / "index.sqlite-wal").stat().st_size == 0
+    assert index.counts().instances == 1
+
+
+def test_a_file_that_is_no_database_is_damaged(tmp_path):
+    path = tmp_path / "index.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    for read_only in (True, False):
+        with pytest.raises(DamagedError, match=r"index\.sqlite"):
+            sqlite.open_engine(path, read_only=read_only)
+
+
+def test_a_database_that_loses_its_bytes_is_damaged(tmp_path, database):
+    index = Index(database())
+    index.apply([arrival(sop=f"9.{n}") for n in range(50)], {})
+    index.make_durable()
+    path = tmp_path / "index.sqlite"
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xff" * len(data[4096:])
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match="rebuild"):
+        Index(database(read_only=True)).held("1")
+
+
+@pytest.mark.parametrize(("version", "read_only"), [(0, False), (0, True), (2, False), (2, True)])
+def test_a_database_of_another_version_or_program_is_refused(tmp_path, version, read_only):
+    path = tmp_path / "index.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE other (x)")
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    with pytest.raises(ConfigError, match="version"):
+        sqlite.open_engine(path, read_only=read_only)
+
+
+def test_a_missing_file_cannot_be_read(tmp_path):
+    with pytest.raises(DamagedError, match="not there"):
+        sqlite.open_engine(tmp_path / "index.sqlite", read_only=True)
+
+
+def test_an_index_in_a_folder_with_odd_characters_is_opened(tmp_path):
+    folder = tmp_path / "a b?c#d%20é"
+    folder.mkdir()
+    engine = sqlite.open_engine(folder / "index.sqlite", read_only=False)
+    Index(engine).apply([arrival()], {})
+    engine.dispose()
+    assert (folder / "index.sqlite").is_file()
+
+
+@pytest.mark.parametrize(
+    ("query", "seek"),
+    [
+        (EVERY_STUDY, "study_order"),
+        (replace(EVERY_STUDY, keys=(key(PATIENT_ID, Single("A")),)), "study_patient_id"),
+        (EVERY_SERIES, "series_order"),
+        (EVERY_INSTANCE, "instance_order"),
+        (replace(EVERY_INSTANCE, keys=(key(STUDY_UID, Single("1")),)), "instance_order"),
+        (replace(EVERY_INSTANCE, keys=(key(SOP_UID, Single("1")),)), "sqlite_autoindex_instance_1"),
+    ],
+)
+def test_no_query_of_a_viewer_reads_the_table_of_instances_as_a_whole(database, query, seek):
+    from dicomscp.archive.index import _Search
+
+    with database().connect() as connection:
+        statement = (
+            _Search(query, "").page(None, 10).compile(connection, compile_kwargs={"literal_binds": True})
+        )
+        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+    assert any(seek in step for step in plan)
+    assert not any(step.startswith(("SCAN instance", "SCAN series")) for step in plan)
