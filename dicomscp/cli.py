@@ -165,10 +165,14 @@ def import_(settings: Config, paths: tuple[Path, ...], as_json: bool) -> None:
     _print_refusals(report.refused)
     if as_json:
         refused = [{"path": str(path), "reason": reason} for path, reason in report.refused]
-        _print_json({"admitted": report.admitted, "refused": refused})
+        _print_json({"admitted": report.admitted, "refused": refused, "stopped": report.stopped})
     else:
         click.echo(f"{report.admitted} taken, {len(report.refused)} refused")
-    _exit(failed=bool(report.refused))
+    if report.stopped:
+        click.echo(f"Stopped at {report.stopped}", err=True)
+    if report.unpublished:
+        click.echo(f"{report.unpublished} studies could not be published; see the log", err=True)
+    _exit(failed=bool(report.refused or report.stopped or report.unpublished))
 
 
 @cli.command()

@@ -56,6 +56,7 @@ Progress = Callable[[int, int | None, str], None]
 _READY_SECONDS = 600.0  # a first start may have a full journal to file
 _BACKOFF_SECONDS = (0.5, 30.0)
 _STEADY_SECONDS = 60.0
+_EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256
 _REBUILD_BATCH = 500
 
@@ -191,12 +192,15 @@ class Supervisor:
         with selectors.DefaultSelector() as selector:
             selector.register(part.status, selectors.EVENT_READ)
             deadline = time.monotonic() + _READY_SECONDS
+            told = 0.0
             while not stop.is_set() and time.monotonic() < deadline:
                 if selector.select(0.1):
                     if os.read(part.status, 1):
                         return
                     raise DicomscpError(f"{part.name} ended before it was ready; see the log above")
-                _notify(b"EXTEND_TIMEOUT_USEC=30000000")
+                if time.monotonic() > told + _EXTEND_SECONDS:
+                    _notify(b"EXTEND_TIMEOUT_USEC=30000000")
+                    told = time.monotonic()
         if not stop.is_set():
             raise DicomscpError(f"{part.name} was not ready within {_READY_SECONDS:.0f} s")
 
@@ -339,7 +343,7 @@ def _notify(message: bytes) -> None:
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifying,
         contextlib.suppress(OSError),  # a manager that does not listen is not our failure
     ):
-        notifying.sendto(message, address)
+        notifying.sendto(message, socket.MSG_DONTWAIT, address)
 
 
 # ── the root ─────────────────────────────────────────────────────────────────────────────────────
@@ -684,12 +688,13 @@ class ImportReport:
     admitted: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     unpublished: int = 0
+    stopped: str = ""
 
 
 def import_paths(config: Config, paths: Sequence[Path], progress: Progress) -> ImportReport:
     """Take the files at and under *paths* into custody; publish them too if no serve is running.
 
-    Raises BusyError when the disk does not take more: what was admitted until then stays.
+    When the disk does not take more, `stopped` says so, and what was admitted until then stays.
     """
     root = prepare_root(config)
     config = config.model_copy(update={"root": root})
@@ -720,8 +725,9 @@ def _admit_all(archive: Archive, files: list[Path], report: ImportReport, progre
         progress(done, len(files), "importing")
         try:
             admit_file(archive, path, Source(Origin.IMPORT, "", ""))
-        except BusyError:
-            raise
+        except BusyError as error:
+            report.stopped = f"{path}: {error}"
+            return
         except DicomscpError as error:
             report.refused.append((str(path), str(error)))
         else:
@@ -895,6 +901,7 @@ def _verify_published(config: Config, index: Index, progress: Progress) -> list[
         for done, study_uid in enumerate(studies):
             progress(done, len(studies), "comparing documents")
             publisher.write(study_uid)
+            publisher.show()
             directory = layout.study_directory(study_uid)
             findings += _differences(config.root / "dicomweb" / directory, again / directory)
             shutil.rmtree(again / directory, ignore_errors=True)

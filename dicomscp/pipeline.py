@@ -84,6 +84,10 @@ class Publisher:
         self._disk.unlink(attempt)
         return True
 
+    def show(self) -> None:
+        """Let what was written be read."""
+        self._directory.show()
+
     def clear(self) -> None:
         """Withdraw everything, and forget what failed."""
         self._directory.clear()

@@ -401,8 +401,7 @@ def _number_condition(column: Column[Any], match: Match) -> _Condition | None:
 
 def _text_condition(column: Column[Any], vr: str, match: Match) -> _Condition | None:
     if isinstance(match, AnyOf):
-        conditions = [_text_condition(column, vr, one) for one in match.matches]
-        return or_(*(one for one in conditions if one is not None)) if None not in conditions else None
+        return _any(_text_condition(column, vr, one) for one in match.matches)
     if isinstance(match, Range):
         after = column.is_not(None) if match.low is None else column >= match.low
         return after if match.high is None else and_(after, column <= match.high)
@@ -411,6 +410,13 @@ def _text_condition(column: Column[Any], vr: str, match: Match) -> _Condition | 
         runs = _runs(column, vr, match.value)
         return or_(column == value, and_(column.contains("="), runs)) if vr == "PN" else column == value
     return _runs(column, vr, match.pattern) if isinstance(match, Wildcard) else None
+
+
+def _any(conditions: Iterable[_Condition | None]) -> _Condition | None:
+    """Any of *conditions*; None, which narrows nothing, if one of them is."""
+    known = list(conditions)
+    told = [one for one in known if one is not None]
+    return or_(*told) if len(told) == len(known) else None
 
 
 def _runs(column: Column[Any], vr: str, pattern: str) -> _Condition:
@@ -423,8 +429,7 @@ def _runs(column: Column[Any], vr: str, pattern: str) -> _Condition:
 
 def _modality_condition(match: Match) -> _Condition | None:
     if isinstance(match, AnyOf):
-        conditions = [_modality_condition(one) for one in match.matches]
-        return or_(*(one for one in conditions if one is not None)) if None not in conditions else None
+        return _any(_modality_condition(one) for one in match.matches)
     if isinstance(match, Single):
         return study.c.modalities.contains(f"\\{match.value}\\", autoescape=True)
     return None
@@ -636,9 +641,10 @@ class Index:
         to_skip, left = query.offset, query.limit
         after: _Row | None = None
         while left is None or left > 0:
+            beyond, to_skip = (to_skip, 0) if search.is_exact else (0, to_skip)
             size = _PAGE if left is None else min(_PAGE, to_skip + left)
             with self._reading() as connection:
-                rows = connection.execute(search.page(after, size)).all()
+                rows = connection.execute(search.page(after, size).offset(beyond)).all()
             for row in rows:
                 found = search.match(row)
                 if found is None:
@@ -1141,6 +1147,7 @@ class _Search:
         self._needed = returns | {key.tag for key in query.keys}
         self._returned = [(_hex(tag), public_vr(tag), tag in query.always) for tag in sorted(returns)]
         self._matches = matching.matcher(query.keys)
+        self.is_exact = all(_uid_condition(key) is not None for key in query.keys)  # every candidate matches
         self._order = self._ordering()
         self._blobs = [column for column, tags in _BLOBS if tags & self._needed]
         self._elements = [

@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 
 from dicomscp.archive import index
 from dicomscp.errors import ConfigError, DamagedError
@@ -50,7 +50,7 @@ def open_engine(path: Path, *, read_only: bool) -> Engine:
     """
     mode = "ro" if read_only else "rwc"
     engine = create_engine(
-        f"sqlite:///file:{_quoted(path)}?mode={mode}&uri=true",
+        URL.create("sqlite", database=f"file:{_quoted(path)}", query={"mode": mode, "uri": "true"}),
         connect_args={"timeout": _BUSY_SECONDS},
         execution_options={"read_only": read_only},
         hide_parameters=True,  # they are patients' attributes

@@ -19,6 +19,7 @@ related entities, modalities in study, URLs) are supported beside them.
 """
 
 import re
+from calendar import monthrange
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -581,24 +582,26 @@ def _moments(text: str) -> tuple[datetime, datetime, timedelta | None] | None:
     try:
         # A leap second is the one before; the offset is told apart.
         first = datetime(year, month, day, hour, minute, min(second, 59), micro)  # noqa: DTZ001
-        last = first + _period(first, len(numbers), fraction) - timedelta(microseconds=1)
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
+    last = _last(first, len(numbers), fraction or "")
     if sign is None:
         return first, last, None
     offset = timedelta(hours=int(hours), minutes=int(minutes))
     return first, last, -offset if sign == "-" else offset
 
 
-def _period(first: datetime, parts: int, fraction: str | None) -> timedelta:
-    """How long a date-time of so many parts lasts from *first*."""
-    if fraction:
-        return timedelta(microseconds=10 ** (6 - len(fraction)))
-    if parts == 1:
-        return first.replace(year=first.year + 1) - first
-    if parts == 2:
-        return (first.replace(day=28) + timedelta(days=4)).replace(day=1) - first
-    return (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))[parts - 3]
+def _last(first: datetime, parts: int, fraction: str) -> datetime:
+    """The last moment of what begins with *first* and is told in so many parts."""
+    month = first.month if parts > 1 else 12
+    return first.replace(
+        month=month,
+        day=first.day if parts > 2 else monthrange(first.year, month)[1],
+        hour=first.hour if parts > 3 else 23,
+        minute=first.minute if parts > 4 else 59,
+        second=first.second if parts > 5 else 59,
+        microsecond=int(f"{first.microsecond:06}"[: len(fraction)].ljust(6, "9")),
+    )
 
 
 def _person(value: Any) -> str | None:
@@ -709,8 +712,8 @@ def _test_moments(low: str | None, high: str | None) -> _Test:
         held = _moments(value.strip(" ")) if isinstance(value, str) else None
         if held is None:
             return False
-        after = first is None or held[0] - _apart(held[2], first[2]) >= first[0]
-        before = last is None or held[0] - _apart(held[2], last[2]) <= last[1]
+        after = first is None or held[0] - first[0] >= _apart(held[2], first[2])
+        before = last is None or held[0] - last[1] <= _apart(held[2], last[2])
         return after and before
 
     return test

@@ -33,6 +33,7 @@ from dicomscp.dicom.matching import (
 )
 from dicomscp.errors import BusyError, ConfigError, DamagedError
 from dicomscp.study import layout
+from dicomscp.study.compile import Member, compile_series, compile_study, study_order
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -294,6 +295,32 @@ def test_an_index_made_with_the_other_choice_of_variants_adopts_the_new_one(data
     assert_is(Index(database(), duplicates="first"), Plain(arrivals, "first"))
 
 
+@with_databases
+@given(arrivals=many)
+def test_the_index_says_of_a_study_and_its_series_what_their_documents_say(database, arrivals):
+    index = Index(database(), retrieve_url="/dicomweb")
+    index.clear()
+    index.apply(arrivals, {})
+    fragments = {(one.key, one.digest): one.attributes for one in arrivals}
+    for found_study in index.find(EVERY_STUDY):
+        (study_uid,) = values([found_study], STUDY_UID)
+        by_series = defaultdict(list)
+        for held in index.held(study_uid):
+            by_series[held.key.series_uid].append(Member(held.key, fragments[held.key, held.digest]))
+        summaries = [
+            compile_series(study_uid, series_uid, members, "/dicomweb")[0]
+            for series_uid, members in by_series.items()
+        ]
+        assert study_order(summaries) == summaries
+        series, study = (
+            orjson.loads(b"".join(document.body))
+            for document in compile_study(study_uid, summaries, "/dicomweb")
+        )
+        assert [found_study] == study
+        tags = frozenset(int(tag, 16) for one in series for tag in one)
+        assert found(index, Level.SERIES, key(STUDY_UID, Single(study_uid)), returns=tags) == series
+
+
 def test_applying_an_arrival_twice_changes_nothing(index):
     one = arrival()
     assert index.apply([one, one], {}) == {"1": 1}
@@ -383,21 +410,29 @@ def test_studies_come_newest_first_and_undated_ones_last(index):
     assert values(index.find(EVERY_STUDY), STUDY_UID) == ["4", "3", "2", "1", "5"]
 
 
+@pytest.mark.parametrize("keys", [(), (key(PATIENT_ID, Single("A")),)])
 @pytest.mark.parametrize("level", [Level.STUDY, Level.SERIES, Level.IMAGE])
-def test_pages_join_without_a_gap_or_a_double(index, level):
+def test_pages_join_without_a_gap_or_a_double(index, level, keys):
     """More than two pages at each level, with ties in everything but the UIDs."""
     arrivals = [
-        arrival(f"1.{study}", f"1.{study}.{series}", f"1.{study}.{series}.{n}", INSTANCE_NUMBER=n % 3)
+        arrival(
+            f"1.{study}",
+            f"1.{study}.{series}",
+            f"1.{study}.{series}.{n}",
+            INSTANCE_NUMBER=n % 3,
+            PATIENT_ID="A",
+        )
         for study in range(600)
         for series in range(2)
         for n in range(2)
     ]
     index.apply(arrivals, {})
     tag = {Level.STUDY: STUDY_UID, Level.SERIES: SERIES_UID, Level.IMAGE: SOP_UID}[level]
-    whole = values(found(index, level), tag)
+    whole = values(found(index, level, *keys), tag)
     assert len(whole) == len(set(whole)) == {Level.STUDY: 600, Level.SERIES: 1200, Level.IMAGE: 2400}[level]
     for offset, limit in ((0, 7), (495, 10), (500, 500), (599, 5), (5000, 1)):
-        assert values(found(index, level, limit=limit, offset=offset), tag) == whole[offset : offset + limit]
+        page = found(index, level, *keys, limit=limit, offset=offset)
+        assert values(page, tag) == whole[offset : offset + limit]
 
 
 def test_a_series_of_more_than_a_page_is_read_in_order(index):

@@ -158,7 +158,10 @@ def test_files_are_imported_the_rest_is_refused_with_its_reason(tmp_path, ct_sma
 def test_what_was_imported_is_in_the_status_and_can_be_verified_and_rebuilt(tmp_path, ct_small):
     root = tmp_path / "root"
     result = run("import", "--json", "--root", root, ct_small)
-    assert (result.returncode, json.loads(result.stdout)) == (DONE, {"admitted": 1, "refused": []})
+    assert (result.returncode, json.loads(result.stdout)) == (
+        DONE,
+        {"admitted": 1, "refused": [], "stopped": ""},
+    )
 
     status = json.loads(run("status", "--json", DICOMSCP_ROOT=str(root)).stdout)
     assert status["running"] is False

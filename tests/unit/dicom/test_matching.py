@@ -1,0 +1,548 @@
+import re
+from fnmatch import fnmatchcase
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicomscp.dicom import matching
+from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.matching import (
+    INDEX_TAGS,
+    INSTANCE_TAGS,
+    PATIENT_TAGS,
+    SERIES_TAGS,
+    STUDY_TAGS,
+    AnyOf,
+    BadValueError,
+    IdentifierError,
+    Items,
+    Key,
+    Level,
+    Range,
+    Single,
+    UIDList,
+    Wildcard,
+    matcher,
+    query_from_identifier,
+    query_from_parameters,
+    supported_tags,
+)
+from dicomscp.errors import RefusedError
+
+LEVEL, CHARACTER_SET, TIMEZONE = 0x00080052, 0x00080005, 0x00080201
+STUDY_DATE, STUDY_TIME, ACCESSION, MODALITY = 0x00080020, 0x00080030, 0x00080050, 0x00080060
+MODALITIES, PATIENT_NAME, PATIENT_ID = 0x00080061, 0x00100010, 0x00100020
+STUDY_UID, SERIES_UID, SOP_UID = 0x0020000D, 0x0020000E, 0x00080018
+SERIES_NUMBER, INSTANCE_NUMBER, REQUEST_ATTRIBUTES = 0x00200011, 0x00200013, 0x00400275
+STEP_ID, PROCEDURE_ID, ACQUISITION = 0x00400009, 0x00401001, 0x0008002A
+PATIENT_COMMENTS, PATIENT_WEIGHT, STUDY_DESCRIPTION = 0x00104000, 0x00101030, 0x00081030
+
+
+def identifier(level, **elements):
+    """An identifier, of keywords of this module."""
+    named = {globals()[keyword]: value for keyword, value in elements.items()}
+    return {LEVEL: ("CS", [level])} | {
+        tag: (public_vr(tag), value if isinstance(value, list) else [value]) for tag, value in named.items()
+    }
+
+
+def key(tag, *values):
+    """The key that a C-FIND identifier at IMAGE level makes of *values*."""
+    above = {PATIENT_ID: "P", STUDY_UID: "1", SERIES_UID: "1"}
+    whole = {other: (public_vr(other), [value]) for other, value in above.items() if other != tag}
+    query = query_from_identifier(
+        {LEVEL: ("CS", ["IMAGE"]), **whole, tag: (public_vr(tag), list(values))}, root="STUDY"
+    )
+    return next((one for one in query.keys if one.tag == tag), None)
+
+
+def match(tag, *values):
+    return key(tag, *values).match
+
+
+def element(tag, *values):
+    return {f"{tag:08X}": {"vr": public_vr(tag), "Value": list(values)}}
+
+
+def fits(tag, asked, *held):
+    """Whether an object with the values *held* matches the key *asked*."""
+    keys = [one for one in (key(tag, *(asked if isinstance(asked, list) else [asked])),) if one]
+    return matcher(keys)(element(tag, *held) if held else {f"{tag:08X}": {"vr": public_vr(tag)}})
+
+
+def person(alphabetic="", ideographic="", phonetic=""):
+    groups = {"Alphabetic": alphabetic, "Ideographic": ideographic, "Phonetic": phonetic}
+    return {group: text for group, text in groups.items() if text}
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────
+
+# PS3.4 tables C.6-1 to C.6-5, unique and required keys; PS3.18 tables 10.6.1-5 and 10.6.3-3 to 10.6.3-5.
+REQUIRED = {
+    "PATIENT": "PatientName PatientID",
+    "STUDY": (
+        "StudyDate StudyTime AccessionNumber PatientName PatientID StudyID StudyInstanceUID ModalitiesInStudy"
+        " ReferringPhysicianName InstanceAvailability RetrieveURL TimezoneOffsetFromUTC PatientBirthDate"
+        " PatientSex NumberOfStudyRelatedSeries NumberOfStudyRelatedInstances"
+    ),
+    "SERIES": (
+        "Modality SeriesNumber SeriesInstanceUID SeriesDescription PerformedProcedureStepStartDate"
+        " PerformedProcedureStepStartTime RequestAttributesSequence NumberOfSeriesRelatedInstances"
+        " RetrieveURL"
+    ),
+    "IMAGE": (
+        "InstanceNumber SOPInstanceUID SOPClassUID Rows Columns BitsAllocated NumberOfFrames RetrieveURL"
+        " InstanceAvailability"
+    ),
+}
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_what_the_standard_requires_is_supported_at_its_level_and_below(level):
+    wanted = {matching.keyword_dict[keyword] for keyword in REQUIRED[level].split()}
+    for other in list(Level)[list(Level).index(level) :]:
+        assert wanted <= supported_tags(other)
+
+
+def test_each_attribute_belongs_to_one_level():
+    assert not STUDY_TAGS & SERIES_TAGS
+    assert not STUDY_TAGS & INSTANCE_TAGS
+    assert not SERIES_TAGS & INSTANCE_TAGS
+    assert PATIENT_TAGS < STUDY_TAGS
+    assert INDEX_TAGS == STUDY_TAGS | SERIES_TAGS | INSTANCE_TAGS
+    assert MODALITY not in supported_tags(Level.STUDY)
+
+
+# ── kinds of matching, PS3.4 C.2.2.2 ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("values", [(), ("",), ("  ",), ("*",), ("**",), ("", "")])
+@pytest.mark.parametrize("tag", [PATIENT_NAME, STUDY_DATE, SOP_UID, INSTANCE_NUMBER])
+def test_no_value_or_a_lone_star_matches_everything(tag, values):
+    """PS3.4 C.2.2.2.3."""
+    assert key(tag, *values) is None
+
+
+@pytest.mark.parametrize(
+    ("tag", "values", "expected"),
+    [
+        (ACCESSION, ["A1"], Single("A1")),
+        (ACCESSION, [" A1 "], Single("A1")),
+        (ACCESSION, ["A?"], Wildcard("A?")),
+        (STUDY_DESCRIPTION, ["[A]*"], Wildcard("[A]*")),
+        (MODALITY, ["CT", "MR"], AnyOf((Single("CT"), Single("MR")))),
+        (SOP_UID, ["1.2"], Single("1.2")),
+        (SOP_UID, ["1.2", "1.3"], UIDList(("1.2", "1.3"))),
+        (SOP_UID, ["bad uid".replace(" ", "_")], Single("bad_uid")),
+        (STUDY_DATE, ["20200101"], Single("20200101")),
+        (STUDY_DATE, ["2020.01.01"], Single("20200101")),
+        (STUDY_DATE, ["20200101-"], Range("20200101", None)),
+        (STUDY_DATE, ["-20200101"], Range(None, "20200101")),
+        (STUDY_DATE, ["20190101 - 20200101"], Range("20190101", "20200101")),
+        (STUDY_TIME, ["10"], Range("100000.000000", "105959.999999")),
+        (STUDY_TIME, ["101530.5"], Range("101530.500000", "101530.599999")),
+        (STUDY_TIME, ["1015-11"], Range("101500.000000", "115959.999999")),
+        (STUDY_TIME, ["10:15:30-"], Range("101530.000000", None)),
+        (ACQUISITION, ["2020"], Range("2020", "2020")),
+        (ACQUISITION, ["20200101-0500"], Range("20200101-0500", "20200101-0500")),
+        (ACQUISITION, ["2020-2021"], Range("2020", "2021")),
+        (ACQUISITION, ["20200101-0500-20200102-0500"], Range("20200101-0500", "20200102-0500")),
+        (ACQUISITION, ["-20200102+0100"], Range(None, "20200102+0100")),
+        (INSTANCE_NUMBER, ["05"], Single("05")),
+    ],
+)
+def test_a_value_asks_for_what_its_vr_says(tag, values, expected):
+    assert match(tag, *values) == expected
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        (STUDY_DATE, "2020"),
+        (STUDY_DATE, "2020*"),
+        (STUDY_DATE, "20201301"),
+        (STUDY_DATE, "20200101-20209999"),
+        (STUDY_DATE, "-"),
+        (STUDY_DATE, "20200101-20200102-20200103"),
+        (STUDY_TIME, "25"),
+        (STUDY_TIME, "1015-9"),
+        (ACQUISITION, "20200230"),
+        (ACQUISITION, "0000"),
+        (INSTANCE_NUMBER, "first"),
+        (SOP_UID, "1.2.*"),
+        (SOP_UID, "1.2 3"),
+        (SOP_UID, "1" * 65),
+        (SOP_UID, "é"),
+    ],
+)
+def test_a_value_that_nothing_can_equal_is_an_error_that_names_the_key(tag, value):
+    with pytest.raises(BadValueError, match=f"{tag >> 16:04X},{tag & 0xFFFF:04X}"):
+        key(tag, value)
+
+
+@pytest.mark.parametrize(
+    ("tag", "asked", "held", "is_match"),
+    [
+        # Single value: case counts but in PN (C.2.2.2.1); spaces around do not.
+        (ACCESSION, "abc", ["abc"], True),
+        (ACCESSION, "abc", ["ABC"], False),
+        (ACCESSION, "abc", [" abc "], True),
+        (ACCESSION, "abc", [], False),
+        (ACCESSION, "abc", [None], False),
+        (ACCESSION, "abc", [None, "x", "abc"], True),
+        (MODALITY, ["CT", "MR"], ["MR"], True),
+        (MODALITY, ["CT", "MR"], ["US"], False),
+        # Lists of UID (C.2.2.2.2).
+        (SOP_UID, ["1.2", "1.3"], ["1.3"], True),
+        (SOP_UID, ["1.2", "1.3"], ["1.30"], False),
+        # Wildcards (C.2.2.2.4).
+        (ACCESSION, "a*c", ["ac"], True),
+        (ACCESSION, "a*c", ["a\nb c"], True),
+        (ACCESSION, "a?c", ["ac"], False),
+        (ACCESSION, "a?c", ["abc"], True),
+        (ACCESSION, "*b*", ["abc"], True),
+        (ACCESSION, "*B*", ["abc"], False),
+        (ACCESSION, "[a]*", ["abc"], False),
+        (ACCESSION, "[a]*", ["[a]bc"], True),
+        (ACCESSION, "?*", [], False),
+        # Numbers by value.
+        (INSTANCE_NUMBER, "05", [5], True),
+        (INSTANCE_NUMBER, "5", ["5"], True),
+        (INSTANCE_NUMBER, "5", [50], False),
+        (INSTANCE_NUMBER, "5", ["five"], False),
+        (PATIENT_WEIGHT, "70", [70.0], True),
+        # Dates (C.2.2.2.5).
+        (STUDY_DATE, "20200101", ["20200101"], True),
+        (STUDY_DATE, "20200101", ["2020.01.01"], True),
+        (STUDY_DATE, "20200101-20200201", ["20200201"], True),
+        (STUDY_DATE, "20200101-20200201", ["20200202"], False),
+        (STUDY_DATE, "20200231-", ["20200301"], True),
+        (STUDY_DATE, "-20200101", [], False),
+        (STUDY_DATE, "-20200101", ["unknown"], False),
+        # Times: what is not written is anything; a range does not go over midnight.
+        (STUDY_TIME, "1015", ["101559.9"], True),
+        (STUDY_TIME, "1015", ["1016"], False),
+        (STUDY_TIME, "101530", ["10:15:30"], True),
+        (STUDY_TIME, "10-1015", ["101559"], True),
+        (STUDY_TIME, "10-1015", ["095959.999999"], False),
+        (STUDY_TIME, "2300-0100", ["2330"], False),
+        (STUDY_TIME, "10", ["later"], False),
+        # Date-times: offsets count if both tell theirs.
+        (ACQUISITION, "202001", ["20200131235959.999999"], True),
+        (ACQUISITION, "2020", ["20210101"], False),
+        (ACQUISITION, "20200101120000+0000", ["20200101130000+0100"], True),
+        (ACQUISITION, "20200101120000+0000", ["20200101120000+0100"], False),
+        (ACQUISITION, "20200101120000+0000", ["20200101120000"], True),
+        (ACQUISITION, "20200101120000", ["20200101120000-0500"], True),
+        (ACQUISITION, "20200101-", ["20191231235959.9"], False),
+        (ACQUISITION, "20200229", ["20200229101530.25"], True),
+        (ACQUISITION, "9999", ["99991231+0500"], True),
+        (ACQUISITION, "0001+0000-", ["0001+1400"], False),
+        (ACQUISITION, "20200101101530.2", ["20200101101530.25"], True),
+        (ACQUISITION, "20200101101560", ["20200101101559"], True),
+        (ACQUISITION, "2020", ["then", 5], False),
+    ],
+)
+def test_an_object_matches_if_one_of_its_values_does(tag, asked, held, is_match):
+    assert fits(tag, asked, *held) is is_match
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "is_match"),
+    [
+        ("DOE^JOHN", person("Doe^John"), True),
+        ("doe^john^^", person("Doe^John"), True),
+        ("doe^john", person("Doe^John^^Dr"), False),
+        ("Doe", person("Doe^John"), False),
+        ("STRAßE^a", person("strasse^A"), True),
+        ("山田^太郎", person("Yamada^Tarou", "山田^太郎", "やまだ^たろう"), True),
+        ("Yamada^Tarou=山田^太郎", person("YAMADA^TAROU", "山田^太郎"), True),
+        ("Yamada^Tarou=山田^花子", person("YAMADA^TAROU", "山田^太郎"), False),
+        ("=山田^太郎", person("Yamada^Tarou", "山田^太郎"), True),
+        ("=山田^太郎", person("Yamada^Tarou"), False),
+        ("doe*", person("DOE^JOHN"), True),
+        ("doe^*", person("Doe"), True),
+        ("*john*", person("Doe^John"), True),
+        ("d?e^j*", person("Doe^John"), True),
+        ("*山*", person("Yamada^Tarou", "山田^太郎"), True),
+        ("yama*=*花*", person("Yamada^Tarou", "山田^太郎"), False),
+        ("doe*", "DOE^JOHN", True),
+        ("doe*", {}, False),
+        ("doe", 5, False),
+    ],
+)
+def test_names_match_by_their_component_groups_without_case(asked, held, is_match):
+    assert fits(PATIENT_NAME, asked, held) is is_match
+
+
+@given(st.text("ab*?[]!-", max_size=8), st.text("ab*?[]!-", max_size=8))
+def test_wildcards_are_star_and_question_mark_and_nothing_else(pattern, text):
+    plain = re.compile(
+        "".join({"*": ".*", "?": "."}.get(character, re.escape(character)) for character in pattern)
+    )
+    asked = Key(ACCESSION, "SH", Wildcard(pattern))
+    assert matcher([asked])(element(ACCESSION, text)) is (plain.fullmatch(text) is not None)
+    if not set(pattern) & set("[]!"):
+        assert matcher([asked])(element(ACCESSION, text)) is fnmatchcase(text, pattern)
+
+
+def test_a_pattern_of_many_stars_is_decided_at_once():
+    assert not fits(STUDY_DESCRIPTION, "*a" * 30 + "*b", "a" * 5000)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_match_or_a_refusal(text):
+    for tag in (PATIENT_NAME, STUDY_DATE, STUDY_TIME, ACQUISITION, INSTANCE_NUMBER, SOP_UID, ACCESSION):
+        try:
+            asked = key(tag, text)
+        except RefusedError:
+            continue
+        if asked:
+            matcher([asked])(element(tag, text))
+
+
+# ── sequences, C.2.2.2.6 ─────────────────────────────────────────────────────────────────────────
+
+
+def request(step, procedure):
+    return {**element(STEP_ID, step), **element(PROCEDURE_ID, procedure)}
+
+
+def test_the_keys_of_a_sequence_must_match_in_one_item():
+    item = {STEP_ID: ("SH", ["S1"]), PROCEDURE_ID: ("SH", ["P*"]), PATIENT_ID: ("LO", [""])}
+    asked = key(REQUEST_ATTRIBUTES, item)
+    assert asked.match == Items((Key(STEP_ID, "SH", Single("S1")), Key(PROCEDURE_ID, "SH", Wildcard("P*"))))
+    one_item = element(REQUEST_ATTRIBUTES, request("S0", "X"), request("S1", "P1"))
+    apart = element(REQUEST_ATTRIBUTES, request("S1", "X"), request("S0", "P1"))
+    assert matcher([asked])(one_item)
+    assert not matcher([asked])(apart)
+    assert not matcher([asked])({})
+
+
+def test_a_sequence_without_values_matches_everything():
+    assert key(REQUEST_ATTRIBUTES) is None
+    assert key(REQUEST_ATTRIBUTES, {}) is None
+    assert key(REQUEST_ATTRIBUTES, {STEP_ID: ("SH", [])}) is None
+
+
+def test_a_sequence_key_has_one_item():
+    with pytest.raises(BadValueError, match="RequestAttributesSequence"):
+        key(REQUEST_ATTRIBUTES, {}, {})
+
+
+# ── C-FIND, PS3.4 C.4.1 and C.6 ──────────────────────────────────────────────────────────────────
+
+
+def test_an_identifier_becomes_keys_and_what_to_return():
+    query = query_from_identifier(
+        identifier("STUDY", PATIENT_NAME="Doe*", STUDY_DATE="", CHARACTER_SET="ISO_IR 100", MODALITIES="CT"),
+        root="STUDY",
+    )
+    assert query.level is Level.STUDY
+    assert query.keys == (
+        Key(PATIENT_NAME, "PN", Wildcard("Doe*")),
+        Key(MODALITIES, "CS", Single("CT")),
+    )
+    assert query.returns == query.always == {PATIENT_NAME, STUDY_DATE, MODALITIES, STUDY_UID, PATIENT_ID}
+    assert (query.limit, query.offset) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("root", "asked"),
+    [
+        ("PATIENT", identifier("PATIENT", PATIENT_NAME="Doe")),
+        ("PATIENT", identifier("STUDY", PATIENT_ID="P")),
+        ("PATIENT", identifier("SERIES", PATIENT_ID="P", STUDY_UID="1")),
+        ("PATIENT", identifier("IMAGE", PATIENT_ID="P", STUDY_UID="1", SERIES_UID="2")),
+        ("STUDY", identifier("STUDY")),
+        ("STUDY", identifier("SERIES", STUDY_UID="1", PATIENT_NAME="Doe")),
+        ("STUDY", identifier("IMAGE", STUDY_UID="1", SERIES_UID="2", SOP_UID=["3", "4"])),
+        ("STUDY", identifier("STUDY", SERIES_UID="", MODALITY="", PROCEDURE_ID="not of this model")),
+        ("STUDY", identifier("STUDY", TIMEZONE="+0100")),
+    ],
+)
+def test_what_an_information_model_allows_is_taken(root, asked):
+    assert query_from_identifier(asked, root=root).level == asked[LEVEL][1][0]
+
+
+@pytest.mark.parametrize(
+    ("root", "asked", "told"),
+    [
+        ("STUDY", {}, "Level"),
+        ("STUDY", identifier([]), "Level"),
+        ("STUDY", identifier("INSTANCE"), "Level"),
+        ("STUDY", identifier(["STUDY", "SERIES"]), "Level"),
+        ("STUDY", identifier("PATIENT"), "PATIENT"),
+        ("PATIENT", identifier("STUDY"), "PatientID"),
+        ("PATIENT", identifier("STUDY", PATIENT_ID="P*"), "PatientID"),
+        ("PATIENT", identifier("SERIES", STUDY_UID="1"), "PatientID"),
+        ("STUDY", identifier("SERIES"), "StudyInstanceUID"),
+        ("STUDY", identifier("SERIES", STUDY_UID=["1", "2"]), "StudyInstanceUID"),
+        ("STUDY", identifier("IMAGE", STUDY_UID="1"), "SeriesInstanceUID"),
+        ("STUDY", identifier("STUDY", SERIES_UID="1"), "SeriesInstanceUID"),
+        ("STUDY", identifier("STUDY", MODALITY="CT"), "Modality"),
+        ("PATIENT", identifier("PATIENT", STUDY_DATE="20200101"), "StudyDate"),
+    ],
+)
+def test_what_an_information_model_does_not_allow_is_refused(root, asked, told):
+    """Status A900: the identifier does not match the SOP class."""
+    asked = asked if LEVEL not in asked else {**asked, LEVEL: ("CS", _flat(asked[LEVEL][1]))}
+    with pytest.raises(IdentifierError, match=told):
+        query_from_identifier(asked, root=root)
+
+
+def _flat(level):
+    return level[0] if level and isinstance(level[0], list) else level
+
+
+def test_a_time_zone_in_an_identifier_is_not_matched():
+    query = query_from_identifier(identifier("STUDY", TIMEZONE="+0100"), root="STUDY")
+    assert query.keys == ()
+    assert TIMEZONE in query.returns
+
+
+# ── QIDO-RS, PS3.18 8.3.4 and 10.6 ───────────────────────────────────────────────────────────────
+
+
+def parameters(level, *params, **options):
+    return query_from_parameters(level, params, **{"max_results": 100, **options})
+
+
+def test_parameters_name_attributes_by_keyword_or_tag():
+    query, warnings = parameters(
+        Level.STUDY, ("PatientName", "Doe*"), ("00100020", "P"), ("0020000d", "1,2\\3")
+    )
+    assert query.keys == (
+        Key(PATIENT_NAME, "PN", Wildcard("Doe*")),
+        Key(PATIENT_ID, "LO", Single("P")),
+        Key(STUDY_UID, "UI", UIDList(("1", "2", "3"))),
+    )
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("ModalitiesInStudy", "CT,MR", AnyOf((Single("CT"), Single("MR")))),
+        ("PatientName", "Doe, John", Single("Doe, John")),
+        ("PatientComments", "a\\b", Single("a\\b")),
+        ("StudyID", "a\\b", AnyOf((Single("a"), Single("b")))),
+        ("StudyDate", "20200101-", Range("20200101", None)),
+    ],
+)
+def test_a_comma_separates_only_where_no_value_has_one(name, value, expected):
+    query, _ = parameters(Level.STUDY, (name, value))
+    assert [one.match for one in query.keys] == [expected]
+
+
+def test_a_path_leads_into_a_sequence():
+    query, warnings = parameters(
+        Level.SERIES,
+        ("RequestAttributesSequence.ScheduledProcedureStepID", "S1"),
+        ("00400275.00401001", "P1"),
+        ("RequestAttributesSequence", ""),
+    )
+    inside = (Key(STEP_ID, "SH", Single("S1")), Key(PROCEDURE_ID, "SH", Single("P1")))
+    assert query.keys == (Key(REQUEST_ATTRIBUTES, "SQ", Items(inside)),)
+    assert warnings == []
+
+
+def test_the_resource_is_a_key_too():
+    query, _ = parameters(Level.IMAGE, study_uid="1", series_uid="2")
+    assert query.keys == (Key(STUDY_UID, "UI", Single("1")), Key(SERIES_UID, "UI", Single("2")))
+
+
+def test_limit_and_offset_are_kept_within_bounds():
+    query, _ = parameters(Level.STUDY, ("limit", "7"), ("offset", "3"))
+    assert (query.limit, query.offset) == (7, 3)
+    assert parameters(Level.STUDY)[0].limit == 100
+    assert parameters(Level.STUDY, ("limit", "101"))[0].limit == 100
+    assert parameters(Level.STUDY, ("limit", "0"))[0].limit == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("limit", "-1"),
+        ("limit", "many"),
+        ("limit", "9" * 50),
+        ("offset", "1.5"),
+        ("offset", ""),
+        ("fuzzymatching", "perhaps"),
+        ("StudyDate", "yesterday"),
+        ("StudyInstanceUID", "1.2.*"),
+    ],
+)
+def test_a_bad_value_is_an_error_that_names_its_parameter(name, value):
+    with pytest.raises(BadValueError, match=name):
+        parameters(Level.STUDY, (name, value))
+
+
+def test_what_is_not_done_is_warned_of():
+    query, warnings = parameters(
+        Level.STUDY,
+        ("fuzzymatching", "true"),
+        ("emptyvaluematching", "false"),
+        ("Modality", "CT"),
+        ("NoSuchAttribute", "1"),
+        ("12345678", "1"),
+        ("PatientID.StudyID", "1"),
+        ("includefield", "StudyDescription,Nonsense"),
+    )
+    assert query.keys == ()
+    assert warnings[0] == (
+        "The fuzzymatching parameter is not supported. Only literal matching has been performed."
+    )
+    assert [re.search("'(.*)'", warning).group(1) for warning in warnings[1:]] == [
+        "Modality",
+        "NoSuchAttribute",
+        "12345678",
+        "PatientID.StudyID",
+        "Nonsense",
+    ]
+
+
+def test_includefield_adds_to_what_is_returned_unasked():
+    query, warnings = parameters(
+        Level.STUDY, ("includefield", "00104000, PatientWeight"), ("includefield", "")
+    )
+    assert {PATIENT_COMMENTS, PATIENT_WEIGHT, STUDY_DATE, STUDY_UID, MODALITIES} <= query.returns
+    assert query.always < query.returns
+    assert warnings == []
+
+
+def test_includefield_returns_nothing_of_a_lower_level():
+    """OHIF asks for the Modality of studies."""
+    query, warnings = parameters(Level.STUDY, ("includefield", "00081030,00080060"))
+    assert STUDY_DESCRIPTION in query.returns
+    assert MODALITY not in query.returns
+    assert warnings == []
+
+
+def test_includefield_all_returns_everything():
+    assert parameters(Level.STUDY, ("includefield", "all"))[0].returns is None
+
+
+def test_without_a_resource_the_levels_above_are_returned_too():
+    of_series, _ = parameters(Level.IMAGE, study_uid="1", series_uid="2")
+    of_study, _ = parameters(Level.IMAGE, study_uid="1")
+    of_all, _ = parameters(Level.IMAGE)
+    assert MODALITY not in of_series.returns
+    assert MODALITY in of_study.returns
+    assert STUDY_DATE not in of_study.returns
+    assert STUDY_DATE in of_all.returns
+
+
+@given(
+    st.sampled_from([Level.STUDY, Level.SERIES, Level.IMAGE]),
+    st.lists(
+        st.tuples(st.sampled_from(["limit", "PatientID", "StudyDate", "x.y", "includefield"]), st.text())
+    ),
+)
+def test_any_parameters_are_a_query_or_a_refusal(level, params):
+    try:
+        query, _ = parameters(level, *params)
+    except RefusedError:
+        return
+    assert query.limit <= 100
