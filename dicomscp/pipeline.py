@@ -31,8 +31,9 @@ from dicomscp.telemetry.metrics import PipelineMetrics
 
 log = structlog.get_logger()
 
-_IDLE_SECONDS = 0.02
-_SETTLE_SECONDS = 0.5
+_ROUND_SECONDS = 0.025
+_LULL_SECONDS = 0.3
+_SETTLE_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
 _TELL_SECONDS = 2.0
@@ -298,20 +299,27 @@ class Pipeline:
         self._publisher.close()
 
     def _run_filing(self, stop: threading.Event) -> None:
-        settled = self._now()
+        """File in rounds, and settle in the lulls between arrivals.
+
+        A round costs some, whatever it files: pausing between rounds makes them larger.  A settle
+        makes receivers wait for the disk, so while they are busy it waits too, but not for long.
+        """
+        settled = busy = self._now()
         while not stop.is_set():
             try:
                 done = self._filing.step()
-                if self._now() - settled > _SETTLE_SECONDS:
+                now = self._now()
+                busy = now if done.entries else busy
+                if now - busy > _LULL_SECONDS or now - settled > _SETTLE_SECONDS or self._filing.is_full:
                     self._filing.settle()
-                    settled = self._now()
+                    settled = now
             except (OSError, DicomscpError) as error:
                 log.error("filing_failed", reason=str(error))
                 stop.wait(_RETRY_SECONDS)
                 continue
             self._note(done)
-            if not done.entries:
-                stop.wait(_IDLE_SECONDS)
+            if not done.more:
+                stop.wait(_ROUND_SECONDS)
 
     def _note(self, done: Round) -> None:
         asked = self._take_asked()

@@ -35,16 +35,19 @@ from dicomscp.study import layout
 log = structlog.get_logger()
 
 _BATCH_BYTES = 4 << 20
+_ENTRY_BYTES = 512
 _HEADER_BYTES = 1 << 16
 _END = Position(1 << 31, 0)
-_FREE_SEGMENTS = 6
+_FREE_SEGMENTS = 8
+_UNSETTLED_SEGMENTS = 2
 
 
 class Round(NamedTuple):
-    """What one step did: entries read, and variants among them that were not held before."""
+    """What one step did: entries read, variants among them that were not held, whether more waited."""
 
     entries: int
     arrivals: int
+    more: bool
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class _Batch:
     arrivals: list[Arrival] = field(default_factory=list)
     positions: dict[str, Position] = field(default_factory=dict)
     variants: dict[str, list[Held]] = field(default_factory=lambda: defaultdict(list))
+    size: int = 0
 
 
 class Filing:
@@ -107,11 +111,12 @@ class Filing:
         for reader in before:
             self._applied[reader.name] = reader.position
             reader.mark_applied(reader.position)
-        return Round(entries, len(batch.arrivals))
+        return Round(entries, len(batch.arrivals), more=batch.size >= _BATCH_BYTES)
 
     def _read(self, reader: JournalReader, batch: _Batch) -> int:
         """File what is next in one journal."""
         entries = reader.read(alive=reader.alive(), limit_bytes=_BATCH_BYTES)
+        batch.size += sum(len(entry.body) + _ENTRY_BYTES for entry in entries)
         if entries:
             known = self._index.known([str(entry.head["sop"]) for entry in entries])
             for sop_uid, variants in known.items():
@@ -126,6 +131,14 @@ class Filing:
     def settled(self) -> bool:
         """Whether nothing filed waits to be settled."""
         return not self._unsettled and self._settling is None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits to be settled that receivers may soon need its segments."""
+        return any(
+            self._applied.get(name, reader.settled).number - reader.settled.number > _UNSETTLED_SEGMENTS
+            for name, reader in self._readers.items()
+        )
 
     def settle(self, *, wait: bool = False) -> None:
         """Go on settling: begin a sync if one is needed, let go of what the last one covered.

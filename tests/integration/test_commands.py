@@ -1,0 +1,797 @@
+"""The command line as a person uses it: each command is a process, what it says and its exit status."""
+
+import gzip
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pydicom
+import pytest
+
+from tests.gateway import REPOSITORY, Gateway, wait_for_instances
+from tests.peers import DCMTK, Peer, PynetdicomScp, StoreScp, find_program, require
+from tests.processes import wait_until
+
+COMMANDS = ["serve", "check-config", "import", "status", "verify", "rebuild", "echo", "send", "find"]
+DONE, FAILED, MISCONFIGURED = 0, 1, 2
+
+CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"
+STUDIES = {  # file: study
+    "CT_small.dcm": CT_STUDY,
+    "MR_small.dcm": "1.3.6.1.4.1.5962.1.2.4.20040826185059.5457",
+    "rtplan.dcm": "1.22.333.4.567890.5555.0.1",
+}
+SYNTAXES = [
+    "CT_small.dcm",
+    "MR_small_implicit.dcm",
+    "MR_small_bigendian.dcm",
+    "MR_small_RLE.dcm",
+    "image_dfl.dcm",
+]
+SETTLE_SECONDS = 2
+
+
+class Run(NamedTuple):
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(*arguments: object, **environ: str) -> Run:
+    """The command as a process of its own, to its end."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DICOMSCP_")}
+    result = subprocess.run(
+        [sys.executable, "-m", "dicomscp", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=REPOSITORY,
+        env=inherited | environ,
+    )
+    assert "Traceback" not in result.stderr, result.stderr
+    return Run(result.returncode, result.stdout, result.stderr)
+
+
+def dataset_of(path: Path) -> bytes:
+    """What follows group 2 in a Part 10 file."""
+    data = path.read_bytes()
+    return data[144 + int.from_bytes(data[140:144], "little") :]
+
+
+def copy(names: list[str] | dict[str, str], source: Path, folder: Path) -> Path:
+    """*folder*, made and filled with the files called *names*."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copy(source / name, folder / name)
+    return folder
+
+
+def documents(root: Path) -> dict[str, bytes]:
+    """What is published, uncompressed."""
+    tree = root / "dicomweb"
+    return {str(path.relative_to(tree)): gzip.decompress(path.read_bytes()) for path in tree.rglob("*.gz")}
+
+
+def counts(root: Path) -> dict[str, int]:
+    """What the status says is held."""
+    return json.loads(run("status", "--json", "--root", root).out)["held"]
+
+
+# ── help and settings ────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_command_says_what_it_does_and_gives_an_example():
+    with ThreadPoolExecutor(2) as executor:
+        texts = list(executor.map(lambda command: run(*command, "--help"), [[], *([c] for c in COMMANDS)]))
+
+    assert {result.status for result in texts} == {DONE}
+    assert all(f"\n  {command} " in texts[0].out for command in COMMANDS)
+    for command, result in zip(COMMANDS, texts[1:], strict=True):
+        assert result.out.startswith(f"Usage: dicomscp {command} ")
+        assert f"Example: dicomscp {command}" in result.out
+        assert "--root DIR" in result.out
+
+
+def test_every_error_in_the_settings_is_told_at_once_with_its_key(tmp_path):
+    file = tmp_path / "bad.toml"
+    file.write_text("""
+drain_second = 3
+[dimse]
+ae_title = "A_TITLE_THAT_IS_TOO_LONG"
+max_associations = 0
+transfer_syntaxes = ["1.2.3"]
+[[dimse.ae]]
+title = "CT1"
+addresses = ["10.1.2.300"]
+[storage]
+reserve = "much"
+[web]
+host = "0.0.0.0"
+""")
+    keys = [
+        "drain_second",
+        "dimse.ae_title",
+        "dimse.max_associations",
+        "dimse.transfer_syntaxes",
+        "dimse.ae",
+        "storage.reserve",
+        "web.host",
+        "web.port",
+    ]
+
+    for command in (["check-config"], ["serve", "--root", str(tmp_path / "root")]):
+        result = run(*command, "--config", file, DICOMSCP_WEB__PORT="99999")
+
+        assert (result.status, result.out) == (MISCONFIGURED, "")
+        lines = result.err.splitlines()
+        assert len(lines) == len(keys)
+        for key in keys:
+            assert [line for line in lines if re.search(rf": {re.escape(key)}[:\[]", line)], key
+        assert [line for line in lines if "DICOMSCP_WEB__PORT" in line]
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_file_that_is_no_toml_or_not_there_is_exit_status_2(tmp_path):
+    (tmp_path / "bad.toml").write_text("dimse = [")
+
+    for file in (tmp_path / "bad.toml", tmp_path / "none.toml"):
+        result = run("check-config", "--config", file)
+        assert (result.status, result.out) == (MISCONFIGURED, "")
+        assert str(file) in result.err
+
+
+def test_the_settings_that_are_shipped_are_good():
+    result = run("check-config", "--config", REPOSITORY / "conf" / "dicomscp.toml")
+
+    assert (result.status, result.err) == (DONE, "")
+
+
+# ── without serve ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory, pydicom_files):
+    """A root into which three studies were imported while no serve ran; tests work on copies."""
+    folder = tmp_path_factory.mktemp("imported")
+    result = run("import", "--root", folder / "root", copy(STUDIES, pydicom_files, folder / "in"))
+    assert (result.status, result.out, result.err) == (DONE, "3 taken, 0 refused\n", "")
+    return folder / "root"
+
+
+@pytest.fixture
+def copied(imported, tmp_path):
+    """A copy of that root."""
+    return Path(shutil.copytree(imported, tmp_path / "root", symlinks=True))
+
+
+def test_an_import_without_serve_is_published_when_it_ends(imported):
+    published = documents(imported)
+
+    for study_uid in STUDIES.values():
+        assert f"studies/{study_uid}/metadata.gz" in published
+    listed = json.loads(published["studies/index.json.gz"])
+    assert {study["0020000D"]["Value"][0] for study in listed} == set(STUDIES.values())
+    assert counts(imported) | {"studies": 3, "instances": 3, "variants": 3} == counts(imported)
+
+
+def test_an_import_takes_what_it_can_and_says_of_the_rest_why_not(tmp_path, pydicom_files):
+    folder = copy(
+        ["CT_small.dcm", "rtplan_truncated.dcm", "zipMR.gz"], pydicom_files, tmp_path / "in" / "deep"
+    )
+    dicomdir = copy(["DICOMDIR"], pydicom_files / "dicomdirtests", tmp_path / "in")
+    (folder / "letter.txt").write_text("Dear colleague")
+    (folder / "empty.dcm").touch()
+    (tmp_path / "outside").mkdir()
+    shutil.copy(pydicom_files / "MR_small.dcm", tmp_path / "outside")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    single = shutil.copy(pydicom_files / "rtplan.dcm", tmp_path / "one")
+
+    result = run("import", "--json", "--root", tmp_path / "root", tmp_path / "in", single)
+
+    assert result.status == FAILED
+    report = json.loads(result.out)
+    reasons = {Path(one["path"]).name: one["reason"] for one in report["refused"]}
+    assert report["admitted"] == 2
+    assert reasons.keys() == {"rtplan_truncated.dcm", "zipMR.gz", "DICOMDIR", "letter.txt", "empty.dcm"}
+    assert "cut short" in reasons["rtplan_truncated.dcm"]
+    assert "gzip" in reasons["zipMR.gz"].lower()
+    assert "DICOMDIR" in reasons["DICOMDIR"]
+    assert "not DICOM" in reasons["letter.txt"]
+    assert reasons["empty.dcm"]
+    assert len(result.err.splitlines()) == len(reasons)
+    assert (dicomdir / "DICOMDIR").exists()
+    assert run("verify", "--root", tmp_path / "root").status == DONE
+
+
+def test_a_path_that_is_not_there_is_wrong_usage(tmp_path):
+    result = run("import", "--root", tmp_path / "root", tmp_path / "none")
+
+    assert (result.status, result.out) == (MISCONFIGURED, "")
+    assert "none" in result.err
+
+
+def test_what_is_imported_again_changes_nothing(copied, pydicom_files):
+    before = documents(copied), counts(copied)
+
+    result = run("import", "--root", copied, pydicom_files / "CT_small.dcm")
+
+    assert (result.status, result.out) == (DONE, "1 taken, 0 refused\n")
+    assert (documents(copied), counts(copied)) == before
+
+
+def test_the_status_of_what_does_not_run_says_so(imported):
+    report = json.loads(run("status", "--json", "--root", imported).out)
+    text = run("status", "--root", imported)
+
+    assert (report["running"], report["serve"], report["associations"]) == (False, None, 0)
+    assert (report["journal_waiting_bytes"], report["due"], report["set_aside"]) == (0, 0, [])
+    assert report["disk_free_bytes"] > 0
+    assert text.status == DONE
+    assert re.search(r"^running +no$", text.out, re.MULTILINE)
+    assert re.search(r"^held instances +3$", text.out, re.MULTILINE)
+
+
+def test_what_lacks_a_root_is_told_so(tmp_path):
+    result = run("status", "--root", tmp_path / "none")
+
+    assert (result.status, result.out) == (MISCONFIGURED, "")
+    assert "does not exist" in result.err
+
+
+def test_an_empty_root_verifies_and_is_rebuilt(tmp_path):
+    assert run("verify", "--root", tmp_path / "root").status == DONE
+    assert run("rebuild", "--root", tmp_path / "root").status == DONE
+
+
+# ── verify ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _instance(root: Path, study_uid: str = CT_STUDY) -> Path:
+    (path,) = root.glob(f"instances/*/{study_uid}/*/*.dcm")
+    return path
+
+
+def _document(root: Path) -> Path:
+    return root / "dicomweb" / "studies" / CT_STUDY / "metadata.gz"
+
+
+def _flip_a_pixel(root: Path) -> str:
+    path = _instance(root)
+    data = bytearray(path.read_bytes())
+    data[-2000] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+    return path.name
+
+
+def _cut_a_file(root: Path) -> str:
+    path = _instance(root)
+    path.chmod(0o600)
+    os.truncate(path, 100)
+    return path.name
+
+
+def _take_a_file_away(root: Path) -> str:
+    path = _instance(root)
+    path.unlink()
+    return path.name
+
+
+def _move_a_file(root: Path) -> str:
+    """To where it is an orphan, as its UIDs say."""
+    path = _instance(root)
+    path.rename(path.with_name("1.2.3.dcm"))
+    return "1.2.3.dcm"
+
+
+def _change_a_document(root: Path) -> str:
+    text = gzip.decompress(_document(root).read_bytes())
+    _document(root).write_bytes(gzip.compress(text.replace(b"CompressedSamples", b"UncompressedSample")))
+    return f"{CT_STUDY}/metadata.gz"
+
+
+def _spoil_a_document(root: Path) -> str:
+    _document(root).write_bytes(b"no gzip at all")
+    return f"{CT_STUDY}/metadata.gz"
+
+
+def _cut_a_document(root: Path) -> str:
+    os.truncate(_document(root), 500)
+    return f"{CT_STUDY}/metadata.gz"
+
+
+def _take_a_document_away(root: Path) -> str:
+    _document(root).unlink()
+    return f"{CT_STUDY}/metadata.gz"
+
+
+def _publish_too_much(root: Path) -> str:
+    folder = root / "dicomweb" / "studies" / CT_STUDY / "series" / "1.2.3"
+    folder.mkdir()
+    (folder / "metadata.gz").write_bytes(gzip.compress(b"[]"))
+    return f"{CT_STUDY}/series/1.2.3/metadata.gz"
+
+
+def _publish_a_study_too_many(root: Path) -> str:
+    shutil.copytree(_document(root).parent, root / "dicomweb" / "studies" / "1.2.3")
+    return "1.2.3"
+
+
+def _change_the_list_of_studies(root: Path) -> str:
+    (root / "dicomweb" / "studies" / "index.json.gz").write_bytes(gzip.compress(b"[]"))
+    return "index.json.gz"
+
+
+Damage = Callable[[Path], str]
+TO_INSTANCES: list[Damage] = [_flip_a_pixel, _cut_a_file]
+TO_THE_SET: list[Damage] = [_take_a_file_away]
+TO_DERIVED: list[Damage] = [
+    _change_a_document,
+    _spoil_a_document,
+    _cut_a_document,
+    _take_a_document_away,
+    _publish_too_much,
+    _publish_a_study_too_many,
+    _change_the_list_of_studies,
+]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [*TO_INSTANCES, *TO_THE_SET, _move_a_file, *TO_DERIVED],
+    ids=lambda one: one.__name__.strip("_"),
+)
+def test_verify_finds_what_is_damaged_and_names_it(copied, damage):
+    name = damage(copied)
+
+    result = run("verify", "--json", "--root", copied)
+
+    assert result.status == FAILED
+    assert [finding for finding in json.loads(result.out)["findings"] if name in finding]
+
+
+def test_verify_finds_an_instance_that_is_not_in_the_index(copied, tmp_path, pydicom_files):
+    other = tmp_path / "other"
+    assert run("import", "--root", other, pydicom_files / "JPEG2000.dcm").status == DONE
+    (orphan,) = other.glob("instances/*/*/*/*.dcm")
+    target = copied / orphan.relative_to(other)
+    target.parent.mkdir(parents=True)
+    shutil.copy(orphan, target)
+
+    found = run("verify", "--root", copied)
+    repaired = run("verify", "--repair", "--root", copied)
+
+    assert (found.status, repaired.status) == (FAILED, DONE)
+    assert f"{orphan.relative_to(other)}: is not in the index" in found.out
+    assert counts(copied)["instances"] == len(STUDIES) + 1
+    assert run("verify", "--root", copied).status == DONE
+
+
+def test_verify_repairs_what_is_derived(copied):
+    before = documents(copied)
+    for damage in (_publish_too_much, _publish_a_study_too_many, _change_the_list_of_studies):
+        damage(copied)
+    _spoil_a_document(copied)
+
+    repaired = run("verify", "--repair", "--root", copied)
+
+    assert repaired.status == DONE, repaired
+    assert documents(copied) == before
+    assert run("verify", "--root", copied).out == "3 instances checked, 0 findings\n"
+
+
+def test_verify_repairs_an_index_that_names_what_is_not_there(copied):
+    name = _take_a_file_away(copied)
+
+    repaired = run("verify", "--repair", "--root", copied)
+
+    assert repaired.status == DONE, repaired
+    assert counts(copied)["instances"] == len(STUDIES) - 1
+    assert not [text for text in documents(copied).values() if name.removesuffix(".dcm").encode() in text]
+
+
+@pytest.mark.parametrize("damage", TO_INSTANCES, ids=lambda one: one.__name__.strip("_"))
+def test_what_verify_cannot_repair_stays_a_finding_and_untouched(copied, damage):
+    name = damage(copied)
+    spoilt = _instance(copied).read_bytes()
+
+    result = run("verify", "--repair", "--root", copied)
+
+    assert result.status == FAILED
+    assert name in result.out
+    assert _instance(copied).read_bytes() == spoilt
+
+
+# ── rebuild ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_index_is_rebuilt_from_the_instances(copied):
+    before = documents(copied), counts(copied)
+    for path in copied.glob("index.sqlite*"):
+        path.unlink()
+
+    result = run("rebuild", "--index", "--root", copied)
+
+    assert (result.status, result.out) == (DONE, "3 instances indexed, 0 studies published\n")
+    assert (documents(copied), counts(copied)) == before
+    assert run("verify", "--root", copied).status == DONE
+
+
+def test_the_published_tree_is_rebuilt_to_the_same_documents(copied):
+    before = documents(copied)
+    shutil.rmtree(copied / "dicomweb")
+
+    result = run("rebuild", "--published", "--root", copied)
+
+    assert (result.status, result.out) == (DONE, "0 instances indexed, 3 studies published\n")
+    assert documents(copied) == before
+
+
+def test_everything_derived_is_rebuilt_to_the_same(copied):
+    before = documents(copied), counts(copied)
+    for path in copied.iterdir():
+        if path.name != "instances":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    result = run("rebuild", "--root", copied)
+
+    assert (result.status, result.out) == (DONE, "3 instances indexed, 3 studies published\n")
+    assert (documents(copied), counts(copied)) == before
+
+
+def test_what_cannot_be_rebuilt_is_said_and_the_rest_is_done(copied):
+    name = _cut_a_file(copied)
+
+    result = run("rebuild", "--root", copied)
+
+    assert result.status == FAILED
+    assert name in result.err
+    assert counts(copied)["instances"] == len(STUDIES) - 1
+    assert set(documents(copied)) >= {
+        f"studies/{uid}/metadata.gz" for uid in STUDIES.values() if uid != CT_STUDY
+    }
+
+
+# ── with serve ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _write_slowly(path: Path, data: bytes, stop: threading.Event) -> None:
+    """In pieces, over longer than a file may be silent."""
+    step = len(data) // 16 + 1
+    with path.open("wb") as file:
+        for start in range(0, len(data), step):
+            file.write(data[start : start + step])
+            file.flush()
+            stop.wait(1.5 * SETTLE_SECONDS / 16)
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory, pydicom_files):
+    """A gateway that was down while files were put into its drop folder."""
+    folder = tmp_path_factory.mktemp("serving")
+    copy(["JPEG2000.dcm"], pydicom_files, folder / "root" / "inbox" / "while" / "down")
+    settings = {
+        "pipeline.quiet_seconds": 0.5,
+        "inbox.settle_seconds": SETTLE_SECONDS,
+        "inbox.rescan_seconds": 5,
+    }
+    with Gateway(folder / "root", settings=settings) as gateway:
+        yield gateway
+    shutil.rmtree(folder / "root")
+
+
+@pytest.fixture(scope="module")
+def dropped(serving, tmp_path_factory, pydicom_files):
+    """What people put into its drop folder, all of it at the beginning."""
+    inbox, outside = serving.root / "inbox", tmp_path_factory.mktemp("outside")
+    copy(["MR_small.dcm"], pydicom_files, inbox)
+    copy(["693_J2KI.dcm", "SC_rgb_rle.dcm"], pydicom_files, outside / "folder" / "deep")
+    (outside / "folder").rename(inbox / "folder")
+    (inbox / "letter.txt").write_text("Dear colleague")
+    copy(["rtplan_truncated.dcm"], pydicom_files, inbox)
+    shutil.copy(pydicom_files / "liver_1frame.dcm", outside / "linked.dcm")
+    (inbox / "link.dcm").symlink_to(outside / "linked.dcm")
+    (outside / "linked").mkdir()
+    shutil.copy(pydicom_files / "liver_1frame.dcm", outside / "linked")
+    (inbox / "link").symlink_to(outside / "linked")
+    stop = threading.Event()
+    slow = (pydicom_files / "examples_palette.dcm").read_bytes()
+    writing = threading.Thread(target=_write_slowly, args=(inbox / "slow.dcm", slow, stop))
+    writing.start()
+    yield outside
+    stop.set()
+    writing.join()
+
+
+def _study_of(path: Path) -> str:
+    return str(
+        pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["StudyInstanceUID"]).StudyInstanceUID
+    )
+
+
+def _quarantined(serving: Gateway, name: str) -> str:
+    """The reason beside what was put away."""
+    reason = serving.root / "quarantine" / f"{name}.reason.txt"
+    wait_until(reason.exists, 20, f"{name} to be in the quarantine")
+    wait_until(lambda: not os.path.lexists(serving.root / "inbox" / name), 10, f"{name} to leave the inbox")
+    return reason.read_text()
+
+
+def test_what_was_put_into_the_drop_folder_while_the_gateway_was_down_is_taken(
+    serving, dropped, pydicom_files
+):
+    wait_for_instances(serving, _study_of(pydicom_files / "JPEG2000.dcm"), 1, 20)
+    assert not (serving.root / "inbox" / "while" / "down" / "JPEG2000.dcm").exists()
+
+
+@pytest.mark.parametrize("name", ["MR_small.dcm", "693_J2KI.dcm", "SC_rgb_rle.dcm", "examples_palette.dcm"])
+def test_what_is_put_into_the_drop_folder_is_taken_once_it_is_whole_and_removed(
+    serving, dropped, pydicom_files, name
+):
+    """A file, a folder that was moved in, a file written in pieces."""
+    wait_for_instances(serving, _study_of(pydicom_files / name), 1, 20)
+
+    inbox = serving.root / "inbox"
+    left = "slow.dcm" if name == "examples_palette.dcm" else name
+    wait_until(lambda: not list(inbox.rglob(left)), 10, f"{left} to be removed")
+    (held,) = serving.root.glob(f"instances/*/{_study_of(pydicom_files / name)}/*/*.dcm")
+    assert dataset_of(held) == dataset_of(pydicom_files / name)
+    assert not list((serving.root / "quarantine").glob("slow*"))
+
+
+def test_what_is_not_dicom_goes_to_the_quarantine_with_its_reason(serving, dropped):
+    text = _quarantined(serving, "letter.txt")
+
+    assert "file: letter.txt" in text
+    assert "not DICOM" in text
+    assert (serving.root / "quarantine" / "letter.txt").read_text() == "Dear colleague"
+    assert serving.wait_for_event("inbox_file_quarantined")["reason"]
+
+
+def test_what_was_cut_short_goes_there_too(serving, dropped, pydicom_files):
+    assert "cut short" in _quarantined(serving, "rtplan_truncated.dcm")
+    kept = serving.root / "quarantine" / "rtplan_truncated.dcm"
+    assert kept.read_bytes() == (pydicom_files / "rtplan_truncated.dcm").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["link.dcm", "link"])
+def test_a_link_is_not_followed(serving, dropped, pydicom_files, name):
+    assert "not a regular file" in _quarantined(serving, name)
+    assert (dropped / "linked.dcm").exists()
+    assert (dropped / "linked" / "liver_1frame.dcm").exists()
+    study = f"/dicomweb/studies?StudyInstanceUID={_study_of(pydicom_files / 'liver_1frame.dcm')}"
+    assert serving.get_json(study) == []
+
+
+def test_an_import_beside_serve_is_published_by_it(serving, pydicom_files):
+    result = run("import", "--root", serving.root, pydicom_files / "rtplan.dcm")
+
+    assert (result.status, result.out) == (DONE, "1 taken, 0 refused\n")
+    document = serving.root / "dicomweb" / "studies" / STUDIES["rtplan.dcm"] / "metadata.gz"
+    wait_until(document.exists, 20, "the study to be published")
+
+
+def test_two_imports_at_once_beside_serve_both_take_their_files(serving, pydicom_files):
+    files = [pydicom_files / "rtdose.dcm", pydicom_files / "waveform_ecg.dcm"]
+
+    with ThreadPoolExecutor(2) as executor:
+        results = list(executor.map(lambda file: run("import", "--root", serving.root, file), files))
+
+    assert {(result.status, result.out) for result in results} == {(DONE, "1 taken, 0 refused\n")}
+    for file in files:
+        wait_for_instances(serving, _study_of(file), 1)
+    names = {path.name for path in (serving.root / "journal").iterdir()}
+    assert names >= {"listener-0", "listener-1", "inbox"}
+
+
+def test_the_status_of_what_runs_says_so(serving):
+    with socket.create_connection(("127.0.0.1", serving.port), timeout=10):
+        report = json.loads(run("status", "--json", "--root", serving.root).out)
+    text = run("status", "--root", serving.root)
+
+    assert report["running"]
+    assert report["serve"]["pid"] == serving.pid
+    assert report["serve"]["dimse"]["port"] == serving.port
+    assert report["associations"] == 0
+    assert text.status == DONE
+    assert re.search(r"^running +yes$", text.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "command", [["rebuild"], ["rebuild", "--index"], ["verify", "--repair"]], ids=" ".join
+)
+def test_what_needs_serve_stopped_is_refused_while_it_runs(serving, command):
+    result = run(*command, "--root", serving.root)
+
+    assert (result.status, result.out) == (FAILED, "")
+    assert f"serve, pid {serving.pid}" in result.err
+
+
+def test_a_second_serve_on_one_root_fails_at_once_and_names_the_first(serving):
+    began = time.monotonic()
+    result = run("serve", "--root", serving.root, "--dimse-port", "0", "--web-port", "0")
+
+    assert time.monotonic() - began < 10
+    assert (result.status, result.out) == (FAILED, "")
+    assert f"serve, pid {serving.pid}" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_serve_whose_port_is_taken_says_which(serving, tmp_path):
+    result = run("serve", "--root", tmp_path / "root", "--dimse-port", serving.port, "--web-port", "0")
+
+    assert (result.status, result.out) == (MISCONFIGURED, "")
+    assert f"dimse.port: cannot listen on 127.0.0.1:{serving.port}" in result.err
+
+
+# ── echo, send, find ─────────────────────────────────────────────────────────────────────────────
+
+
+class QueryScp(Peer):
+    """DCMTK's dcmqrscp, a small archive."""
+
+    name = "dcmqrscp"
+    program, package, ae_title = "dcmqrscp", DCMTK, "DCMQR"
+
+    def command(self) -> list[str | Path]:
+        settings = self.directory / "dcmqrscp.cfg"
+        settings.write_text(
+            f"NetworkTCPPort = {self.port}\nMaxPDUSize = 16384\nMaxAssociations = 16\n"
+            "HostTable BEGIN\nHostTable END\nVendorTable BEGIN\nVendorTable END\n"
+            f"AETable BEGIN\n{self.ae_title} {self.received} RW (200, 1024mb) ANY\nAETable END\n"
+        )
+        return [find_program(self.program) or self.program, "-c", settings]
+
+
+def address(peer: Peer | Gateway, ae_title: str = "") -> str:
+    """The peer as the command line names it."""
+    return f"{ae_title or peer.ae_title}@127.0.0.1:{peer.port}"
+
+
+@pytest.fixture(scope="module")
+def archive_peer(tmp_path_factory):
+    require(QueryScp.program, DCMTK)
+    with QueryScp(tmp_path_factory.mktemp("dcmqrscp")) as peer:
+        yield peer
+
+
+def test_echo_says_whether_a_peer_is_there(serving, archive_peer):
+    for peer in (serving, archive_peer):
+        result = run("echo", address(peer))
+        assert (result.status, result.err) == (DONE, "")
+        assert re.fullmatch(rf"{re.escape(address(peer))} answers in \d+\.\d ms\n", result.out)
+
+
+def test_echo_says_why_a_peer_does_not_answer(archive_peer):
+    rejected = run("echo", address(archive_peer, "WRONG"))
+    absent = run("echo", "DCMQR@127.0.0.1:1", "--timeout", "2")
+
+    assert (rejected.status, absent.status) == (FAILED, FAILED)
+    assert "called AE title" in rejected.err
+    assert "cannot be reached" in absent.err
+    assert (len(rejected.err.splitlines()), len(absent.err.splitlines())) == (1, 1)
+
+
+def test_send_sends_the_bytes_of_each_file_in_its_own_syntax(tmp_path, pydicom_files):
+    files = copy(SYNTAXES, pydicom_files, tmp_path / "in")
+
+    with PynetdicomScp(tmp_path / "peer") as peer:
+        result = run("send", address(peer), files)
+        received = {path.read_bytes() for path in peer.files()}
+
+    assert (result.status, result.err) == (DONE, "")
+    assert result.out.startswith(f"{len(SYNTAXES)} sent, ")
+    # One UID may be among them in several syntaxes: the last one stays.
+    assert received <= {dataset_of(path) for path in files.iterdir()}
+    assert len(received) == len({pydicom.dcmread(path).SOPInstanceUID for path in files.iterdir()})
+
+
+def test_send_to_dcmtk_says_what_it_took_and_what_not(tmp_path, pydicom_files):
+    require(StoreScp.program, DCMTK)
+    files = copy(["CT_small.dcm", "MR_small.dcm", "JPEG2000.dcm"], pydicom_files, tmp_path / "in")
+    (files / "letter.txt").write_text("Dear colleague")
+
+    with StoreScp(tmp_path / "peer") as peer:
+        result = run("send", "--json", address(peer), files)
+        received = {str(pydicom.dcmread(path).StudyInstanceUID) for path in peer.files()}
+
+    assert result.status == FAILED
+    report = json.loads(result.out)
+    reasons = {Path(one["path"]).name: one["reason"] for one in report["refused"]}
+    # storescp takes uncompressed syntaxes alone.
+    assert report["sent"] == 2
+    assert reasons.keys() == {"JPEG2000.dcm", "letter.txt"}
+    assert "does not take" in reasons["JPEG2000.dcm"]
+    assert "not DICOM" in reasons["letter.txt"]
+    assert received == {STUDIES["CT_small.dcm"], STUDIES["MR_small.dcm"]}
+
+
+@pytest.fixture(scope="module")
+def holding(serving, archive_peer, pydicom_files):
+    """Both archives, after each has been sent a CT."""
+    for peer in (serving, archive_peer):
+        result = run("send", address(peer), pydicom_files / "CT_small.dcm")
+        assert (result.status, result.err) == (DONE, "")
+        assert result.out.startswith("1 sent, ")
+    return serving, archive_peer
+
+
+def test_find_finds_at_every_level_what_was_sent(holding, pydicom_files):
+    ct = pydicom.dcmread(pydicom_files / "CT_small.dcm")
+    series = [f"StudyInstanceUID={CT_STUDY}", f"SeriesInstanceUID={ct.SeriesInstanceUID}"]
+    asked = {
+        "PATIENT": (["PatientID=1CT1"], "00100020", "1CT1"),
+        "STUDY": (["PatientID=1CT1"], "0020000D", CT_STUDY),
+        "SERIES": (series[:1], "0020000E", str(ct.SeriesInstanceUID)),
+        "IMAGE": (series, "00080018", str(ct.SOPInstanceUID)),
+    }
+    for peer in holding:
+        for level, (keys, tag, value) in asked.items():
+            result = run("find", "--json", "--level", level, address(peer), *keys)
+            assert (result.status, result.err) == (DONE, ""), (peer, level)
+            (match,) = json.loads(result.out)
+            assert match[tag]["Value"] == [value]
+
+
+def test_find_prints_lines_for_people(holding):
+    for peer in holding:
+        result = run("find", address(peer), "PatientID=1CT1", "StudyDescription")
+        assert (result.status, result.err) == (DONE, "")
+        assert re.search(r"^PatientName +CompressedSamples\^CT1$", result.out, re.MULTILINE)
+        assert result.out.endswith("\n1 found\n")
+        assert run("find", address(peer), "PatientID=NOBODY").out.endswith("0 found\n")
+
+
+def test_dcmtk_finds_what_our_send_sent(holding):
+    gateway, _ = holding
+    findscu = require("findscu", DCMTK)
+    keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={CT_STUDY}", "-k", "PatientName"]
+
+    result = subprocess.run(
+        [findscu, "-S", "-aec", "DICOMSCP", "127.0.0.1", str(gateway.port), *keys],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert result.returncode == 0
+    assert "CompressedSamples^CT1" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["echo", "localhost:104"],
+        ["find", "A@127.0.0.1:1", "PatientNam=X"],
+        ["find", "A@127.0.0.1:1", "--level", "FRAME"],
+        ["send", "A@127.0.0.1:1"],
+        ["nonsense"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_status_2(arguments):
+    result = run(*arguments)
+
+    assert (result.status, result.out) == (MISCONFIGURED, "")
+    assert result.err
+
+
+def test_after_all_that_the_root_verifies_beside_serve(serving):
+    result = run("verify", "--root", serving.root)
+
+    assert (result.status, result.err) == (DONE, "")
+    assert result.out.endswith(", 0 findings\n")
