@@ -8,6 +8,7 @@ it into the index follow from the journal, in another process (`filing`).
 import contextlib
 import mmap
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from dicomscp.archive.index import Held, Index
 from dicomscp.archive.journal import INLINE, SLOT, JournalWriter, Word, writers
 from dicomscp.archive.store import Slots, Spool, Stages
 from dicomscp.dicom import part10
+from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
 from dicomscp.dicom.matching import Query
 from dicomscp.errors import BusyError, DamagedError, MismatchError, RefusedError
@@ -31,6 +33,7 @@ log = structlog.get_logger()
 
 _SPACE_LOOK_SECONDS = 0.2
 _SEEN_SOP_UIDS = 100_000
+_INFLATING = 2  # deflated datasets at a time: each may take 16 MiB to be recognised
 
 
 class Claim(NamedTuple):
@@ -127,6 +130,7 @@ class Archive:
         """
         self._root, self._index, self._intake = root, index, intake
         self._wait_seconds = wait_seconds
+        self._inflating = threading.Semaphore(_INFLATING)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._words: dict[str, tuple[Word, Word]] = {}
 
@@ -210,6 +214,12 @@ class Archive:
         return self._intake
 
     def _identify(self, spool: Spool, claim: Claim) -> Identity:
+        if is_deflated(claim.transfer_syntax_uid):
+            with self._inflating:
+                return self._read_identity(spool, claim)
+        return self._read_identity(spool, claim)
+
+    def _read_identity(self, spool: Spool, claim: Claim) -> Identity:
         try:
             identity = read_identity(
                 spool.prefix(), claim.transfer_syntax_uid, total_bytes=spool.size, tail=spool.tail

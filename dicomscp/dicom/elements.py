@@ -39,6 +39,7 @@ SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI
 UNDEFINED = 0xFFFFFFFF
 MAX_DEPTH = 64  # the deepest real object nests about ten levels
 MAX_INFLATED_BYTES = 256 << 20  # what one deflated dataset may cost in memory
+_INFLATE_BYTES = 1 << 18
 
 ITEM = 0xFFFEE000
 ITEM_END = 0xFFFEE00D
@@ -89,19 +90,28 @@ def is_deflated(transfer_syntax_uid: str) -> bool:
     return transfer_syntax_uid in _DEFLATED
 
 
-def inflate(data: Buffer, max_bytes: int = MAX_INFLATED_BYTES) -> tuple[bytes, bool]:
+def inflate(data: Buffer, max_bytes: int = MAX_INFLATED_BYTES) -> tuple[bytearray, bool]:
     """The dataset in deflated *data*, at most *max_bytes* of it, and whether that is all.
 
-    Raises RefusedError if it does not inflate or is cut short.
+    Memory stays within what is returned.  Raises RefusedError if it does not inflate or is cut short.
     """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    dataset, view = bytearray(), memoryview(data)
     try:
-        dataset = inflater.decompress(data, max_bytes)
+        for start in range(0, len(view), _INFLATE_BYTES):
+            pending: Buffer = view[start : start + _INFLATE_BYTES]
+            while len(pending) and not inflater.eof:
+                dataset += inflater.decompress(pending, min(_INFLATE_BYTES, max_bytes - len(dataset)))
+                pending = inflater.unconsumed_tail
+                if len(dataset) >= max_bytes:
+                    return dataset, inflater.eof
+        while not inflater.eof and (piece := inflater.decompress(b"", _INFLATE_BYTES)):
+            dataset += piece  # what zlib had taken in and not yet given out: less than a block
     except zlib.error as error:
         raise RefusedError(f"The deflated dataset cannot be inflated ({error}).") from error
-    if inflater.eof or len(dataset) >= max_bytes:
-        return dataset, inflater.eof
-    raise RefusedError("The deflated dataset is cut short.")
+    if not inflater.eof:
+        raise RefusedError("The deflated dataset is cut short.")
+    return dataset, True
 
 
 def declared_encoding(transfer_syntax_uid: str) -> Encoding:

@@ -82,7 +82,7 @@ def read_identity(
     *,
     total_bytes: int,
     tail: bytes = b"",
-    max_inflated_bytes: int = 64 << 20,
+    max_inflated_bytes: int = 16 << 20,
 ) -> Identity:
     """The instance that *dataset* is, its end having been seen.
 

@@ -164,7 +164,8 @@ def _keys(identifier: Identifier) -> frozenset[int]:
 def decode_identifier(encoded: bytes, transfer_syntax_uid: str) -> Identifier:
     """VR and values of every element: text, or the items of a sequence.  Raises RefusedError."""
     if elements.is_deflated(transfer_syntax_uid):
-        encoded, whole = elements.inflate(encoded, _MAX_IDENTIFIER_BYTES)
+        inflated, whole = elements.inflate(encoded, _MAX_IDENTIFIER_BYTES)
+        encoded = bytes(inflated)
         if not whole:
             raise RefusedError("The identifier inflates without end")
     encoding = elements.encoding_of(encoded, transfer_syntax_uid)

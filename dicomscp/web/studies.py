@@ -359,7 +359,7 @@ class Inflations:
     def __init__(self, *, kept: int = 2) -> None:
         """Each takes at most `elements.MAX_INFLATED_BYTES`."""
         self._kept = kept
-        self._inflated: OrderedDict[bytes, bytes] = OrderedDict()
+        self._inflated: OrderedDict[bytes, bytearray] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, held: Held, instance: OpenInstance) -> Encoded:
@@ -374,7 +374,7 @@ class Inflations:
             return Encoded(inflated, EXPLICIT_LITTLE)
 
 
-def _inflated(instance: OpenInstance) -> bytes:
+def _inflated(instance: OpenInstance) -> bytearray:
     try:
         dataset, whole = inflate(instance.dataset)
     except RefusedError as error:

@@ -206,28 +206,34 @@ def answers(index):
 
 # ── arrivals ─────────────────────────────────────────────────────────────────────────────────────
 
-OPTIONAL = st.sampled_from
+CHOICES = {
+    "STUDY_DATE": [None, (), "20200101", "19991231"],
+    "STUDY_DESCRIPTION": [None, (), "head", "neck"],
+    "PATIENT_ID": [None, "A", "B"],
+    "MODALITY": [None, (), "CT", "MR"],
+    "SERIES_NUMBER": [None, 1, 2, 10],
+    "SERIES_DESCRIPTION": [None, "axial"],
+}
+# What many say alike, so that it matters who of them comes first.
+ALIKE = [
+    {"STUDY_DATE": "20200101", "MODALITY": "CT", "SERIES_NUMBER": 1},
+    {"STUDY_DATE": "19991231", "MODALITY": "MR", "SERIES_NUMBER": 2, "STUDY_DESCRIPTION": "head"},
+]
 
 
 @st.composite
 def variants(draw):
     study = draw(st.sampled_from(["1", "2"]))
-    attributes = {
-        "STUDY_DATE": draw(OPTIONAL([None, (), "20200101", "19991231"])),
-        "STUDY_DESCRIPTION": draw(OPTIONAL([None, (), "head", "neck"])),
-        "PATIENT_ID": draw(OPTIONAL([None, "A", "B"])),
-        "MODALITY": draw(OPTIONAL([None, (), "CT", "MR"])),
-        "SERIES_NUMBER": draw(OPTIONAL([None, 1, 2, 10])),
-        "SERIES_DESCRIPTION": draw(OPTIONAL([None, "axial"])),
-        "INSTANCE_NUMBER": draw(OPTIONAL([None, 1, 2, 10])),
-    }
+    anything = st.fixed_dictionaries({name: st.sampled_from(some) for name, some in CHOICES.items()})
+    attributes = draw(st.one_of(st.sampled_from(ALIKE), st.sampled_from(ALIKE), anything))
     return arrival(
         study,
         f"{study}.{draw(st.integers(1, 2))}",
-        f"9.{draw(st.integers(1, 6))}",
+        f"9.{draw(st.integers(1, 9))}",
         at=draw(st.integers(1, 3)),
         digest=draw(st.sampled_from([b"a", b"b", b"c"])),
-        sop_class=draw(st.sampled_from([CT, MR])),
+        sop_class=CT if attributes in ALIKE else draw(st.sampled_from([CT, MR])),
+        INSTANCE_NUMBER=draw(st.sampled_from([(), 1, 2, 10])),
         **{keyword: value for keyword, value in attributes.items() if value is not None},
     )
 
@@ -319,6 +325,17 @@ def test_the_index_says_of_a_study_and_its_series_what_their_documents_say(datab
         assert [found_study] == study
         tags = frozenset(int(tag, 16) for one in series for tag in one)
         assert found(index, Level.SERIES, key(STUDY_UID, Single(study_uid)), returns=tags) == series
+
+
+def test_what_stands_first_decides_even_if_it_comes_last(index):
+    """What is said already comes to stand before what else is said."""
+    index.apply([arrival(sop="2", INSTANCE_NUMBER=2, STUDY_DESCRIPTION="second")], {})
+    index.apply([arrival(sop="3", INSTANCE_NUMBER=3, STUDY_DESCRIPTION="other")], {})
+    assert values(index.find(EVERY_STUDY), STUDY_DESCRIPTION) == ["second"]
+    index.apply([arrival(sop="1", INSTANCE_NUMBER=1, STUDY_DESCRIPTION="other")], {})
+    assert values(index.find(EVERY_STUDY), STUDY_DESCRIPTION) == ["other"]
+    index.apply([arrival(sop="0", INSTANCE_NUMBER=0, STUDY_DESCRIPTION="second")], {})
+    assert values(index.find(EVERY_STUDY), STUDY_DESCRIPTION) == ["second"]
 
 
 def test_applying_an_arrival_twice_changes_nothing(index):
