@@ -310,11 +310,18 @@ def _instance_number(fragment: bytes) -> tuple[int, bool]:
 def _first_values(statements: Iterable[Attributes], tags: Sequence[str]) -> Attributes:
     """Of each attribute the first element with a value, or the first without if none has one."""
     found: Attributes = {}
+    lacking = list(tags)
     for attributes in statements:
-        for tag in tags:
+        left = []
+        for tag in lacking:
             element = attributes.get(tag)
-            if element is not None and (tag not in found or (len(found[tag]) == 1 < len(element))):
+            if element is not None and len(element) > 1:
                 found[tag] = element
+            else:
+                left.append(tag)
+                if element is not None:
+                    found.setdefault(tag, element)
+        lacking = left
     return found
 
 

@@ -168,7 +168,7 @@ STUDY_TAGS = PATIENT_TAGS | _tags(
 
 SERIES_TAGS = _tags(
     "SeriesInstanceUID Modality SeriesNumber SeriesDescription SeriesDescriptionCodeSequence SeriesDate"
-    " SeriesTime BodyPartExamined Laterality PatientPosition ProtocolName FrameOfReferenceUID"
+    " SeriesTime BodyPartExamined Laterality PatientPosition ProtocolName"
     " PerformedProcedureStepStartDate PerformedProcedureStepStartTime PerformedProcedureStepEndDate"
     " PerformedProcedureStepEndTime PerformedProcedureStepID PerformedProcedureStepDescription"
     " RequestAttributesSequence PerformingPhysicianName OperatorsName Manufacturer ManufacturerModelName"

@@ -224,13 +224,14 @@ def native_frames(dataset: pydicom.Dataset) -> list[bytes]:
     bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
     if dataset.PhotometricInterpretation == "YBR_FULL_422":
         bits = bits * 2 // 3
-    data = next(dataset[keyword].value for keyword in PIXELS if keyword in dataset)
+    element = next(dataset[keyword] for keyword in PIXELS if keyword in dataset)
+    data = element.value
     if dataset.BitsAllocated == 1:
         cells = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         frames = (cells[bits * number : bits * (number + 1)] for number in range(count))
         return [np.packbits(frame, bitorder="little").tobytes() for frame in frames]
-    if dataset.original_encoding == (False, False) and dataset.BitsAllocated > 8:
-        word = dataset.BitsAllocated // 8
+    if dataset.original_encoding == (False, False) and element.VR != "OB":
+        word = max(2, dataset.BitsAllocated // 8)
         data = np.frombuffer(data, f">u{word}").astype(f"<u{word}").tobytes()
     size = bits // 8
     return [data[size * number : size * (number + 1)] for number in range(count)]
