@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -747,10 +748,8 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 def status(config: Config) -> dict[str, Any]:
     """What is held, queued and wrong, whether serve runs or not."""
-    root = config.root.resolve()
-    if not root.is_dir():
-        raise ConfigError(f"root: {root} does not exist; nothing was ever served from it")
-    config = config.model_copy(update={"root": root})
+    config = _existing(config)
+    root = config.root
     running = _running(root)
     alive = bool(running and _is_alive(int(running["pid"])))
     waiting = 0
@@ -773,6 +772,14 @@ def status(config: Config) -> dict[str, Any]:
         index = _index(config, read_only=True)
         report |= {"held": index.counts()._asdict(), "due": len(list(index.due()))}
     return report
+
+
+def _existing(config: Config) -> Config:
+    """The settings with the root's full path.  Raises ConfigError if nothing was ever kept there."""
+    root = config.root.resolve()
+    if not (root / "instances").is_dir():
+        raise ConfigError(f"root: {root} does not exist or was never served from; check --root")
+    return config.model_copy(update={"root": root})
 
 
 def _associations(root: Path) -> int:
@@ -805,8 +812,8 @@ def rebuild(config: Config, *, index: bool, published: bool, progress: Progress)
 
     Raises BusyError while serve runs.
     """
+    config = _existing(config)
     root = prepare_root(config)
-    config = config.model_copy(update={"root": root})
     report = RebuildReport()
     with _root_lock(root):
         pipeline = _pipeline(config)
@@ -848,8 +855,8 @@ def verify(config: Config, *, repair: bool, progress: Progress) -> VerifyReport:
 
     With *repair* what is derived is made again; that needs serve stopped, else BusyError.
     """
+    config = _existing(config)
     root = prepare_root(config)
-    config = config.model_copy(update={"root": root})
     report = VerifyReport()
     with contextlib.ExitStack() as stack:
         if repair:
@@ -890,37 +897,53 @@ def _verify_instance(path: str, file: Path, held: Any, report: VerifyReport) -> 
         report.findings.append(f"{path}: the index says it is another instance")
 
 
-def _verify_published(config: Config, index: Index, progress: Progress) -> list[str]:
+def _verify_published(config: Config, index: Index, progress: Progress) -> Iterator[str]:
     """Where the published tree is not what compiling the instances now gives."""
-    findings: list[str] = []
+    tree = config.root / "dicomweb"
     due = {study_uid for study_uid, _ in index.due()}
-    studies = [study_uid for study_uid in index.studies() if study_uid not in due]
-    with tempfile.TemporaryDirectory(dir=config.root / "run", prefix="verify-") as folder:
-        again = Path(folder)
+    studies = list(index.studies())
+    held = {layout.component(study_uid) for study_uid in studies}
+    for folder in sorted((tree / "studies").iterdir()) if (tree / "studies").is_dir() else ():
+        if folder.is_dir() and folder.name not in held:
+            yield f"studies/{folder.name}: is published but not held"
+    with tempfile.TemporaryDirectory(dir=config.root / "run", prefix="verify-") as folder_name:
+        again = Path(folder_name)
         publisher = _publisher(config, index, again)
         for done, study_uid in enumerate(studies):
             progress(done, len(studies), "comparing documents")
-            publisher.write(study_uid)
-            publisher.show()
-            directory = layout.study_directory(study_uid)
-            findings += _differences(config.root / "dicomweb" / directory, again / directory)
-            shutil.rmtree(again / directory, ignore_errors=True)
+            if study_uid not in due:
+                publisher.write(study_uid)
+                publisher.show()
+                directory = layout.study_directory(study_uid)
+                yield from _differences(tree / directory, again / directory, directory)
+                shutil.rmtree(again / directory, ignore_errors=True)
+        publisher.publish_recent()
+        if not due and studies:
+            recent = Path(layout.STUDIES_INDEX)
+            if _content(tree / recent) != _content(again / recent):
+                yield f"{recent}: is not what the instances give"
         publisher.close()
     progress(len(studies), len(studies), "comparing documents")
-    return findings
 
 
-def _differences(published: Path, compiled: Path) -> Iterator[str]:
-    there, here = (
-        {path.relative_to(top): path for path in top.rglob("*.gz")} for top in (published, compiled)
-    )
+def _differences(published: Path, compiled: Path, directory: str) -> Iterator[str]:
+    there = {path.relative_to(published): path for path in published.rglob("*.gz")}
+    here = {path.relative_to(compiled): path for path in compiled.rglob("*.gz")}
     for name in sorted(there.keys() | here.keys()):
         if name not in there:
-            yield f"{published.name}/{name}: is not published"
+            yield f"{directory}/{name}: is not published"
         elif name not in here:
-            yield f"{published.name}/{name}: is published and should not be"
-        elif gzip.decompress(there[name].read_bytes()) != gzip.decompress(here[name].read_bytes()):
-            yield f"{published.name}/{name}: is not what the instances give"
+            yield f"{directory}/{name}: is published and should not be"
+        elif _content(there[name]) != _content(here[name]):
+            yield f"{directory}/{name}: is not what the instances give"
+
+
+def _content(path: Path) -> bytes | None:
+    """The uncompressed bytes of a document; None if there is none, or it is damaged."""
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error):
+        return None
 
 
 def main() -> int:

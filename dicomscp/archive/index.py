@@ -57,6 +57,7 @@ from sqlalchemy import (
     Index as TableIndex,
 )
 from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
 from dicomscp.dicom import matching
@@ -476,14 +477,6 @@ class _Variant(NamedTuple):
     published: bool
 
 
-class _Statement(NamedTuple):
-    """A statement of a published instance, with the series that makes it."""
-
-    series_id: int
-    series_uid: str
-    attributes: bytes
-
-
 class Index:
     """The index in one database; safe to share between threads.
 
@@ -830,6 +823,8 @@ def _translated() -> Iterator[None]:
     """A database's errors as ours; what it says names no values."""
     try:
         yield
+    except NoConnectionError as error:
+        raise BusyError("the index has too many readers now") from error
     except OperationalError as error:
         raise BusyError(f"the index cannot be used now: {error.orig}") from error
     except DatabaseError as error:
@@ -864,6 +859,7 @@ class _Intake:
         self._first: dict[int, tuple[int, str]] = {}  # published order of the first instance, by statement
         self._count: Counter[int] = Counter()  # published instances, by statement
         self._series_of: dict[int, int] = {}  # by statement
+        self._before: dict[int, tuple[int, tuple[int, str]]] = {}  # count and first, by statement
         self.gains: dict[int, list[int]] = defaultdict(lambda: [0, 0])  # variants and bytes, by study
         self.published_studies: set[int] = set()
 
@@ -910,31 +906,21 @@ class _Intake:
         self._connection.execute(insert(instance), self._rows)
         touched: _Touched = set()
         by_series: Counter[int] = Counter()
+        counted = {}
         for statement_id, count in self._count.items():
-            by_series[self._series_of[statement_id]] += count
-            if self._count_statement(statement_id, count):
-                touched.add(self._series_of[statement_id])
+            series_id = self._series_of[statement_id]
+            by_series[series_id] += count
+            before, first = self._before[statement_id]
+            order = self._first[statement_id]
+            if not before or (order < first and self._is_one_of_several(statement_id)):
+                touched.add(series_id)
+            counted[statement_id] = (before + count, min(order, first) if before else order)
+        _count_statements(self._connection, counted)
         for series_id, count in by_series.items():
             self._connection.execute(
                 update(series).where(series.c.id == series_id).values(instances=series.c.instances + count)
             )
         return touched
-
-    def _count_statement(self, statement_id: int, count: int) -> bool:
-        """Note more instances of a statement; returns whether the order of statements may have changed."""
-        row = self._connection.execute(
-            select(statement.c.instances, statement.c.first_ordinal, statement.c.first_sop_uid).where(
-                statement.c.id == statement_id
-            )
-        ).one()
-        first = self._first[statement_id]
-        is_new = row.instances == 0
-        is_first = is_new or first < (row.first_ordinal, row.first_sop_uid)
-        values: dict[str, Any] = {"instances": row.instances + count}
-        if is_first:
-            values |= {"first_ordinal": first[0], "first_sop_uid": first[1]}
-        self._connection.execute(update(statement).where(statement.c.id == statement_id).values(**values))
-        return is_new or (is_first and self._is_one_of_several(statement_id))
 
     def _is_one_of_several(self, statement_id: int) -> bool:
         others = exists().where(
@@ -952,53 +938,75 @@ class _Intake:
         return series_id
 
     def _statement_id(self, series_id: int, said: bytes) -> int:
-        key = {"series_id": series_id, "digest": hashlib.sha256(said).digest()}
-        statement_id = _id_of(self._connection, statement, key, {"attributes": b"{" + said + b"}"})
+        columns = (
+            statement.c.id,
+            statement.c.instances,
+            statement.c.first_ordinal,
+            statement.c.first_sop_uid,
+        )
+        digest = hashlib.sha256(said).digest()
+        row: _Row = self._connection.execute(
+            select(*columns).where(statement.c.series_id == series_id, statement.c.digest == digest)
+        ).one_or_none()
+        if row is None:
+            values = {"series_id": series_id, "digest": digest, "attributes": b"{" + said + b"}"}
+            row = (_inserted(self._connection, statement, values), 0, NO_NUMBER, "")
+        statement_id, before, *first = row
+        self._before[statement_id] = (before, tuple(first))
         self._statements[series_id, said] = statement_id
         self._series_of[statement_id] = series_id
-        return statement_id
+        return int(statement_id)
 
 
-def _id_of(
-    connection: Connection, table: Table, key: Mapping[str, Any], more: Mapping[str, Any] | None = None
-) -> int:
-    """The id of the row with that *key*, which is made, with *more*, if it is not there."""
+def _id_of(connection: Connection, table: Table, key: Mapping[str, Any]) -> int:
+    """The id of the row with that *key*, which is made if it is not there."""
     condition = and_(*(table.c[name] == value for name, value in key.items()))
     found: int | None = connection.execute(select(table.c.id).where(condition)).scalar()
-    if found is None:
-        inserted = connection.execute(insert(table).values(**key, **(more or {}))).inserted_primary_key
-        found = int(inserted[0]) if inserted else 0
-    return found
+    return _inserted(connection, table, key) if found is None else found
+
+
+def _inserted(connection: Connection, table: Table, values: Mapping[str, Any]) -> int:
+    """The id of a new row."""
+    key: _Row = connection.execute(insert(table).values(**values)).inserted_primary_key
+    return int(key[0])
+
+
+_COUNT_STATEMENT = (
+    update(statement)
+    .where(statement.c.id == bindparam("b_id"))
+    .values(
+        instances=bindparam("b_instances"),
+        first_ordinal=bindparam("b_ordinal"),
+        first_sop_uid=bindparam("b_sop_uid"),
+    )
+)
+
+
+def _count_statements(connection: Connection, counted: Mapping[int, tuple[int, tuple[int, str]]]) -> None:
+    """Note how many published instances make each statement, and which of them is first."""
+    rows = [
+        {"b_id": statement_id, "b_instances": instances, "b_ordinal": ordinal, "b_sop_uid": sop_uid}
+        for statement_id, (instances, (ordinal, sop_uid)) in counted.items()
+    ]
+    if rows:
+        connection.execute(_COUNT_STATEMENT, rows)
 
 
 def _recount(connection: Connection, series_id: int) -> None:
     """Count the statements of a series, and find their first instances, from its rows."""
-    counted: Counter[int] = Counter()
-    first: dict[int, tuple[int, str]] = {}
+    counted: dict[int, tuple[int, tuple[int, str]]] = {}
     rows = connection.execute(
         select(instance.c.statement_id, instance.c.ordinal, instance.c.sop_uid)
         .where(instance.c.series_id == series_id, instance.c.published.is_(true()))
         .order_by(instance.c.ordinal, instance.c.sop_uid)
     )
     for statement_id, ordinal, sop_uid in rows:
-        counted[statement_id] += 1
-        first.setdefault(statement_id, (ordinal, sop_uid))
+        instances, first = counted.get(statement_id, (0, (ordinal, sop_uid)))
+        counted[statement_id] = (instances + 1, first)
     connection.execute(update(statement).where(statement.c.series_id == series_id).values(instances=0))
-    if counted:
-        connection.execute(
-            update(statement)
-            .where(statement.c.id == bindparam("b_id"))
-            .values(
-                instances=bindparam("b_count"),
-                first_ordinal=bindparam("b_ordinal"),
-                first_sop_uid=bindparam("b_sop_uid"),
-            ),
-            [
-                {"b_id": one, "b_count": count, "b_ordinal": first[one][0], "b_sop_uid": first[one][1]}
-                for one, count in counted.items()
-            ],
-        )
-    connection.execute(update(series).where(series.c.id == series_id).values(instances=counted.total()))
+    _count_statements(connection, counted)
+    total = sum(instances for instances, _ in counted.values())
+    connection.execute(update(series).where(series.c.id == series_id).values(instances=total))
 
 
 def _derive(connection: Connection, series_ids: _Touched) -> None:

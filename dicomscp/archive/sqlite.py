@@ -11,10 +11,10 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 
 from dicomscp.archive import index
-from dicomscp.errors import ConfigError, DamagedError
+from dicomscp.errors import BusyError, ConfigError, DamagedError
 
 SCHEMA_VERSION = 1
 """Of the tables in `index`; kept as the database's user_version."""
@@ -46,7 +46,7 @@ def open_engine(path: Path, *, read_only: bool) -> Engine:
     """An engine for the index at *path*; unless *read_only*, the database is made if it is not there.
 
     Raises DamagedError if what is there is missing or no database, ConfigError if it is of another
-    version of this program.
+    version of this program, BusyError if the file cannot be opened now.
     """
     mode = "ro" if read_only else "rwc"
     engine = create_engine(
@@ -63,8 +63,9 @@ def open_engine(path: Path, *, read_only: bool) -> Engine:
         _check(path, read_only=read_only)
         if not read_only:
             _create(engine)
-    except sqlite3.DatabaseError as error:
-        engine.dispose()
+    except (sqlite3.OperationalError, exc.OperationalError) as error:
+        raise BusyError(f"{path.name} cannot be opened now: {error}") from error
+    except (sqlite3.DatabaseError, exc.DatabaseError) as error:
         raise DamagedError(f"{path.name} cannot be read as an index ({error}): rebuild it") from error
     return engine
 

@@ -799,6 +799,25 @@ def test_a_missing_file_cannot_be_read(tmp_path):
         sqlite.open_engine(tmp_path / "index.sqlite", read_only=True)
 
 
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(BusyError, match="cannot be opened"):
+        sqlite.open_engine(tmp_path / "missing" / "index.sqlite", read_only=False)
+
+
+def test_more_readers_than_connections_wait_for_each_other(database):
+    index = Index(database())
+    index.apply([arrival(sop=f"9.{n}") for n in range(50)], {})
+    counts = []
+    threads = [
+        threading.Thread(target=lambda: counts.append(len(found(index, Level.IMAGE)))) for _ in range(40)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts == [50] * 40
+
+
 def test_an_index_in_a_folder_with_odd_characters_is_opened(tmp_path):
     folder = tmp_path / "a b?c#d%20é"
     folder.mkdir()

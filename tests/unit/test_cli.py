@@ -173,7 +173,9 @@ def test_what_was_imported_is_in_the_status_and_can_be_verified_and_rebuilt(tmp_
     assert result.stdout == "1 instances checked, 0 findings\n"
 
     (instance,) = (root / "instances").rglob("*.dcm")
-    instance.write_bytes(instance.read_bytes()[:-1] + b"?")
+    data = bytearray(instance.read_bytes())
+    data[-5000] ^= 1  # in the pixel data
+    instance.write_bytes(data)
     result = run("verify", "--json", "--root", root)
     assert result.returncode == FAILED
     (finding,) = json.loads(result.stdout)["findings"]
