@@ -10,9 +10,10 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import func, select
 
 from dicomscp.archive import sqlite
-from dicomscp.archive.index import Arrival, Counts, Held, Index
+from dicomscp.archive.index import Arrival, Counts, Held, Index, metadata
 from dicomscp.archive.journal import Position
 from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
@@ -684,6 +685,26 @@ def test_a_study_whose_last_instance_is_removed_is_due_until_it_is_withdrawn(ind
     index.mark_published("1", 2)
     assert list(index.due()) == []
     assert index.changes(["1"]) == {}
+
+
+def test_what_no_variant_needs_any_more_takes_no_room(index):
+    def rows():
+        with index._engine.connect() as connection:
+            return {
+                table.name: connection.execute(select(func.count()).select_from(table)).scalar()
+                for table in metadata.sorted_tables
+                if table.name in ("study", "series", "statement", "instance")
+            }
+
+    one, other = arrival(sop="1", MODALITY="CT"), arrival("1", "1.2", "2", MODALITY="MR")
+    index.apply([one], {})
+    before = rows()
+    index.apply([other], {})
+    index.remove([("2", other.digest)])
+    assert rows() == before
+    index.remove([("1", one.digest)])
+    index.mark_published("1", 3)
+    assert set(rows().values()) == {0}
 
 
 def test_positions_are_committed_with_their_arrivals_or_not_at_all(index):

@@ -1,19 +1,19 @@
 """Real files, laid out so that all can be sent to one gateway and each be told from every other.
 
-A collection of real files has some SOP Instance UIDs several times (one image in nine encodings), and some of its
-images lack a UID that filing needs.  Of several files under one UID the first keeps it; the others, and those
+A collection of real files has some SOP Instance UIDs several times (one image in nine encodings), and some of
+its images lack a UID that filing needs.  Of several files under one UID the first keeps it; the others, and those
 that lack a UID, get UIDs made from their bytes, so the same file has the same UIDs wherever it lies.  All the
-rest is linked as it is.  What a source says of itself is pydicom's reading; nothing here asks the gateway's own.
+rest is linked as it is.  What a source says of itself is pydicom's reading; nothing here asks our own.
 """
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
+    UID,
     ColorPaletteStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -121,10 +121,11 @@ def _read(path: Path) -> pydicom.Dataset | None:
 
 
 def _write(dataset: pydicom.Dataset, uids: dict[str, str], path: Path) -> None:
-    dataset.update(uids)
-    dataset.file_meta.TransferSyntaxUID = _transfer_syntax(dataset)
-    dataset.file_meta.MediaStorageSOPClassUID = uids["SOPClassUID"]
-    dataset.file_meta.MediaStorageSOPInstanceUID = uids["SOPInstanceUID"]
+    for keyword, uid in uids.items():
+        setattr(dataset, keyword, uid)
+    dataset.file_meta.TransferSyntaxUID = UID(_transfer_syntax(dataset))
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     pydicom.dcmwrite(path, dataset)
 
 

@@ -164,7 +164,7 @@ def send(gateway: Gateway, paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def send_with_storescu(held: Held, directory: Path, name: str) -> None:
-    """Each file in its own transfer syntax; what is not sent is not what the test is about, but is counted."""
+    """Each file in its own transfer syntax; all that it can read must be taken."""
     profile = directory.with_name(f"{directory.name}.cfg")
     profile.write_text(storescu_profile(held.folders[name]))
     command = [
@@ -281,19 +281,35 @@ def is_same(sender: str, sent: bytes | None, came: bytes | None) -> bool:
     )
 
 
-def test_instances_and_frames_come_back_with_the_pixels_that_were_sent(held, folder):
+def test_a_series_sent_with_storescu_comes_back_with_the_pixels_of_its_files(by_storescu, folder):
     wrong = []
-    for source in held.folders[folder]:
+    found = by_storescu.folders[folder]
+    retrieved = {
+        instance.SOPInstanceUID: instance
+        for uids in series_of(found)
+        for instance in by_storescu.client.retrieve_series(*uids)
+    }
+    for source in found:
+        sent, came = pydicom.dcmread(source.path, force=True), retrieved[source.sop_uid]
+        for keyword in PIXELS:
+            value = sent.get(keyword)
+            if value is not None and len(value) % 2:
+                value += b"\0"  # storescu pads, as PS3.5 7.1.1 wants it
+            if came.get(keyword) not in (sent.get(keyword), value):
+                wrong.append(f"{source.path.name}: {keyword}")
+
+    assert wrong == []
+
+
+def test_instances_and_frames_come_back_as_they_were_sent(by_send, folder):
+    wrong = []
+    for source in by_send.folders[folder]:
         dataset = pydicom.dcmread(source.path, force=True)
-        retrieved = held.client.retrieve_instance(*source.key)
-        wrong += [
-            f"{source.path.name}: {keyword}"
-            for keyword in PIXELS
-            if not is_same(held.sender, dataset.get(keyword), retrieved.get(keyword))
-        ]
+        retrieved = by_send.client.retrieve_instance(*source.key)
+        wrong += [f"{source.path.name}: {one}" for one in PIXELS if dataset.get(one) != retrieved.get(one)]
         if frames := frames_of(dataset):
             numbers = list(range(1, len(frames) + 1))
-            came = held.client.retrieve_instance_frames(*source.key, numbers)
+            came = by_send.client.retrieve_instance_frames(*source.key, numbers)
             wrong += [f"{source.path.name}: frame {n}" for n in numbers if came[n - 1] != frames[n - 1]]
 
     assert wrong == []
@@ -442,7 +458,7 @@ def metadata_of(held: Held, found: Sequence[Source]) -> dict[str, dict[str, Any]
 def test_metadata_is_what_pydicom_and_dcm2json_read_in_the_files(by_storescu, by_send, folder, tmp_path):
     dcm2json = require("dcm2json", DCMTK)
     found = by_send.folders[folder]
-    published = [(held, metadata_of(held, found)) for held in (by_storescu, by_send)]
+    published = [(held, metadata_of(held, held.folders[folder])) for held in (by_storescu, by_send)]
     wrong: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         theirs = pool.map(lambda source: read_by_dcm2json(dcm2json, source.path, tmp_path), found)
@@ -483,11 +499,13 @@ def test_published_files_are_what_is_served(by_send, folder):
         lists = {f"studies?StudyInstanceUID={study_uid}": study, f"{study}/series": f"{study}/series"}
         lists |= {f"{place}/instances": f"{place}/instances" for place in series}
         for query, place in lists.items():
-            listed = json.loads(gzip.decompress((tree / place / "index.json.gz").read_bytes()))
-            assert listed == by_send.gateway.get_json(f"/dicomweb/{query}"), place
+            published = json.loads(gzip.decompress((tree / place / "index.json.gz").read_bytes()))
+            answered = by_send.gateway.get_json(f"/dicomweb/{query}")
+            for one, other in zip(published, answered, strict=True):  # in the same order, published say more
+                assert {tag: value for tag, value in other.items() if "Value" in value}.items() <= one.items()
 
 
-# --- The newcomer's way, and how soon ------------------------------------------------------------------------
+# --- The newcomer's way, and how soon -----------------------------------------------------------------------
 
 
 def test_storescu_with_no_options_sends_a_series_that_is_found_at_once(shared_data, root):
