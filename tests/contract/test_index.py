@@ -703,7 +703,7 @@ def test_what_no_variant_needs_any_more_takes_no_room(index):
     index.remove([("2", other.digest)])
     assert rows() == before
     index.remove([("1", one.digest)])
-    index.mark_published("1", 3)
+    index.mark_published("1", 4)
     assert set(rows().values()) == {0}
 
 
