@@ -185,8 +185,14 @@ class Archive:
         return self._index.find(query)
 
     def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
-        """The published variant of each instance there, in published order."""
-        return self._index.held(study_uid, series_uid, sop_uid)
+        """The published variant of each instance there, in published order.
+
+        Before it says that there is none, everything acknowledged before the call is waited for.
+        """
+        found = self._index.held(study_uid, series_uid, sop_uid)
+        if not found and self.wait_until_applied():
+            found = self._index.held(study_uid, series_uid, sop_uid)
+        return found
 
     def open(self, held: Held) -> "OpenInstance":
         """The instance's file, to be closed by the caller.  Raises DamagedError if it is not there."""

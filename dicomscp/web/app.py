@@ -179,6 +179,7 @@ class Guard:
         name = (written["address"] or written["name"]).lower().rstrip(".")
         if "*" in self._hosts or name in self._hosts or _is_local(name):
             return None
+        log.warning("host_refused", host=name[:253])
         return Problem(
             421, "This gateway does not go by that host name. Its operator may add it to web.hosts."
         )

@@ -1,8 +1,8 @@
 """Real files, laid out so that all can be sent to one gateway and each be told from every other.
 
 A collection of real files has some SOP Instance UIDs several times (one image in nine encodings), and some of
-its images lack a UID that filing needs.  Of several files under one UID the first keeps it; the others, and those
-that lack a UID, get UIDs made from their bytes, so the same file has the same UIDs wherever it lies.  All the
+its images lack a UID that filing needs.  Of several files under one UID the first keeps it; the others, and
+those that lack a UID, get UIDs made from their bytes, so a file has the same UIDs wherever it lies.  All the
 rest is linked as it is.  What a source says of itself is pydicom's reading; nothing here asks our own.
 """
 
@@ -62,6 +62,7 @@ class Source:
     sop_uid: str
     sop_class_uid: str
     transfer_syntax_uid: str
+    patient_id: str
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -97,10 +98,18 @@ class Stage:
             staged.symlink_to(path)
         else:
             _write(dataset, uids, staged)
-        return Source(staged, *uids.values(), _transfer_syntax(dataset))
+        return Source(
+            path=staged,
+            study_uid=uids["StudyInstanceUID"],
+            series_uid=uids["SeriesInstanceUID"],
+            sop_uid=uids["SOPInstanceUID"],
+            sop_class_uid=uids["SOPClassUID"],
+            transfer_syntax_uid=_transfer_syntax(dataset),
+            patient_id=str(dataset.get("PatientID") or ""),
+        )
 
     def _uids(self, dataset: pydicom.Dataset, digest: str) -> dict[str, str]:
-        """Those that it is filed under, in the order of a Source."""
+        """Those that it is filed under; no SOP Class UID if nothing says one."""
         made = f"2.25.{int(digest, 16)}"
         sop_uid = dataset.get("SOPInstanceUID") or made
         is_first = self._first.setdefault(sop_uid, digest) == digest

@@ -464,7 +464,13 @@ addresses = ["192.0.2.0/24"]
 def strict(tmp_path_factory):
     """A gateway that knows its peers, is nearly full, and takes four associations."""
     folder = tmp_path_factory.mktemp("strict")
-    yield from serving(folder, STRICT, pipeline__quiet_seconds=1, storage__reserve=free_bytes(folder) - GIB)
+    yield from serving(
+        folder,
+        STRICT,
+        pipeline__quiet_seconds=1,
+        inbox__enabled=False,
+        storage__reserve=free_bytes(folder) - GIB,
+    )
 
 
 @pytest.fixture
@@ -477,7 +483,13 @@ def strict_site(strict, make):
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory):
     """A gateway that does not wait for peers that are silent."""
-    yield from serving(tmp_path_factory.mktemp("impatient"), dimse__idle_seconds=1, dimse__accept_seconds=1)
+    yield from serving(
+        tmp_path_factory.mktemp("impatient"),
+        dimse__idle_seconds=1,
+        dimse__accept_seconds=1,
+        dimse__listeners=1,
+        inbox__enabled=False,
+    )
 
 
 @pytest.fixture
@@ -1089,7 +1101,8 @@ def test_variants_of_an_instance_are_held_up_to_a_bound_and_then_refused(site, m
     one_more = make(PatientComments="one more", **uids)
 
     site.store(*variants)
-    wait_until(lambda: len(_files_of(site, first)) == VARIANTS, 10, "all variants to be filed")
+    assert find(site.gateway, first.study_uid) == [first.study_uid]  # answered when all are in the index
+    assert len(_files_of(site, first)) == VARIANTS
     with site.connect() as scu:
         status, comment = scu.store(one_more)
         again = scu.store(variants[3], known=True)

@@ -12,7 +12,7 @@ import sys
 import time
 from base64 import b64decode, b64encode
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ import pytest
 from dicomweb_client import DICOMwebClient
 from pydicom.encaps import generate_frames
 from pydicom.uid import ExplicitVRBigEndian, generate_uid
+from pynetdicom import AE
 
 from tests.conformance.test_dicom_json import (
     DCM2JSON,
@@ -38,7 +39,7 @@ from tests.conformance.test_dicom_json import (
     split,
     unexplained,
 )
-from tests.gateway import REPOSITORY, Gateway
+from tests.gateway import REPOSITORY, Gateway, wait_for_instances
 from tests.integration import sources
 from tests.integration.sources import Source
 from tests.peers import DCMTK, require
@@ -91,6 +92,17 @@ class Held:
                 found[source.series_uid].add(source.sop_uid)
         return found
 
+    def patients(self) -> dict[str, set[str]]:
+        """Studies by Patient ID, those alone whose files all say the same one."""
+        by_study: dict[str, set[str]] = defaultdict(set)
+        for source in itertools.chain.from_iterable(self.folders.values()):
+            by_study[source.study_uid].add(source.patient_id)
+        found: dict[str, set[str]] = defaultdict(set)
+        for study_uid, (patient_id, *others) in by_study.items():
+            if patient_id and not others:
+                found[patient_id].add(study_uid)
+        return found
+
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory) -> sources.Stage:
@@ -135,12 +147,12 @@ def by_send(folders, stage, tmp_path_factory) -> Iterator[Held]:
 
 
 @pytest.fixture(params=["by_storescu", "by_send"])
-def held(request) -> Held:
+def held(request):
     return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(params=[sources.PYDICOM, *sources.COLLECTION])
-def folder(request, folders) -> str:
+def folder(request, folders):
     if request.param not in folders:
         request.getfixturevalue("shared_data")  # skips
     return request.param
@@ -167,18 +179,8 @@ def send_with_storescu(held: Held, directory: Path, name: str) -> None:
     """Each file in its own transfer syntax; all that it can read must be taken."""
     profile = directory.with_name(f"{directory.name}.cfg")
     profile.write_text(storescu_profile(held.folders[name]))
-    command = [
-        STORESCU,
-        "-v",
-        "-nh",
-        "+sd",
-        "-xf",
-        profile,
-        "Own",
-        "127.0.0.1",
-        str(held.gateway.port),
-        directory,
-    ]
+    options = ["-v", "-nh", "+sd", "-xf", str(profile), "Own"]
+    command = [STORESCU, *options, "127.0.0.1", str(held.gateway.port), str(directory)]
     run = subprocess.run(command, capture_output=True, check=False, timeout=120)
     stored = run.stdout.count(b"Received Store Response (Success)")
     stored += run.stderr.count(b"Received Store Response (Success)")
@@ -199,14 +201,15 @@ def storescu_profile(found: Sequence[Source]) -> str:
 
 
 def wait_until_published(held: Held) -> None:
-    for study_uid in {source.study_uid for source in itertools.chain.from_iterable(held.folders.values())}:
+    for study_uid in studies_of(list(itertools.chain.from_iterable(held.folders.values()))):
         count = sum(map(len, held.expected(study_uid).values()))
-        path = f"/dicomweb/studies/{study_uid}/metadata"
-        wait_until(
-            lambda path=path, count=count: len(held.gateway.get_json(path)) == count,
-            PUBLISH_SECONDS,
-            f"{count} instances in {path}",
-        )
+        wait_for_instances(held.gateway, study_uid, count, PUBLISH_SECONDS)
+        wait_for_metadata(held.gateway, f"/dicomweb/studies/{study_uid}/metadata", count)
+
+
+def wait_for_metadata(gateway: Gateway, path: str, count: int) -> None:
+    what = f"{count} instances in {path}"
+    wait_until(lambda: len(gateway.get_json(path)) == count, PUBLISH_SECONDS, what)
 
 
 def studies_of(found: Sequence[Source]) -> list[str]:
@@ -325,16 +328,13 @@ def test_a_dataset_comes_back_byte_for_byte(by_send, folder):
 # --- C-FIND -------------------------------------------------------------------------------------------------
 
 
-def find(
-    held: Held, scratch: Path, model: str, level: str, keys: dict[str, str | bytes]
-) -> list[pydicom.Dataset]:
+def find(held: Held, scratch: Path, model: str, level: str, keys: Mapping[str, str]) -> list[pydicom.Dataset]:
     """The matches that findscu writes down."""
     folder = scratch / f"{level}-{sum(1 for _ in scratch.iterdir())}"
     folder.mkdir()
-    asked: list[str | bytes] = []
+    asked: list[str] = []
     for keyword, value in {"QueryRetrieveLevel": level, **keys}.items():
-        text = value if isinstance(value, bytes) else value.encode()
-        asked += ["-k", keyword.encode() + b"=" + text]
+        asked += ["-k", f"{keyword}={value}"]
     peer = ["127.0.0.1", str(held.gateway.port)]
     run = subprocess.run(
         [require("findscu", DCMTK), model, "-X", "-od", folder, *asked, *peer],
@@ -354,10 +354,11 @@ def test_findscu_finds_the_studies_of_both_roots(by_storescu, folder, tmp_path):
     expected = {uid: sum(map(len, by_storescu.expected(uid).values())) for uid in study_uids}
     assert {one.StudyInstanceUID: one.NumberOfStudyRelatedInstances for one in found} == expected
 
-    for patient_id in {one.PatientID for one in found if one.PatientID}:
-        of_patient = find(by_storescu, tmp_path, "-P", "STUDY", keys | {"PatientID": patient_id})
-        asked = {one.StudyInstanceUID for one in found if one.PatientID == patient_id}
-        assert {one.StudyInstanceUID for one in of_patient} == asked
+    for patient_id, of_patient in by_storescu.patients().items():
+        if asked := of_patient & set(study_uids):
+            keys |= {"PatientID": patient_id, "StudyInstanceUID": "\\".join(sorted(asked))}
+            found = find(by_storescu, tmp_path, "-P", "STUDY", keys)
+            assert {one.StudyInstanceUID for one in found} == asked
 
 
 def test_findscu_finds_every_series_and_instance(by_storescu, folder, tmp_path):
@@ -373,16 +374,11 @@ def test_findscu_finds_every_series_and_instance(by_storescu, folder, tmp_path):
         assert sorted(one.SOPInstanceUID for one in instances) == expected
 
 
-def test_findscu_finds_every_patient(by_storescu, folder, tmp_path):
+def test_findscu_finds_every_patient_once(by_storescu, tmp_path):
     found = find(by_storescu, tmp_path, "-P", "PATIENT", {"PatientID": "", "PatientName": ""})
-    studies = by_storescu.client.search_for_studies(limit=1000)
-    asked = set(studies_of(by_storescu.folders[folder]))
-    expected = {patient_id(study) for study in studies if values([study], "0020000D")[0] in asked}
-    assert expected <= {str(one.PatientID or "") for one in found}
-
-
-def patient_id(study: dict[str, Any]) -> str:
-    return str(next(iter(study.get("00100020", {}).get("Value", [])), ""))
+    patient_ids = [one.PatientID for one in found if one.PatientID]
+    assert by_storescu.patients().keys() <= set(patient_ids)
+    assert len(set(patient_ids)) == len(patient_ids)
 
 
 def test_names_come_back_in_the_character_set_that_was_asked_for(by_storescu, shared_data, tmp_path):
@@ -417,7 +413,7 @@ def test_a_study_is_found_by_a_name_in_any_script(by_storescu, shared_data, tmp_
     assert wrong == []
 
 
-def charset_sources(held: Held) -> list[tuple[Source, pydicom.Dataset]]:
+def charset_sources(held: Held) -> list[tuple[Source, pydicom.FileDataset]]:
     """Those whose name is the name of their study, because no other file of it says another."""
     read = [(source, pydicom.dcmread(source.path)) for source in held.folders["charsets"]]
     names = defaultdict(set)
@@ -522,6 +518,24 @@ def test_storescu_with_no_options_sends_a_series_that_is_found_at_once(shared_da
     for path in directory.iterdir():
         dataset = pydicom.dcmread(path)
         assert retrieved[dataset.SOPInstanceUID].PixelData == dataset.PixelData
+
+
+def test_an_acknowledged_instance_is_retrieved_at_once(by_send, ct_small):
+    dataset = pydicom.dcmread(ct_small)
+    dataset.StudyInstanceUID, dataset.SOPInstanceUID = generate_uid(), generate_uid()
+    key = dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID
+    scu = AE()
+    scu.add_requested_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID)
+    association = scu.associate("127.0.0.1", by_send.gateway.port)
+    try:
+        assert association.send_c_store(dataset).Status == 0
+        retrieved = by_send.client.retrieve_instance(*key)
+        metadata = by_send.client.retrieve_study_metadata(dataset.StudyInstanceUID)
+    finally:
+        association.release()
+
+    assert retrieved.PixelData == dataset.PixelData
+    assert values(metadata, "00080018") == [dataset.SOPInstanceUID]
 
 
 def test_300_instances_are_found_at_once_and_published_within_seconds(ct_small, root, tmp_path):
