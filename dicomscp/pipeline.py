@@ -77,8 +77,7 @@ class Publisher:
             return False
         self._record_attempt(attempt, study_uid, changes, failed + 1)
         revision, warnings, counts = self.write(study_uid)
-        self._disk.sync_all(self._root_descriptor)
-        self._directory.show()
+        self._show_synced()
         self._write_state(study_uid, changes, revision, warnings, counts)
         self._disk.sync_all(self._root_descriptor)
         self._index.mark_published(study_uid, changes)
@@ -98,14 +97,19 @@ class Publisher:
     def publish_recent(self) -> None:
         """Publish the list of the newest studies."""
         query = Query(Level.STUDY, (), None, _RECENT_STUDIES)
+        self._directory.forget()
         body = b",\n".join(orjson.dumps(study) for study in self._index.find(query))
         self._directory.write(layout.STUDIES_INDEX, [b"[", body, b"]"])
-        self._disk.sync_all(self._root_descriptor)
-        self._directory.show()
+        self._show_synced()
 
     def set_aside(self) -> list[dict[str, object]]:
         """The studies that are not compiled any more until something of them arrives."""
         return [record for record in attempts(self._root) if _count(record) >= self._attempts]
+
+    def _show_synced(self) -> None:
+        """Let what was written be read, once not even a loss of power can show part of it."""
+        self._disk.sync_all(self._root_descriptor)
+        self._directory.show()
 
     def free_bytes(self) -> int:
         """What may still be written under the root."""
@@ -119,7 +123,9 @@ class Publisher:
         """Write the study's documents beside their places; returns their revision, warnings and counts.
 
         The revision is SHA-256 over the documents, so equal studies have equal ones everywhere.
+        What an earlier call wrote and nobody showed, because it failed, is forgotten.
         """
+        self._directory.forget()
         held = self._index.held(study_uid)
         if not held:
             self._directory.withdraw(layout.study_directory(study_uid), layout.study_index(study_uid))
@@ -235,6 +241,7 @@ class Pipeline:
         self._recent_changed, self._recent_at = True, now() - _RECENT_SECONDS
         self._asked = root / "run" / "asked"
         self._failed_until: dict[str, float] = {}
+        self._aside: dict[str, int] = {}
         self._told_at = 0.0
 
     def recover(self) -> int:
@@ -328,7 +335,7 @@ class Pipeline:
             due = list(self._index.due())
             with self._lock:
                 for study_uid, changes in due:
-                    if changes > self._schedule.seq(study_uid):
+                    if changes > max(self._schedule.seq(study_uid), self._aside.get(study_uid, 0)):
                         self._schedule.arrived(study_uid, changes, now)
         with self._lock:
             for study_uid in asked:
@@ -359,6 +366,8 @@ class Pipeline:
             if not busy:
                 self._wake.wait(_LOOK_SECONDS)
                 self._wake.clear()
+        if self._recent_changed:
+            self._publisher.publish_recent()
 
     def _publish_round(self, stop: threading.Event) -> bool:
         """Publish what is due now; returns whether anything was."""
@@ -403,6 +412,7 @@ class Pipeline:
                 return True
             log.error("study_set_aside", study_uid=study_uid)
             with self._lock:
+                self._aside[study_uid] = changes
                 self._schedule.published(study_uid, changes)
         except Exception:
             log.exception("study_not_published", study_uid=study_uid)

@@ -10,6 +10,7 @@ journal entry until `Disk.sync_all` returned, and files again what a loss of pow
 
 import contextlib
 import hashlib
+import itertools
 import mmap
 import os
 import threading
@@ -37,7 +38,7 @@ class Slots:
         self.directory, self._disk = directory, disk
         self._lock = threading.Lock()
         self._ready: deque[Path] = deque()
-        self._made = 0
+        self._numbers = itertools.count(1)
         self._making = False
         disk.make_directory(directory)
         disk.sync_directory(directory.parent)
@@ -84,8 +85,7 @@ class Slots:
     def _name(self, count: int) -> list[Path]:
         made = []
         for _ in range(count):
-            self._made += 1
-            path = self.directory / str(self._made)
+            path = self.directory / str(next(self._numbers))
             self._disk.close(self._disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
             made.append(path)
         self._disk.sync_directory(self.directory)

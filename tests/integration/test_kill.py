@@ -1,6 +1,7 @@
 """Any process, or all at once, is killed in the middle of a send: nothing acknowledged is lost."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -83,7 +84,8 @@ def published(gateway):
 def documents(root):
     tree = root / "dicomweb"
     return {
-        str(path.relative_to(tree)): gzip.decompress(path.read_bytes()) for path in sorted(tree.rglob("*.gz"))
+        str(path.relative_to(tree)): hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
+        for path in sorted(tree.rglob("*.gz"))
     }
 
 

@@ -1,0 +1,158 @@
+"""The pipeline: one bad study blocks no other, and is tried a bounded number of times."""
+
+import gzip
+import json
+
+import pydicom
+import pytest
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+
+from dicomscp.archive import sqlite
+from dicomscp.archive.archive import Archive, Claim, Intake, Source
+from dicomscp.archive.disk import Disk
+from dicomscp.archive.filing import Filing
+from dicomscp.archive.index import Index
+from dicomscp.dicom.part10 import Origin
+from dicomscp.pipeline import Pipeline, Publisher, attempts
+from dicomscp.telemetry.metrics import PipelineMetrics
+
+SEGMENT = 1 << 20
+
+
+class Parts:
+    """What stands between an admitted instance and a published study, in one process."""
+
+    def __init__(self, root, source):
+        self.root, self.source = root, source
+        self.index = Index(sqlite.open_engine(root / "index.sqlite", read_only=False))
+        intake = Intake(
+            root,
+            "listener-0",
+            Disk(),
+            relaxed=False,
+            reserve_bytes=0,
+            max_variants=8,
+            inline_bytes=128 << 10,
+            segment_bytes=SEGMENT,
+        )
+        self.archive = Archive(root, self.index, intake=intake)
+        self.publisher = Publisher(
+            root, self.index, Disk(), root / "dicomweb", base_url="/dicomweb", inline_bytes=1024, attempts=2
+        )
+        self.pipeline = Pipeline(
+            root,
+            self.index,
+            Filing(root, self.index, Disk(), segment_bytes=SEGMENT),
+            self.publisher,
+            quiet_seconds=2,
+            patience_seconds=30,
+            metrics=PipelineMetrics(),
+        )
+
+    def admit(self, study_uid, number):
+        dataset = pydicom.dcmread(self.source)
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, f"{study_uid}.1"
+        dataset.SOPInstanceUID = f"{study_uid}.1.{number}"
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, False
+        write_dataset(buffer, dataset)
+        claim = Claim(str(dataset.SOPClassUID), dataset.SOPInstanceUID, "1.2.840.10008.1.2.1")
+        incoming = self.archive.receive(claim, Source(Origin.C_STORE, "SENDER", "DICOMSCP"))
+        incoming.write(buffer.getvalue())
+        self.archive.admit(incoming)
+
+    def drain(self):
+        return self.pipeline.drain(lambda *_: None)
+
+    def published(self, study_uid):
+        path = self.root / "dicomweb" / "studies" / study_uid / "metadata.gz"
+        return len(json.loads(gzip.decompress(path.read_bytes()))) if path.is_file() else 0
+
+    def close(self):
+        self.archive.close()
+        self.pipeline.close()
+
+
+@pytest.fixture
+def parts(root, ct_small):
+    made = Parts(root, ct_small)
+    yield made
+    made.close()
+
+
+def test_what_is_admitted_is_published(parts):
+    for number in range(3):
+        parts.admit("1.2.3", number)
+    assert parts.drain() == 0
+    assert parts.published("1.2.3") == 3
+    assert list(parts.index.due()) == []
+    assert attempts(parts.root) == []
+
+
+def test_a_study_that_cannot_be_published_blocks_no_other_and_is_set_aside(parts):
+    obstacle = parts.root / "dicomweb" / "studies" / "6.6.6"
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("not a folder")
+    parts.admit("6.6.6", 1)
+    parts.admit("7.7.7", 1)
+    assert [parts.drain() for _ in range(3)] == [1, 1, 1]
+    assert parts.published("7.7.7") == 1
+    assert [(one["study_uid"], one["attempts"]) for one in parts.publisher.set_aside()] == [("6.6.6", 2)]
+
+    obstacle.unlink()
+    assert parts.drain() == 1
+    parts.admit("6.6.6", 2)
+    assert parts.drain() == 0
+    assert parts.published("6.6.6") == 2
+    assert parts.publisher.set_aside() == []
+
+
+def test_what_a_failed_publish_wrote_is_not_shown_by_the_next(parts):
+    folder = parts.root / "dicomweb" / "studies" / "6.6.6"
+    folder.mkdir(parents=True)
+    (folder / ".index.json.gz.new").mkdir()  # the last document cannot be written
+    parts.admit("6.6.6", 1)
+    parts.admit("7.7.7", 1)
+    assert parts.drain() == 1
+    assert parts.published("7.7.7") == 1
+    assert parts.published("6.6.6") == 0
+    assert list(folder.rglob("*.gz")) == []
+
+
+def test_an_attempt_is_on_record_before_the_compile_begins(parts):
+    parts.admit("1.2.3", 1)
+    parts.drain()
+    parts.admit("1.2.3", 2)
+    parts.pipeline.recover()
+    seen = []
+
+    class Looking(Publisher):
+        def write(self, study_uid):
+            seen.extend(attempts(parts.root))
+            return super().write(study_uid)
+
+    publisher = Looking(
+        parts.root,
+        parts.index,
+        Disk(),
+        parts.root / "dicomweb",
+        base_url="/dicomweb",
+        inline_bytes=1024,
+        attempts=2,
+    )
+    ((study_uid, changes),) = parts.index.due()
+    assert publisher.publish(study_uid, changes)
+    publisher.close()
+    assert seen == [{"study_uid": "1.2.3", "changes": changes, "attempts": 1}]
+    assert attempts(parts.root) == []
+
+
+def test_an_instance_may_be_asked_for_as_soon_as_it_is_admitted(parts):
+    parts.admit("1.2.3", 1)
+    while parts.pipeline.recover():
+        pass
+    (held,) = parts.archive.held("1.2.3")
+    with parts.archive.open(held) as opened:
+        assert opened.dataset_offset > 132
+        assert len(opened.dataset) == held.size - opened.dataset_offset
