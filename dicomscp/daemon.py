@@ -32,7 +32,7 @@ import structlog
 
 from dicomscp import __version__
 from dicomscp.archive import journal, sqlite
-from dicomscp.archive.archive import Archive, Intake, Source
+from dicomscp.archive.archive import Archive, Intake, Source, rebuild_marker
 from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing, arrival_of
 from dicomscp.archive.index import Index
@@ -54,7 +54,6 @@ log = structlog.get_logger()
 
 Progress = Callable[[int, int | None, str], None]
 
-_READY_SECONDS = 600.0  # a first start may have a full journal to file
 _BACKOFF_SECONDS = (0.5, 30.0)
 _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
@@ -79,6 +78,8 @@ def serve(config: Config) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         _clear_run(root)
+        if not (root / "index.sqlite").exists() and next((root / "instances").glob("*/*/*/*.dcm"), None):
+            _mark_rebuilding(root)
         _index(config, read_only=False)  # made, or found unusable, before anybody is let in
         seats = Seats(root / "run" / "associations", 0, cells=config.dimse.listeners, limit=0)
         parts = _parts(config, dimse.fileno(), web.fileno(), lock)
@@ -192,9 +193,8 @@ class Supervisor:
     def _wait_ready(self, part: Part, stop: threading.Event) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(part.status, selectors.EVENT_READ)
-            deadline = time.monotonic() + _READY_SECONDS
             told = 0.0
-            while not stop.is_set() and time.monotonic() < deadline:
+            while not stop.is_set():
                 if selector.select(0.1):
                     if os.read(part.status, 1):
                         return
@@ -202,8 +202,6 @@ class Supervisor:
                 if time.monotonic() > told + _EXTEND_SECONDS:
                     _notify(b"EXTEND_TIMEOUT_USEC=30000000")
                     told = time.monotonic()
-        if not stop.is_set():
-            raise DicomscpError(f"{part.name} was not ready within {_READY_SECONDS:.0f} s")
 
     def _bury(self, part: Part, now: float) -> None:
         """Note that a part died, and when it is to be started again."""
@@ -297,8 +295,10 @@ def _bind(part: str, host: str, port: int) -> Iterator[socket.socket]:
         else:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             listening = socket.create_server((host, port), family=family, backlog=_DIMSE_BACKLOG)
+    except socket.gaierror as error:
+        raise ConfigError(f"{part}.host: {host} is no address of this machine: {error.strerror}") from error
     except OSError as error:
-        raise ConfigError(
+        raise BusyError(
             f"{part}.port: cannot listen on {host}:{port}: {error.strerror}; "
             "stop what listens there or choose another port"
         ) from error
@@ -325,7 +325,8 @@ def _write_state(root: Path, config: Config, dimse: socket.socket, web: socket.s
 
 def _clear_run(root: Path) -> None:
     """What an earlier life left in run/ means nothing now."""
-    (root / "run" / "associations").unlink(missing_ok=True)
+    for name in ("associations", "state.json"):
+        (root / "run" / name).unlink(missing_ok=True)
     metrics.clean(root / "run" / "metrics")
     asked = root / "run" / "asked"
     asked.mkdir(mode=0o700, exist_ok=True)
@@ -521,20 +522,20 @@ def _run_pipeline(life: Life) -> None:
     pipeline.run(life.stop)
 
 
+def _mark_rebuilding(root: Path) -> None:
+    """From now on the index is not whole, until it has been made anew."""
+    marker = rebuild_marker(root)
+    marker.touch()
+    Disk().sync_directory(marker.parent)
+
+
 def _mend_index(config: Config) -> None:
     """Make the index anew if it was taken away, or if making it anew was cut short."""
-    marker = _rebuild_marker(config.root)
-    counts = _index(config, read_only=True).counts()
-    held = next((config.root / "instances").glob("*/*/*/*.dcm"), None)
-    if marker.exists() or (held is not None and counts.variants == 0):
+    if rebuild_marker(config.root).exists():
         log.warning("index_rebuilding", reason="it is missing, or was not finished")
         report = RebuildReport()
         _rebuild_index(config, report, lambda *_: None)
         log.warning("index_rebuilt", instances=report.instances, unreadable=len(report.unreadable))
-
-
-def _rebuild_marker(root: Path) -> Path:
-    return root / "state" / "index-rebuilding"
 
 
 def _run_listener(life: Life) -> None:
@@ -754,9 +755,10 @@ def status(config: Config) -> dict[str, Any]:
     alive = bool(running and _is_alive(int(running["pid"])))
     waiting = 0
     for directory in journal.writers(root / "journal"):
-        reader = journal.JournalReader(directory)
-        waiting += reader.unapplied_bytes()
-        reader.close()
+        with contextlib.suppress(FileNotFoundError):  # settled and gone meanwhile
+            reader = journal.JournalReader(directory)
+            waiting += reader.unapplied_bytes()
+            reader.close()
     report: dict[str, Any] = {
         "root": str(root),
         "running": alive,
@@ -765,7 +767,9 @@ def status(config: Config) -> dict[str, Any]:
         "disk_free_bytes": Disk().free_bytes(root),
         "disk_reserve_bytes": int(config.storage.reserve),
         "associations": _associations(root) if alive else 0,
-        "set_aside": [one for one in attempts(root) if one.get("attempts") == config.pipeline.attempts],
+        "set_aside": [
+            one for one in attempts(root) if int(str(one.get("attempts", 0))) >= config.pipeline.attempts
+        ],
         "quarantined": len(list((root / "quarantine").glob("**/*.reason.txt"))),
     }
     if (root / "index.sqlite").exists():
@@ -828,9 +832,8 @@ def rebuild(config: Config, *, index: bool, published: bool, progress: Progress)
 
 def _rebuild_index(config: Config, report: RebuildReport, progress: Progress) -> None:
     index, compiler = _index(config, read_only=False), Compiler()
-    marker = _rebuild_marker(config.root)
-    marker.touch()
-    Disk().sync_directory(marker.parent)
+    marker = rebuild_marker(config.root)
+    _mark_rebuilding(config.root)
     index.clear()
     paths = sorted((config.root / "instances").glob("*/*/*/*.dcm"))
     batch = []

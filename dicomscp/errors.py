@@ -2,7 +2,8 @@
 
     DicomscpError
     ├── RefusedError      the object will never be taken: do not resend
-    │   └── MismatchError     it is not what its sender claimed
+    │   ├── MismatchError     it is not what its sender claimed
+    │   └── CrowdedError      as many variants of it are held as may be
     ├── BusyError         not now: resend later
     ├── UnreachableError  a peer is away: we retry
     ├── DamagedError      what we hold is not as we left it: a person must look
@@ -22,6 +23,10 @@ class RefusedError(DicomscpError):
 
 class MismatchError(RefusedError):
     """The dataset is not the SOP instance that its sender claimed."""
+
+
+class CrowdedError(RefusedError):
+    """As many variants are held of the instance as may be; a person must remove one first."""
 
 
 class BusyError(DicomscpError):

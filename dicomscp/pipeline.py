@@ -7,6 +7,7 @@ and compared with what was last published.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import threading
@@ -22,7 +23,7 @@ from dicomscp.archive.filing import Filing, Round, read_header
 from dicomscp.archive.index import Held, Index
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.matching import Level, Query
-from dicomscp.errors import DamagedError, DicomscpError, RefusedError
+from dicomscp.errors import BusyError, DamagedError, DicomscpError, RefusedError
 from dicomscp.publish.directory import Directory
 from dicomscp.study import layout
 from dicomscp.study.compile import Document, Member, SeriesSummary, compile_series, compile_study, study_order
@@ -34,11 +35,12 @@ log = structlog.get_logger()
 _ROUND_SECONDS = 0.025
 _LULL_SECONDS = 0.3
 _SETTLE_SECONDS = 5.0
-_RETRY_SECONDS = 1.0
+_RETRY_SECONDS, _RETRY_SECONDS_AT_MOST = 1.0, 60.0
 _LOOK_SECONDS = 0.05
 _TELL_SECONDS = 2.0
 _RECENT_STUDIES = 1000
 _RECENT_SECONDS = 2.0
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class Publisher:
@@ -70,14 +72,20 @@ class Publisher:
         """Publish the study as it is held now and record that *changes* of it are published.
 
         Returns False if it is set aside because compiling it failed, or ended the process, too often.
+        Raises what went wrong otherwise; a disk that is full or fails for a while does not count.
         """
         attempt = self._root / layout.attempt_path(study_uid)
         failed = _attempts(attempt, changes)
         if failed >= self._attempts:
             return False
         self._record_attempt(attempt, study_uid, changes, failed + 1)
-        revision, warnings, counts = self.write(study_uid)
-        self._show_synced()
+        try:
+            revision, warnings, counts = self.write(study_uid)
+            self._show_synced()
+        except (BusyError, OSError) as error:
+            if isinstance(error, BusyError) or error.errno in _PASSING:
+                self._record_attempt(attempt, study_uid, changes, failed)  # not the study's fault
+            raise
         self._write_state(study_uid, changes, revision, warnings, counts)
         self._disk.sync_all(self._root_descriptor)
         self._index.mark_published(study_uid, changes)
@@ -241,7 +249,7 @@ class Pipeline:
         self._recent_changed, self._recent_at = True, now() - _RECENT_SECONDS
         self._asked = root / "run" / "asked"
         self._failed_until: dict[str, float] = {}
-        self._aside: dict[str, int] = {}
+        self._failures: dict[str, int] = {}
         self._told_at = 0.0
 
     def recover(self) -> int:
@@ -252,6 +260,8 @@ class Pipeline:
         filed = 0
         while (done := self._filing.step()).entries:
             filed += done.arrivals
+            if self._filing.caught_up:  # living writers go on meanwhile
+                break
             self._filing.settle()
         self._filing.settle(wait=True)
         self._filing.clear_incoming()
@@ -330,13 +340,11 @@ class Pipeline:
 
     def _note(self, done: Round) -> None:
         asked = self._take_asked()
-        if done.arrivals:
+        if done.changed:
             now = self._now()
-            due = list(self._index.due())
             with self._lock:
-                for study_uid, changes in due:
-                    if changes > max(self._schedule.seq(study_uid), self._aside.get(study_uid, 0)):
-                        self._schedule.arrived(study_uid, changes, now)
+                for study_uid, changes in done.changed.items():
+                    self._schedule.arrived(study_uid, changes, now)
         with self._lock:
             for study_uid in asked:
                 self._schedule.asked(study_uid)
@@ -398,6 +406,7 @@ class Pipeline:
         began = self._now()
         if self._publish(study_uid, changes):
             self._failed_until.pop(study_uid, None)
+            self._failures.pop(study_uid, None)
             with self._lock:
                 self._schedule.published(study_uid, changes, seconds=self._now() - began, now=self._now())
             self._recent_changed = True
@@ -412,12 +421,13 @@ class Pipeline:
                 return True
             log.error("study_set_aside", study_uid=study_uid)
             with self._lock:
-                self._aside[study_uid] = changes
                 self._schedule.published(study_uid, changes)
-        except Exception:
+        except Exception:  # one study is one unit of work; it is tried again, and counted
             log.exception("study_not_published", study_uid=study_uid)
             self._metrics.failed()
-            self._failed_until[study_uid] = self._now() + _RETRY_SECONDS
+            failures = self._failures[study_uid] = self._failures.get(study_uid, 0) + 1
+            pause = min(_RETRY_SECONDS * 2**failures, _RETRY_SECONDS_AT_MOST)
+            self._failed_until[study_uid] = self._now() + pause
         return False
 
 

@@ -26,7 +26,7 @@ from dicomscp.dicom import part10
 from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
 from dicomscp.dicom.matching import Query
-from dicomscp.errors import BusyError, DamagedError, MismatchError, RefusedError
+from dicomscp.errors import BusyError, CrowdedError, DamagedError, MismatchError, RefusedError
 from dicomscp.study import layout
 
 log = structlog.get_logger()
@@ -162,8 +162,8 @@ class Archive:
         """Take custody: once this returns, the instance survives loss of power and Success may be said.
 
         On any error nothing is kept.  Raises RefusedError if the dataset cannot be read or is cut
-        short, MismatchError if it is not what was claimed, BusyError if the disk does not take it
-        or too many variants are held.
+        short, MismatchError if it is not what was claimed, CrowdedError if too many variants of it are
+        held, BusyError if the disk does not take it.
         """
         spool = incoming._spool  # noqa: SLF001 - what is incoming is the archive's own
         try:
@@ -180,7 +180,9 @@ class Archive:
         """The matches of *query*, each a DICOM JSON object, in a stable order.
 
         Everything acknowledged before the call is seen, unless the pipeline lags beyond the wait.
+        Raises BusyError while the index is being rebuilt: it would say no to what is held.
         """
+        self._check_index()
         self.wait_until_applied()
         return self._index.find(query)
 
@@ -190,6 +192,8 @@ class Archive:
         Before it says that there is none, everything acknowledged before the call is waited for.
         """
         found = self._index.held(study_uid, series_uid, sop_uid)
+        if not found:
+            self._check_index()
         if not found and self.wait_until_applied():
             found = self._index.held(study_uid, series_uid, sop_uid)
         return found
@@ -213,6 +217,10 @@ class Archive:
         """End this process's journal."""
         if self._intake:
             self._intake.close()
+
+    def _check_index(self) -> None:
+        if rebuild_marker(self._root).exists():
+            raise BusyError("The index is being rebuilt; ask again later")
 
     def _taking(self) -> Intake:
         if self._intake is None:
@@ -254,7 +262,7 @@ class Archive:
         self._seen[sop_uid] = None
         digests = {held.digest for held in self._index.known([sop_uid]).get(sop_uid, ())}
         if len(digests) >= self._taking().max_variants and spool.digest() not in digests:
-            raise BusyError("Too many variants held of this SOP Instance")
+            raise CrowdedError("Too many variants held of this SOP Instance")
 
     def _journal(self, spool: Spool, incoming: Incoming, identity: Identity) -> None:
         intake, source, claim = self._taking(), incoming.source, incoming.claim
@@ -295,6 +303,11 @@ class Archive:
                         Word(directory / "applied"),
                     )
         return list(self._words.values())
+
+
+def rebuild_marker(root: Path) -> Path:
+    """The file that is there while the index is not whole."""
+    return root / "state" / "index-rebuilding"
 
 
 class OpenInstance:

@@ -29,7 +29,7 @@ from dicomscp.dicom.identity import InstanceKey, PrefixError
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.matching import INDEX_TAGS
 from dicomscp.dicom.sameness import UNCOMPRESSED, same_values
-from dicomscp.errors import DamagedError, RefusedError
+from dicomscp.errors import DamagedError, DicomscpError, RefusedError
 from dicomscp.study import layout
 
 log = structlog.get_logger()
@@ -43,10 +43,14 @@ _UNSETTLED_SEGMENTS = 2
 
 
 class Round(NamedTuple):
-    """What one step did: entries read, variants among them that were not held, whether more waited."""
+    """What one step did: entries read, variants among them that were not held, whether more waited.
+
+    *changed* has the studies whose published instances changed, with their changes by now.
+    """
 
     entries: int
     arrivals: int
+    changed: dict[str, int]
     more: bool
 
 
@@ -88,6 +92,7 @@ class Filing:
         self._root_descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._unsettled = False
         self._doubtful: dict[str, Position] = {}
+        self._index_doubtful = False
         self._sync_failed = sync_failed
 
     def step(self) -> Round:
@@ -98,20 +103,23 @@ class Filing:
         """
         batch = _Batch()
         entries = 0
+        changed: dict[str, int] = {}
         before = {reader: reader.position for reader in self._look()}
+        slots = len(self._slots)
         try:
             for reader in before:
                 entries += self._read(reader, batch)
             if batch.arrivals:
-                self._index.apply(batch.arrivals, batch.positions)
+                changed = self._index.apply(batch.arrivals, batch.positions)
         except BaseException:
             for reader, position in before.items():
                 reader.position = position
+            del self._slots[slots:]  # they have no other name yet
             raise
         for reader in before:
             self._applied[reader.name] = reader.position
             reader.mark_applied(reader.position)
-        return Round(entries, len(batch.arrivals), more=batch.size >= _BATCH_BYTES)
+        return Round(entries, len(batch.arrivals), changed, more=batch.size >= _BATCH_BYTES)
 
     def _read(self, reader: JournalReader, batch: _Batch) -> int:
         """File what is next in one journal."""
@@ -133,6 +141,15 @@ class Filing:
         return not self._unsettled and self._settling is None
 
     @property
+    def caught_up(self) -> bool:
+        """Whether all that was journalled before this life is in the index."""
+        for name, reader in self._readers.items():
+            before = self._doubtful[name]
+            if self._has_more(reader) if before == _END else reader.position < before:
+                return False
+        return True
+
+    @property
     def is_full(self) -> bool:
         """Whether so much waits to be settled that receivers may soon need its segments."""
         return any(
@@ -146,7 +163,11 @@ class Filing:
         With *wait*, return when all that was filed before the call is settled.  A sync that fails
         lets go of nothing, and what it did not cover is filed again.
         """
-        self._finish(wait=wait)
+        if not self._finish(wait=wait):
+            return
+        if self._index_doubtful:
+            self._index.make_durable()
+            self._index_doubtful = False
         if self.settled:
             self._forget_dead()
         elif self._settling is None:
@@ -172,7 +193,7 @@ class Filing:
 
     def close(self) -> None:
         """Settle, and let go of the journals."""
-        with contextlib.suppress(OSError):  # what is not settled is filed again at the next start
+        with contextlib.suppress(OSError, DicomscpError):  # what is not settled is filed at the next start
             self.settle(wait=True)
         self._syncer.shutdown()
         for reader in self._readers.values():
@@ -205,14 +226,20 @@ class Filing:
         variants = batch.variants[key.sop_uid]
         for held in variants:
             if held.key == key and held.digest == digest:
-                if doubtful:
+                if doubtful or self._store.digest_of(held.path) != digest:
                     self._put_again(entry, slot, held.path)
                 return
         if any(held.key == key and self._same_values(held, entry, slot) for held in variants):
             return
         path = self._place(entry, slot, key, digest, {held.path for held in variants}, doubtful=doubtful)
         if path is None:
-            log.warning("slot_missing", sop_uid=key.sop_uid, slot=slot and slot.name)
+            log.error(
+                "instance_not_filed",
+                sop_uid=key.sop_uid,
+                reason="its slot is gone; it was refused, or taken away"
+                if slot
+                else "both its names are taken",
+            )
             return
         arrival = self._arrival(entry, key, digest, path)
         batch.arrivals.append(arrival)
@@ -258,8 +285,8 @@ class Filing:
             return True
         if not slot.exists():
             return False
-        self._store.remove(path)
-        return self._store.link(slot, path)
+        self._store.replace_by_link(slot, path)
+        return True
 
     def _put(self, entry: Entry, slot: Path | None, path: str) -> bool:
         if slot is None:
@@ -303,20 +330,21 @@ class Filing:
                 theirs = entry.body if slot is None else stack.enter_context(_mapped(slot))
                 held_offset = part10.read_file_meta(ours[:_HEADER_BYTES]).dataset_offset
                 return same_values(ours[held_offset:], held.transfer_syntax_uid, theirs[offset:], syntax)
-            except (FileNotFoundError, RefusedError):
+            except (FileNotFoundError, DamagedError, RefusedError):
                 return False
 
-    def _finish(self, *, wait: bool) -> None:
+    def _finish(self, *, wait: bool) -> bool:
+        """Let go of what a sync covered that has ended; False if it failed."""
         if self._settling is None:
-            return
+            return True
         future, positions, slots = self._settling
         if not wait and not future.done():
-            return
+            return True
         self._settling = None
         error = future.exception()
         if error is not None:
-            self._file_again(slots, error)
-            return
+            self._file_again(error)
+            return False
         for name, position in positions.items():
             reader = self._readers.get(name)
             if reader is not None:
@@ -326,22 +354,23 @@ class Filing:
             self._disk.unlink(slot)
         if self.settled:
             self._forget_dead()
+        return True
 
-    def _file_again(self, slots: list[Path], error: BaseException) -> None:
+    def _file_again(self, error: BaseException) -> None:
         """A sync failed: what it did not cover is read and filed again from the journal.
 
         The index's own log may have lost pages too, so it is written out in full.
         """
         log.error("settle_failed", reason=str(error))
         self._sync_failed()
-        self._slots = slots + self._slots
+        self._slots = []  # filing again finds them again
         os.close(self._root_descriptor)
         self._root_descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
         self._applied.clear()
-        self._index.make_durable()
+        self._index_doubtful = True
 
     def _forget_dead(self) -> None:
         """Everything filed is settled: the journals of writers that are gone, read to their end, may go."""
@@ -422,6 +451,8 @@ def read_header(
 @contextlib.contextmanager
 def _mapped(path: Path) -> Iterator[memoryview]:
     with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise DamagedError(f"a held instance is empty: {path.name}")
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     view = memoryview(mapping)
     try:

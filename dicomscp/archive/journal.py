@@ -14,7 +14,8 @@ whose blocks are already written, so that a sync has no metadata to write; they 
 reason.  Entries carry a checksum seeded with the segment's salt, so bytes of an earlier use never
 pass for entries.
 
-    segment header   "DSCPSEG1", number u64, salt 16 bytes, CRC-32 of these u32, zeros to 64 bytes
+    segment header   "DSCPSEG1", number u64, salt 16 bytes, CRC-32 of the writer's name
+                     and these u32, zeros to 64 bytes
     entry            length u32, CRC-32 u32 of salt and what follows up to the body, head length u32,
                      kind u8, 3 zero bytes; head (JSON); body; zeros to a multiple of 8
 
@@ -309,7 +310,7 @@ class JournalWriter:
         descriptor = self._disk.open(path, os.O_RDWR)
         salt = secrets.token_bytes(16)
         header = _HEADER.pack(_MAGIC, self._number, salt)
-        header += struct.pack("<I", zlib.crc32(header))
+        header += struct.pack("<I", zlib.crc32(header, zlib.crc32(self.name.encode())))
         self._disk.write(descriptor, [header.ljust(_HEADER_BYTES, b"\0")], 0)
         self._disk.sync(descriptor)
         self._disk.sync_directory(self.directory)
@@ -456,7 +457,11 @@ class JournalReader:
             self._number = number
             magic, written, self._salt = _HEADER.unpack_from(self._view)
             (crc,) = struct.unpack_from("<I", self._view, _HEADER.size)
-            if magic != _MAGIC or written != number or crc != zlib.crc32(self._view[: _HEADER.size]):
+            if (
+                magic != _MAGIC
+                or written != number
+                or crc != zlib.crc32(self._view[: _HEADER.size], zlib.crc32(self.name.encode()))
+            ):
                 self._unmap()
                 return False
         if number > self.position.number or self.position.offset < _HEADER_BYTES:

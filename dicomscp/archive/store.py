@@ -321,6 +321,14 @@ class InstanceStore:
         self._make_directory((self._root / path).parent)
         self._disk.rename(self._making, self._root / path)
 
+    def replace_by_link(self, slot: Path, path: str) -> None:
+        """File the received *slot* as *path*, in place of what has that name.  The slot stays."""
+        self._disk.unlink(self._making)
+        self._disk.link(slot, self._making)
+        self._make_directory((self._root / path).parent)
+        self._disk.rename(self._making, self._root / path)
+        self._disk.unlink(self._making)  # renaming between two names of one file does nothing
+
     def digest_of(self, path: str) -> bytes | None:
         """The digest in the receipt of what is held as *path*, if its dataset is what was received.
 

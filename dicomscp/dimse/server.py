@@ -570,7 +570,7 @@ class Association:
                 context,
                 command,
                 ae_title=self._settings.ae_title,
-                authorised=self._ae.find or self._settings.open_find,
+                authorised=self._ae.find,
                 max_results=self._settings.max_results,
                 log=self._log,
             )

@@ -25,7 +25,7 @@ from dicomscp.dimse.upper_layer import (
     uid,
     us,
 )
-from dicomscp.errors import BusyError, DicomscpError, MismatchError, RefusedError
+from dicomscp.errors import BusyError, CrowdedError, DicomscpError, MismatchError, RefusedError
 from dicomscp.telemetry.metrics import ListenerMetrics
 
 C_STORE_RQ = 0x0001
@@ -34,6 +34,7 @@ SOP_CLASS_NOT_SUPPORTED, NOT_AUTHORIZED = 0x0122, 0x0124  # PS3.7 section C.5
 
 # PS3.4 table B.2-1.  The first family that fits decides.
 _STATUS = (
+    (CrowdedError, 0xA700),  # Out of resources
     (MismatchError, 0xA900),  # Data Set does not match SOP Class
     (RefusedError, 0xC000),  # Cannot understand
     (BusyError, 0xA700),  # Out of resources

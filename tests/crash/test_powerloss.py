@@ -8,6 +8,7 @@ import contextlib
 import os
 import random
 import shutil
+from pathlib import Path
 
 import pydicom
 import pytest
@@ -246,15 +247,16 @@ class Failing(Disk):
         return failing
 
 
+@pytest.mark.parametrize("stops", [False, True], ids=["goes on", "stops"])
 @pytest.mark.parametrize("code", [5, 28], ids=["EIO", "ENOSPC"])
-def test_every_call_may_fail_once_and_nothing_acknowledged_is_lost(tmp_path, instances, code):
+def test_every_call_may_fail_once_and_nothing_acknowledged_is_lost(tmp_path, instances, code, stops):
     nth = 0
     failed = True
     while failed:
         nth += 1
         root = tmp_path / str(nth)
         root.mkdir()
-        acknowledged, failed = run_with_failure(root, instances[:8], Failing(nth, code))
+        acknowledged, failed = run_with_failure(root, instances[:8], Failing(nth, code), stops=stops)
         index, filing = reopen(root)
         assert wanted(acknowledged) <= held(index, root), f"call {nth}"
         filing.close()
@@ -262,15 +264,18 @@ def test_every_call_may_fail_once_and_nothing_acknowledged_is_lost(tmp_path, ins
     assert nth > 60
 
 
-def run_with_failure(root, instances, disk):
-    """Send and file on *disk*; returns what was acknowledged, and whether the failure came."""
+def run_with_failure(root, instances, disk, *, stops):
+    """Send and file on *disk*; returns what was acknowledged, and whether the failure came.
+
+    With *stops*, filing ends in good order when a call fails, and another life of it goes on.
+    """
     index, acknowledged = open_index(root), []
     try:
         archive = open_archive(root, index, disk)
         filing = Filing(root, index, disk, segment_bytes=SEGMENT)
     except OSError:
         return [], True
-    for instance in instances:
+    for number, instance in enumerate(instances):
         try:
             send(archive, instance)
             acknowledged.append(instance)
@@ -278,9 +283,63 @@ def run_with_failure(root, instances, disk):
             pass
         try:
             filing.step()
-            filing.settle(wait=True)
+            filing.settle(wait=number % 2 == 1)
         except OSError:
-            pass
+            if stops:
+                filing.close()
+                filing = Filing(root, index, disk, segment_bytes=SEGMENT)
     with contextlib.suppress(OSError):
         archive.close()
+    filing.close()
     return acknowledged, disk.left <= 0
+
+
+def test_a_resend_of_what_is_gone_from_the_disk_or_damaged_is_kept(root, instances):
+    index = open_index(root)
+    archive = open_archive(root, index, Disk())
+    filing = Filing(root, index, Disk(), segment_bytes=SEGMENT)
+    small, large = instances[1], instances[0]
+    for damage in (Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"rot")):
+        for instance in (small, large):
+            send(archive, instance)
+        catch_up(filing)
+        for variants in index.known([small[0], large[0]]).values():
+            damage(root / variants[0].path)
+        for instance in (small, large):
+            send(archive, instance)
+        catch_up(filing)
+        assert held(index, root) == wanted([small, large])
+    archive.close()
+    filing.close()
+
+
+def test_after_a_failed_settle_nothing_is_let_go_before_it_is_filed_again(root, instances):
+    class Disturbed(Disk):
+        fail = False
+
+        def sync_all(self, descriptor):
+            if self.fail:
+                raise OSError(5, "Input/output error")
+            super().sync_all(descriptor)
+
+    disk = Disturbed()
+    index = open_index(root)
+    archive = open_archive(root, index, disk)
+    filing = Filing(root, index, disk, segment_bytes=SEGMENT)
+    send(archive, instances[0])
+    filing.step()
+    disk.fail = True
+    filing.settle(wait=False)
+    send(archive, instances[3])
+    filing.step()
+    filing.settle(wait=True)
+    disk.fail = False
+    slots = [path for path in (root / "incoming").glob("listener-*/*") if path.stat().st_size]
+    assert len(slots) == 2
+    for path in (root / "instances").rglob("*.dcm"):
+        path.unlink()  # what the page cache showed was never on the disk
+    catch_up(filing)
+    assert held(index, root) == wanted([instances[0], instances[3]])
+    assert not [path for path in (root / "incoming").glob("listener-*/*") if path.stat().st_size]
+    archive.close()
+    filing.close()
