@@ -178,10 +178,11 @@ def test_a_failing_archive_is_answered_and_logged(listen: Listen):
         ({"open_find": False}, 0x0124),
         ({"open_find": False, "known_aes": (KnownAe("MODALITY"),)}, 0x0124),
         ({"open_find": False, "known_aes": (KnownAe("MODALITY", find=True),)}, 0),
-        ({"open_find": True, "known_aes": (KnownAe("MODALITY"),)}, 0),
+        ({"open_find": True, "known_aes": (KnownAe("MODALITY"),)}, 0x0124),
+        ({"open_find": True}, 0),
     ],
 )
-def test_away_from_loopback_only_those_listed_for_it_may_query(
+def test_only_those_listed_for_it_may_query_or_on_loopback_anybody_if_none_is_listed(
     listen: Listen, settings: dict[str, Any], status: int
 ):
     gateway = listen(MemoryArchive([study()]), **settings)
