@@ -115,8 +115,8 @@ class ListenerSettings:
     """What a listener goes by.
 
     Without *known_aes* anybody may verify and store; else only those listed may open an association.
-    *open_find* lets anybody query as long as none is listed.  *transfer_syntaxes* are all that is accepted, the
-    preferred first; if empty, all that can be filed, and no sender is made to compress with loss.
+    *open_find* lets anybody query as long as none is listed.  *transfer_syntaxes* are all that is accepted,
+    the preferred first; if empty, all that can be filed, and no sender is made to compress with loss.
     *private_sop_classes* are prefixes of UIDs that are storage whatever *unknown_sop_classes* says.
     """
 
