@@ -162,7 +162,8 @@ class Supervisor:
         for stage in sorted({part.stage for part in self._parts}, reverse=True):
             running = [part for part in self._parts if part.stage == stage and part.process]
             for part in running:
-                part.process.terminate()  # type: ignore[union-attr]
+                if part.process is not None:
+                    part.process.terminate()
             deadline = time.monotonic() + self._drain_seconds + 5
             for part in running:
                 self._reap(part, deadline)

@@ -313,7 +313,7 @@ class Inbox:
         except OSError as error:  # it can be neither removed nor moved: left alone until it changes
             seen.ready_at = math.inf
             log.warning("inbox_file_stays", reason=error.strerror)
-        except Exception:
+        except Exception:  # one file is one unit of work
             seen.failures += 1
             self._wait(seen)
             log.exception("inbox_file_failed", failures=seen.failures)

@@ -581,7 +581,7 @@ def _moments(text: str) -> tuple[datetime, datetime, timedelta | None] | None:
     micro = int((fraction or "").ljust(6, "0"))
     try:
         # A leap second is the one before; the offset is told apart.
-        first = datetime(year, month, day, hour, minute, min(second, 59), micro)  # noqa: DTZ001
+        first = datetime(year, month, day, hour, minute, min(second, 59), micro)  # noqa: DTZ001 - its offset is told apart
     except ValueError:
         return None
     last = _last(first, len(numbers), fraction or "")

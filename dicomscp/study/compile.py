@@ -177,7 +177,7 @@ def _instance_order(one: Member) -> tuple[bool, int, str]:
 def _number(fragment: bytes | None) -> int | None:
     """The first value of an IS member, or None if it is absent or no whole number."""
     try:
-        return int(_values(fragment)[0])  # type: ignore[call-overload,no-any-return]
+        return int(_values(fragment)[0])  # type: ignore[call-overload,no-any-return] # what is no number raises
     except (IndexError, TypeError, ValueError):
         return None
 

@@ -39,7 +39,7 @@ def share(directory: Path, part: str) -> None:
     if "_" in part:
         raise ValueError(f"part has an underscore: {part}")
     os.environ[_DIRECTORY_VARIABLE] = str(directory)
-    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: part)  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: part)  # type: ignore[no-untyped-call] # not annotated there
 
 
 def forget(directory: Path, part: str) -> None:
@@ -51,7 +51,7 @@ def forget(directory: Path, part: str) -> None:
 def exposition(directory: Path) -> bytes:
     """All processes' metrics, added up, in Prometheus' text format."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+    MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call] # not annotated there
     return generate_latest(registry)
 
 

@@ -165,7 +165,7 @@ class Guard:
             problem = self._host_problem(Headers(scope=scope).getlist("host"))
             app = response_of(problem) if problem else self._app
             await app(scope, receive, answer.send)
-        except Exception:
+        except Exception:  # one request is one unit of work
             log.exception("request_failed", method=scope["method"], path=scope["path"])
             if not answer.begun:
                 sentence = "The gateway failed at this request; its log says why."
