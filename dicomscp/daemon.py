@@ -37,7 +37,8 @@ from dicomscp.config import Config, is_loopback
 from dicomscp.dimse.server import KnownAe, Listener, ListenerSettings
 from dicomscp.errors import BusyError, ConfigError, DicomscpError
 from dicomscp.inbox import Inbox
-from dicomscp.pipeline import Pipeline, Publisher
+from dicomscp.pipeline import Pipeline
+from dicomscp.publisher import Documents, Publisher
 from dicomscp.telemetry import log as telemetry_log
 from dicomscp.telemetry import metrics
 from dicomscp.web import server as web_server
@@ -481,17 +482,24 @@ def make_pipeline(config: Config) -> Pipeline:
     )
 
 
-def make_publisher(config: Config, index: Index, folder: Path) -> Publisher:
-    """What publishes under *folder*, to be closed by the caller."""
+def make_publisher(config: Config, index: Index, folder: Path, *, contents: Path | None = None) -> Publisher:
+    """What publishes under *folder*; what documents are made of is kept under *contents*, or the root."""
     return Publisher(
         config.root,
         index,
         Disk(),
         folder,
-        base_url=config.publish.base_url,
-        inline_bytes=config.publish.inline_max,
+        documents=Documents(config.publish.base_url, config.publish.inline_max),
         attempts=config.pipeline.attempts,
+        contents=contents,
     )
+
+
+def publisher_process(config: Config) -> Publisher:
+    """What a process that compiles for another one begins with; settles its log as well."""
+    os.umask(0o077)
+    telemetry_log.configure("error", config.log.format)
+    return make_publisher(config, make_index(config, read_only=True), config.root / "dicomweb")
 
 
 @dataclass(frozen=True, slots=True)

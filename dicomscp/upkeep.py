@@ -5,11 +5,13 @@ Parts come from `daemon`, which alone turns Config into them; what is said to pe
 
 import contextlib
 import gzip
+import os
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,14 @@ from dicomscp.daemon import (
     make_pipeline,
     make_publisher,
     prepare_root,
+    publisher_process,
     root_lock,
     running,
 )
 from dicomscp.dicom.part10 import Origin
 from dicomscp.errors import BusyError, ConfigError, DicomscpError
 from dicomscp.inbox import admit_file
-from dicomscp.pipeline import attempts
+from dicomscp.publisher import attempts
 from dicomscp.study import layout
 
 Progress = Callable[[int, int | None, str], None]
@@ -74,7 +77,11 @@ def import_paths(config: Config, paths: Sequence[Path], progress: Progress) -> I
             archive.close()
         if alone:
             pipeline = make_pipeline(config)
-            report.unpublished = pipeline.drain(lambda done, total: progress(done, total, "publishing"))
+            report.unpublished = pipeline.drain(
+                lambda done, total: progress(done, total, "publishing"),
+                make=partial(publisher_process, config),
+                workers=os.cpu_count() or 1,
+            )
             pipeline.close()
     return report
 
@@ -187,7 +194,11 @@ def rebuild(config: Config, *, index: bool, published: bool, progress: Progress)
             )
             report.instances, report.unreadable = made.instances, made.unreadable
         if published:
-            report.studies = pipeline.republish(lambda done, total: progress(done, total, "publishing"))
+            report.studies = pipeline.republish(
+                lambda done, total: progress(done, total, "publishing"),
+                make=partial(publisher_process, config),
+                workers=os.cpu_count() or 1,
+            )
         pipeline.close()
     return report
 
@@ -204,7 +215,11 @@ def verify(config: Config, *, repair: bool, progress: Progress) -> VerifyReport:
         if repair:
             stack.enter_context(root_lock(root))
             pipeline = make_pipeline(config)
-            pipeline.drain(lambda done, total: progress(done, total, "catching up"))
+            pipeline.drain(
+                lambda done, total: progress(done, total, "catching up"),
+                make=partial(publisher_process, config),
+                workers=os.cpu_count() or 1,
+            )
             pipeline.close()
         index = make_index(config, read_only=True)
         indexed = {held.path: held for study in index.studies() for held in index.variants(study)}
@@ -250,12 +265,11 @@ def _verify_published(config: Config, index: Index, progress: Progress) -> Itera
             yield f"studies/{folder.name}: is published but not held"
     with tempfile.TemporaryDirectory(dir=config.root / "run", prefix="verify-") as folder_name:
         again = Path(folder_name)
-        publisher = make_publisher(config, index, again)
+        publisher = make_publisher(config, index, again, contents=again)
         for done, study_uid in enumerate(studies):
             progress(done, len(studies), "comparing documents")
             if study_uid not in due:
-                publisher.write(study_uid)
-                publisher.show()
+                publisher.compile(study_uid).edition.show()
                 directory = layout.study_directory(study_uid)
                 yield from _differences(tree / directory, again / directory, directory)
                 shutil.rmtree(again / directory, ignore_errors=True)

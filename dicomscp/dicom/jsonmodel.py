@@ -100,6 +100,11 @@ class Header:
     fragments: dict[int, bytes]
     warnings: tuple[str, ...]
 
+    @property
+    def body(self) -> bytes:
+        """The members joined, without braces."""
+        return b",".join(self.fragments.values())
+
 
 class Compiler:
     """Compiles headers, and remembers the fragments of earlier ones.  For one thread at a time.
