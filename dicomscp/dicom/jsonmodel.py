@@ -26,8 +26,7 @@ What cannot be read as it should is read as far as it can be, and counted in `He
 
 import struct
 from base64 import b64encode
-from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
@@ -74,8 +73,10 @@ _UTF_8 = b'"00080005":{"vr":"CS","Value":["ISO_IR 192"]}'
 _WINDOW = 64 << 10  # bytes copied at a time: a header without long values
 _MAX_KEY_BYTES = 4096  # longer elements hardly ever repeat
 _ENTRY_BYTES = 250  # what two bytes objects and their place in a dictionary cost beside their content
+_MAX_NEXT = 64  # character sets that may follow one
 _PIECE_BYTES = 350  # the same of an element in a run
-_MAX_PATIENCE = 32
+_LESSON = 4  # instances of which one is learned from, as long as nothing changes
+_MAX_PATIENCE = 8  # lessons
 
 _MALFORMED = "{} elements could not be read"
 _CUT_SHORT = "the dataset is cut short"
@@ -151,9 +152,9 @@ class Compiler:
         inline_bytes: int = 1024,
         private_un: Literal["parse", "keep"] = "parse",
     ) -> None:
-        self._cache = _Cache(cache_bytes)
-        self._inline_bytes = inline_bytes
-        self._keep_private_un = private_un == "keep"
+        self._compilation = _Compilation(
+            _Cache(cache_bytes), inline_bytes, keep_private_un=private_un == "keep"
+        )
 
     def header(
         self,
@@ -173,6 +174,7 @@ class Compiler:
 
         Raises PrefixError if the prefix does not suffice, RefusedError if nothing can be read.
         """
+        compilation = self._compilation
         too_large = False
         if is_deflated(transfer_syntax_uid):
             if len(dataset) < total_bytes:
@@ -180,34 +182,37 @@ class Compiler:
             dataset, whole = inflate(dataset)
             total_bytes = len(dataset)
             too_large = not whole
-        encoding = encoding_of(dataset, transfer_syntax_uid)
-        charset = _named_charset(default_charset.encode("latin-1", "replace"))
+        encoding, as_declared = _encoding(bytes(dataset[:6]), transfer_syntax_uid)
+        needed = None if wanted is None else _needed(wanted)
         for ascending in (True, False):
-            compilation = _Compilation(
-                self._cache, self._inline_bytes, bulk_uri, keep_private_un=self._keep_private_un
-            )
+            compilation.begin(bulk_uri)
             if too_large:
                 compilation.warn(_TOO_LARGE)
-            if encoding != declared_encoding(transfer_syntax_uid):
+            if not as_declared:
                 compilation.warn(_BAD_ENCODING)
-            level = _Level(encoding, charset, dataset, wanted=None if wanted is None else _needed(wanted))
-            if compilation.compile(level, memoryview(dataset), total_bytes, wanted, ascending=ascending):
+            level = _Level(compilation.context(encoding, _named_charset(default_charset)), dataset)
+            level.wanted = needed
+            if compilation.compile(level, total_bytes, wanted, ascending=ascending):
                 break  # else some tag is not above the one before it: once more, the plain way
-        if not level.fragments and not level.parts and wanted is None:
+        parts, fragments = level.parts, level.fragments
+        if not fragments and not parts and wanted is None:
             raise RefusedError("The dataset holds no element that can be read.")
         if default_charset:
-            level.fragments[_CHARSET] = _UTF_8
-        level.fragments[_AVAILABLE_TRANSFER_SYNTAX_UID] = _available(transfer_syntax_uid)
-        parts = level.parts
-        for tag, fragment in level.fragments.items():
-            if wanted is None or tag in wanted:
-                parts.append((tag, fragment, None))
-        parts.sort(key=_first_tag)
+            fragments[_CHARSET] = _UTF_8
+        fragments[_AVAILABLE_TRANSFER_SYNTAX_UID] = _available(transfer_syntax_uid)
+        if wanted is None:
+            parts += [(tag, fragment, None) for tag, fragment in fragments.items()]
+        else:
+            parts += [(tag, fragment, None) for tag, fragment in fragments.items() if tag in wanted]
+        parts.sort()  # by tag: no two are equal
         return Header(parts, compilation.told())
 
 
-def _first_tag(part: _Part) -> int:
-    return part[0]
+@lru_cache(maxsize=1024)
+def _encoding(first: bytes, transfer_syntax_uid: str) -> tuple[Encoding, bool]:
+    """How a dataset is written whose *first* bytes these are, and whether that is as it should be."""
+    encoding = encoding_of(first, transfer_syntax_uid)
+    return encoding, encoding == declared_encoding(transfer_syntax_uid)
 
 
 @lru_cache(maxsize=64)
@@ -222,9 +227,9 @@ def _needed(wanted: frozenset[int]) -> frozenset[int]:
 
 
 @lru_cache(maxsize=256)
-def _named_charset(value: bytes) -> CharacterSet:
+def _named_charset(value: str) -> CharacterSet:
     """The character set that *value* of (0008,0005) names."""
-    return character_set(tuple(term.strip(" \0") for term in value.decode("latin-1").split("\\")))
+    return character_set(tuple(term.strip(" \0") for term in value.split("\\")))
 
 
 class _Run:
@@ -283,12 +288,13 @@ class _Runs:
     what stands there is compiled by itself; what has stood still for some instances is joined again.
     """
 
-    __slots__ = ("by_head", "seams", "size")
+    __slots__ = ("by_head", "seams", "size", "unlearned")
 
     def __init__(self) -> None:
         self.by_head: dict[bytes, _Run] = {}
         self.seams: dict[bytes, _Seam] = {}
         self.size = 0
+        self.unlearned = _LESSON  # instances since the last that was learned from
 
     def put(self, run: _Run) -> None:
         self.drop(run.head)
@@ -300,7 +306,7 @@ class _Runs:
             self.size -= run.size()
 
     def fitting(self, run: _Run, data: bytes, pos: int, level: "_Level") -> "_Run | None":
-        """As much of *run* as *data* has at *pos*, which becomes a run, as does what follows the difference."""
+        """As much of *run* as *data* has at *pos*: that becomes a run, and what follows the difference one."""
         if any(level.find(tag) != fragment for tag, fragment in run.creators.items()):
             self.drop(run.head)
             return None
@@ -313,6 +319,7 @@ class _Runs:
             pos += len(piece[1])
             alike += 1
         self.drop(run.head)
+        self.unlearned = _LESSON
         self.seams.setdefault(run.pieces[alike][1][:4], _Seam()).part()
         if rest := run.pieces[alike + 1 :]:
             self.put(_Run(rest))
@@ -324,6 +331,7 @@ class _Runs:
 
     def learn(self, trace: "Iterable[_Run | _Piece | None]") -> None:
         """Join what stood one after another in an instance; None is where nothing joins."""
+        self.unlearned = 0
         stretch: list[_Run | _Piece] = []
         last = 0
         for part in trace:
@@ -359,18 +367,23 @@ class _Runs:
         self.put(_Run(pieces))
 
 
-class _Table:
-    """The fragments of one context, in two generations."""
+class _Context:
+    """What fixes, together with its bytes, what an element says: and all that is known of such elements."""
 
-    __slots__ = ("old", "young")
+    __slots__ = ("charset", "encoding", "given", "next", "old", "runs", "young")
 
-    def __init__(self) -> None:
-        self.young: dict[Hashable, bytes] = {}
+    def __init__(self, encoding: Encoding, charset: CharacterSet, warn: Callable[[str], None]) -> None:
+        self.encoding = encoding
+        self.charset = charset
+        self.given = Circumstances(encoding.little, charset, warn)
+        self.young: dict[Hashable, bytes] = {}  # fragments by key
         self.old: dict[Hashable, bytes] = {}
+        self.runs: dict[frozenset[int] | None, _Runs] = {}  # by what is wanted
+        self.next: dict[bytes, _Context] = {}  # by what (0008,0005) says then
 
 
 class _Cache:
-    """Runs, and fragments by context and key.
+    """What all contexts may remember.
 
     Fragments are kept in two generations: the young one takes what is new or asked for again; when it has
     grown to its bound, it becomes the old one, and what was old and not asked for is dropped.  Runs are
@@ -381,98 +394,73 @@ class _Cache:
         self._max_runs_bytes = max_bytes // 4
         self._max_young_bytes = max_bytes * 3 // 8
         self._young_bytes = 0
-        self._tables: dict[Hashable, _Table] = {}
-        self._runs: dict[Hashable, _Runs] = {}
+        self.contexts: dict[tuple[Encoding, CharacterSet], _Context] = {}
 
-    def table(self, context: Hashable) -> _Table:
-        """The fragments of *context*: what is found there is right for ever."""
-        table = self._tables.get(context)
-        if table is None:
-            table = self._tables[context] = _Table()
-        return table
-
-    def get(self, table: _Table, key: Hashable, size: int) -> bytes | None:
+    def get(self, context: _Context, key: Hashable, size: int) -> bytes | None:
         """The fragment of *key*, of *size* bytes, if it is known."""
-        fragment = table.young.get(key)
-        if fragment is None:
-            fragment = table.old.get(key)
-            if fragment is not None:
-                self.put(table, key, size, fragment)
+        fragment = context.young.get(key)
+        if fragment is None and (fragment := context.old.get(key)) is not None:
+            self.put(context, key, size, fragment)
         return fragment
 
-    def put(self, table: _Table, key: Hashable, size: int, fragment: bytes) -> None:
-        table.young[key] = fragment
+    def put(self, context: _Context, key: Hashable, size: int, fragment: bytes) -> None:
+        context.young[key] = fragment
         self._young_bytes += size + len(fragment) + _ENTRY_BYTES
         if self._young_bytes > self._max_young_bytes:
             self._young_bytes = 0
-            for each in self._tables.values():
+            for each in self.contexts.values():
                 each.old, each.young = each.young, {}
-
-    def runs(self, context: Hashable) -> _Runs:
-        """The runs of *context*, which includes what is wanted."""
-        runs = self._runs.get(context)
-        if runs is None:
-            runs = self._runs[context] = _Runs()
-        return runs
 
     def learn(self, runs: _Runs, trace: "list[_Run | _Piece | None]") -> None:
         """Let *runs* learn from an instance, within the bound."""
-        if self._max_runs_bytes:
-            runs.learn(trace)
-        if (
-            sum(each.size + _ENTRY_BYTES * len(each.seams) for each in self._runs.values())
-            > self._max_runs_bytes
-        ):
-            self._runs = {}
+        runs.unlearned += 1
+        if runs.unlearned < _LESSON or not self._max_runs_bytes:
+            return
+        runs.learn(trace)
+        if self._runs_bytes() > self._max_runs_bytes:
+            for context in self.contexts.values():
+                context.runs = {}
+
+    def _runs_bytes(self) -> int:
+        return sum(
+            runs.size + _ENTRY_BYTES * len(runs.seams)
+            for context in self.contexts.values()
+            for runs in context.runs.values()
+        )
 
 
 class _Level:
     """A dataset on the way: the top level, or an item of a sequence."""
 
     __slots__ = (
-        "ascending", "charset", "data", "depth", "encoding", "ended", "ends", "fragments", "given", "last",
-        "number", "parent", "parts", "runs", "sequence", "signed", "signed_sought", "start", "table", "trace",
-        "wanted",
+        "ascending", "context", "data", "depth", "encoding", "ended", "ends", "fragments", "last", "number",
+        "parent", "parts", "runs", "sequence", "signed", "signed_sought", "start", "trace", "wanted",
     )  # fmt: skip
-    table: _Table  # of its encoding and character set, as is given
-    given: Circumstances
 
-    def __init__(  # noqa: PLR0917 -- made for every item
-        self,
-        encoding: Encoding,
-        charset: CharacterSet,
-        data: Buffer,
-        start: int = 0,  # where its elements begin in data
-        parent: "_Level | None" = None,
-        sequence: int = 0,  # the tag of what it is an item of, and its number there
-        number: int = 0,
-        wanted: frozenset[int] | None = None,
+    def __init__(
+        self, context: _Context, data: Buffer, parent: "_Level | None" = None, start: int = 0
     ) -> None:
-        self.encoding = encoding
-        self.charset = charset
+        self.context = context
+        self.encoding = context.encoding
         self.data = data
-        self.start = start
+        self.start = start  # where its elements begin in data
         self.parent = parent
-        self.sequence = sequence
-        self.number = number
-        self.wanted = wanted
+        self.sequence = self.number = 0  # the tag of what it is an item of, and which item
+        self.wanted: frozenset[int] | None = None
         self.fragments: dict[int, bytes] = {}
         self.ended = False  # its delimiter has been met, or it cannot be read on
         self.signed: bool | None = None  # its own Pixel Representation
         self.signed_sought = False
         self.trace: list[_Run | _Piece | None] | None = None
+        self.runs = _NO_RUNS
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        # Of undefined lengths in what is being walked.
+        self.ends: dict[int, int] = {} if parent is None else parent.ends
         if parent is None:
-            self.depth = 0
-            self.ends: dict[int, int] = {}  # of undefined lengths in what is being walked
-            # Of the top level alone: runs, in the order of the dataset as long as that ascends.
+            # Runs, in the order of the dataset as long as that ascends.
             self.parts: list[_Part] = []
-            self.runs: dict[bytes, _Run] = {}
             self.last = -1
             self.ascending = True
-        else:
-            self.depth = parent.depth + 1
-            self.ends = parent.ends
-            self.runs = _NO_RUNS
 
     def path(self) -> str:
         """Of the item, for links to bulk data."""
@@ -490,40 +478,41 @@ class _Level:
         return fragment
 
 
-_NO_RUNS: dict[bytes, _Run] = {}
+_NO_RUNS = _Runs()
 
 
 class _Compilation:
-    """One header in the making."""
+    """One header in the making, again and again."""
 
-    def __init__(self, cache: _Cache, inline_bytes: int, bulk_uri: str, *, keep_private_un: bool) -> None:
+    def __init__(self, cache: _Cache, inline_bytes: int, *, keep_private_un: bool) -> None:
         self._cache = cache
         self._inline_bytes = inline_bytes
-        self._bulk_uri = bulk_uri
         self._keep_private_un = keep_private_un
-        self._warnings: Counter[str] = Counter()
+        self.begin("")
+
+    def begin(self, bulk_uri: str) -> None:
+        self._bulk_uri = bulk_uri
+        self._warnings: dict[str, int] = {}
         # Counts what makes a fragment depend on more than its key: whoever sees it rise keeps nothing.
         self._impure = 0
-        self._runs = _Runs()
         self._wanted: frozenset[int] | None = None
 
     def warn(self, what: str) -> None:
-        self._warnings[what] += 1
+        self._warnings[what] = self._warnings.get(what, 0) + 1
         self._impure += 1
 
     def told(self) -> tuple[str, ...]:
         return tuple(what.format(count) for what, count in sorted(self._warnings.items()))
 
-    def compile(
-        self,
-        level: _Level,
-        view: memoryview,
-        total: int,
-        wanted: frozenset[int] | None,
-        *,
-        ascending: bool,
-    ) -> bool:
-        """Fill *level* from *view*.
+    def context(self, encoding: Encoding, charset: CharacterSet) -> _Context:
+        context = self._cache.contexts.get((encoding, charset))
+        if context is None:
+            context = _Context(encoding, charset, self.warn)
+            self._cache.contexts[encoding, charset] = context
+        return context
+
+    def compile(self, level: _Level, total: int, wanted: frozenset[int] | None, *, ascending: bool) -> bool:
+        """Fill *level*, the top level of *total* bytes.
 
         With *ascending*, runs serve, and False is returned if some element had to come before one that had
         been met: then nothing counts.
@@ -531,8 +520,8 @@ class _Compilation:
         self._wanted = wanted
         if ascending:
             level.trace = []
-        self._enter_context(level)
-        self._compile_windows(level, view, total)
+        self._enter_context(level, level.context)
+        self._compile_windows(level, memoryview(level.data), total)
         if not level.ascending:
             return False
         self._learn(level)
@@ -540,15 +529,16 @@ class _Compilation:
 
     def _learn(self, level: _Level) -> None:
         if level.trace is not None and level.ascending:
-            self._cache.learn(self._runs, level.trace)
+            self._cache.learn(level.runs, level.trace)
             level.trace = []
 
-    def _enter_context(self, level: _Level) -> None:
-        level.table = self._cache.table((level.encoding, level.charset))
-        level.given = Circumstances(level.encoding.little, level.charset, self.warn)
+    def _enter_context(self, level: _Level, context: _Context) -> None:
+        level.context = context
         if level.trace is not None:
-            self._runs = self._cache.runs((level.encoding, level.charset, self._wanted))
-            level.runs = self._runs.by_head
+            runs = context.runs.get(self._wanted)
+            if runs is None:
+                runs = context.runs[self._wanted] = _Runs()
+            level.runs = runs
 
     def _compile_windows(self, level: _Level, view: memoryview, total: int) -> None:
         """Window by window; an element that does not fit into one is read alone."""
@@ -623,13 +613,15 @@ class _Compilation:
             return self._walk_explicit(level, data, pos, end)
         return self._walk_implicit(level, data, pos, end)
 
-    def _walk_explicit(self, level: _Level, data: bytes, pos: int, end: int) -> int:
-        """As `_walk`.  Measured: the plain loop over what is known already costs 0.35 us an element."""
+    def _walk_explicit(  # noqa: C901, PLR0912 -- one plain loop: a step costs as much as a call
+        self, level: _Level, data: bytes, pos: int, end: int
+    ) -> int:
+        """As `_walk`."""
         reader = LITTLE if level.encoding.little else BIG
         head, long_length = reader.explicit.unpack_from, reader.ulong.unpack_from
         fragments, wanted, trace = level.fragments, level.wanted, level.trace
-        runs, table = level.runs, level.table
-        get = table.young.get
+        runs, context = level.runs.by_head, level.context
+        get = context.young.get
         last = end - 8
         while pos <= last:
             if runs:
@@ -640,14 +632,17 @@ class _Compilation:
             group, number, vr, length = head(data, pos)
             if vr in SHORT_VRS:
                 value = pos + 8
-            elif vr in _PLAIN_LONG_VRS and pos + 12 <= end:
+            elif vr in LONG_VRS and pos + 12 <= end:
                 value = pos + 12
                 length = long_length(data, pos + 8)[0]
             else:
                 value, length = pos, UNDEFINED
             stop = value + length
             tag = group << 16 | number
-            if stop <= end and number and tag != _CHARSET and group > 2 and tag < 0xFFFE0000:
+            if stop > end:
+                if length != UNDEFINED:
+                    return pos
+            elif number and tag != _CHARSET and 2 < group < 0xFFFE:
                 if wanted is not None and tag not in wanted:
                     self._pass_by(level, tag, data, pos, stop)
                     pos = stop
@@ -665,17 +660,19 @@ class _Compilation:
             if stop == pos or level.ended:
                 return stop
             pos = stop
-            if level.table is not table:
-                runs, table, trace = level.runs, level.table, level.trace
-                get = table.young.get
+            if level.context is not context:
+                runs, context, trace = level.runs.by_head, level.context, level.trace
+                get = context.young.get
         return pos
 
-    def _walk_implicit(self, level: _Level, data: bytes, pos: int, end: int) -> int:
-        """As `_walk_explicit`; the key of a private element also names its creator."""
+    def _walk_implicit(  # noqa: C901 -- as above
+        self, level: _Level, data: bytes, pos: int, end: int
+    ) -> int:
+        """As `_walk`; the key of a private element also names its creator."""
         head = (LITTLE if level.encoding.little else BIG).implicit.unpack_from
         fragments, wanted, trace = level.fragments, level.wanted, level.trace
-        runs, table = level.runs, level.table
-        get = table.young.get
+        runs, context = level.runs.by_head, level.context
+        get = context.young.get
         last = end - 8
         while pos <= last:
             if runs:
@@ -704,15 +701,15 @@ class _Compilation:
             if stop == pos or level.ended:
                 return stop
             pos = stop
-            if level.table is not table:
-                runs, table, trace = level.runs, level.table, level.trace
-                get = table.young.get
+            if level.context is not context:
+                runs, context, trace = level.runs.by_head, level.context, level.trace
+                get = context.young.get
         return pos
 
     def _follow(self, level: _Level, run: _Run, data: bytes, pos: int) -> int:
         """Take over as much of *run* as *data* has at *pos*; return where that ends."""
         if run.creators or not data.startswith(run.key, pos):
-            fitting = self._runs.fitting(run, data, pos, level)
+            fitting = level.runs.fitting(run, data, pos, level)
             if fitting is None:
                 return pos
             run = fitting
@@ -757,7 +754,9 @@ class _Compilation:
             self._compile(level, element, data)
         return element.end
 
-    def _compile(self, level: _Level, element: Element, data: bytes) -> None:
+    def _compile(  # noqa: C901 -- for every element that is in no run
+        self, level: _Level, element: Element, data: bytes
+    ) -> None:
         """Compile *element* of *data*, or find it among those known."""
         tag, written, start, _, length, end = element
         creator, creator_fragment, ambiguous = 0, None, False
@@ -777,17 +776,19 @@ class _Compilation:
             key = (vr, encoded)
         elif creator:
             key = (creator_fragment, encoded)
-        fragment = self._cache.get(level.table, key, size)
-        pure = True
-        if fragment is None:
-            impure = self._impure
+        impure = self._impure
+        seam = level.runs.seams.get(encoded[:4]) if level.trace is not None else None
+        if seam is not None and seam.patience == _MAX_PATIENCE:  # hardly worth remembering
             fragment = self._fragment(level, element, vr, data)
-            pure = self._impure == impure
-            if pure:
-                self._cache.put(level.table, key, size, fragment)
+        elif (known := self._cache.get(level.context, key, size)) is not None:
+            fragment = known
+        else:
+            fragment = self._fragment(level, element, vr, data)
+            if self._impure == impure:
+                self._cache.put(level.context, key, size, fragment)
         if level.trace is None:
             level.fragments[tag] = fragment
-        elif pure and not ambiguous and (self._wanted is None or tag in self._wanted):
+        elif self._impure == impure and not ambiguous and (self._wanted is None or tag in self._wanted):
             self._place(level, tag, fragment, (tag, encoded, fragment, creator, creator_fragment))
         else:
             self._place(level, tag, fragment)
@@ -830,9 +831,13 @@ class _Compilation:
         if not value.strip(b" \0\\"):
             return
         self._learn(level)
-        level.charset = _named_charset(value)
-        self._enter_context(level)
-        if not level.charset.known:
+        context = level.context.next.get(value)
+        if context is None:
+            context = self.context(level.encoding, _named_charset(value.decode("latin-1")))
+            if len(level.context.next) < _MAX_NEXT:
+                level.context.next[value] = context
+        self._enter_context(level, context)
+        if not context.charset.known:
             self.warn(_BAD_CHARSET)
 
     def _is_bulk(self, tag: int, vr: str, length: int) -> bool:
@@ -847,7 +852,7 @@ class _Compilation:
             return opening + b"}"
         converter = CONVERTERS.get(vr)
         if converter is not None and tag not in PIXEL_TAGS:
-            given = level.given
+            given = level.context.given
             if written == b"UN" and not given.little:
                 given = given._replace(little=True)
             values = converter(data[start:end], given, vr)
@@ -885,13 +890,11 @@ class _Compilation:
                 break
             number += 1
             end = stop if length == UNDEFINED else pos + length
-            item = _Level(
-                item_encoding(data, pos, encoding), level.charset, data, pos, level, element.tag, number
-            )
-            if item.encoding == level.encoding:
-                item.table, item.given = level.table, level.given
-            else:
-                self._enter_context(item)
+            item = _Level(level.context, data, level, pos)
+            item.sequence, item.number = element.tag, number
+            own = item_encoding(data, pos, encoding)
+            if own != level.encoding:
+                item.context, item.encoding = self.context(own, level.context.charset), own
             reached = self._walk(item, data, pos, min(end, stop))
             if (length == UNDEFINED and not item.ended) or (length != UNDEFINED and reached != end):
                 self.warn(_MALFORMED)
@@ -905,8 +908,6 @@ class _Compilation:
         return b"".join(out)
 
 
-# Those written in explicit VR with a 32-bit length whose values are converted.
-_PLAIN_LONG_VRS = frozenset({b"SQ", b"SV", b"UC", b"UR", b"UT", b"UV"})
 _VRS = {vr: vr.decode("ascii") for vr in SHORT_VRS | LONG_VRS if vr != b"UN"}
 
 
