@@ -306,7 +306,7 @@ class _Runs:
             self.size -= run.size()
 
     def fitting(self, run: _Run, data: bytes, pos: int, level: "_Level") -> "_Run | None":
-        """As much of *run* as *data* has at *pos*: that becomes a run, and what follows the difference one."""
+        """As much of *run* as *data* has at *pos*; that becomes a run, and so does what comes after."""
         if any(level.find(tag) != fragment for tag, fragment in run.creators.items()):
             self.drop(run.head)
             return None
