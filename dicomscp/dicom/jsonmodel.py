@@ -41,6 +41,7 @@ from dicomscp.dicom.elements import (
     LITTLE,
     LONG_VRS,
     MAX_DEPTH,
+    NO_VR,
     SEQUENCE_END,
     SHORT_VRS,
     UNDEFINED,
@@ -635,9 +636,12 @@ class _Compilation:
             elif vr in LONG_VRS and pos + 12 <= end:
                 value = pos + 12
                 length = long_length(data, pos + 8)[0]
+            elif group == 0xFFFE and number == 0xE00D and vr == NO_VR and not length and level.depth:
+                level.ended = True
+                return pos + 8
             else:
-                value, length = pos, UNDEFINED
-            stop = value + length
+                value, length = -1, UNDEFINED
+            stop = value + length if length != UNDEFINED else level.ends.get(value, end + 1)
             tag = group << 16 | number
             if stop > end:
                 if length != UNDEFINED:
@@ -892,8 +896,10 @@ class _Compilation:
             end = stop if length == UNDEFINED else pos + length
             item = _Level(level.context, data, level, pos)
             item.sequence, item.number = element.tag, number
-            own = item_encoding(data, pos, encoding)
-            if own != level.encoding:
+            own = encoding
+            if not own.explicit or data[pos + 4 : pos + 6] not in SHORT_VRS:
+                own = item_encoding(data, pos, encoding)
+            if own is not level.encoding and own != level.encoding:
                 item.context, item.encoding = self.context(own, level.context.charset), own
             reached = self._walk(item, data, pos, min(end, stop))
             if (length == UNDEFINED and not item.ended) or (length != UNDEFINED and reached != end):

@@ -730,8 +730,8 @@ def test_the_cache_is_bounded():
     contexts = compiler._compilation._cache.contexts
     sizes = []
     for number in range(5_000):
-        never_again = explicit(0x00111000 + number % 3000, "LO", f"{number}")
-        within = explicit(0x00081140, "SQ", item(explicit(0x00200013, "IS", str(number))))
+        never_again = explicit(0x00411000 + number % 3000, "LO", f"{number}")
+        within = explicit(0x00400275, "SQ", item(explicit(0x00200013, "IS", str(number))))
         header(dataset(within, sop_uid=f"1.{number}") + never_again, compiler=compiler)
         runs = [runs for context in contexts.values() for runs in context.runs.values()]
         sizes.append(sum(one.size for one in runs))
