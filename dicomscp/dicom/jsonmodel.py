@@ -135,11 +135,6 @@ class Header:
     def __repr__(self) -> str:
         return f"Header({self.body!r}, {self.warnings!r})"
 
-    @property
-    def body(self) -> bytes:
-        """The members joined, without braces."""
-        return b",".join(self.fragments.values())
-
 
 class Compiler:
     """Compiles headers, and remembers the fragments of earlier ones.  For one thread at a time.
