@@ -36,7 +36,7 @@ from dicomscp import __version__
 from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import bare_attributes, read_header
 from dicomscp.archive.index import Held, Index, Publication, Snapshot
-from dicomscp.dicom.jsonmodel import Compiler
+from dicomscp.dicom.jsonmodel import Compiler, Header
 from dicomscp.dicom.matching import Level, Query
 from dicomscp.errors import BusyError, DamagedError, DicomscpError, RefusedError
 from dicomscp.publish.directory import Edition, deflate
@@ -330,11 +330,7 @@ class Publisher:
         if held.key.sop_uid in suspects:
             return self._bare(held, "the process ended twice while its header was compiled")
         try:
-            header = read_header(
-                self._compiler,
-                self._root / held.path,
-                bulk_uri=layout.bulk_uri(self._documents.base_url, held.key),
-            )
+            header = self._header(held)
         except RefusedError as error:
             return self._bare(held, str(error))
         except OSError as error:
@@ -348,6 +344,10 @@ class Publisher:
             return self._bare(held, f"its header could not be compiled ({type(error).__name__})")
         made = lines(held.key, header.body, header.fragments, self._documents.base_url)
         return Made(made, header.warnings)
+
+    def _header(self, held: Held) -> Header:
+        uri = layout.bulk_uri(self._documents.base_url, held.key)
+        return read_header(self._compiler, self._root / held.path, bulk_uri=uri)
 
     def _bare(self, held: Held, warning: str) -> Made:
         fragments = bare_attributes(held.key, held.sop_class_uid)
@@ -472,16 +472,14 @@ class Attempt:
         self.is_repeated = bool(record)
         self.count = _count(record) if record.get("changes") == changes else 0
         self.suspects = [str(one) for one in _list(record.get("suspects"))]
-        self._ended_at = str(record.get("ended_at", ""))
+        self._ended_at = self._where_it_ended()
+        if self._ended_at and self._ended_at == record.get("ended_at") and self._may_suspect():
+            self.suspects.append(self._ended_at)
+            self.count = 0
         self._descriptor = -1
 
     def begin(self) -> None:
         """Put it on record that the study is compiled; durable when this returns."""
-        ended_at = self._where_it_ended()
-        if ended_at and ended_at == self._ended_at and len(self.suspects) < _MOST_SUSPECTS:
-            self.suspects.append(ended_at)
-            self.count = 0
-        self._ended_at = ended_at
         self.count += 1
         self._write()
         self._descriptor = self._disk.open(self._at_path, os.O_WRONLY | os.O_CREAT)
@@ -510,6 +508,9 @@ class Attempt:
         self._close()
         self._disk.unlink(self._at_path)
         self._disk.unlink(self._path)
+
+    def _may_suspect(self) -> bool:
+        return self._ended_at not in self.suspects and len(self.suspects) < _MOST_SUSPECTS
 
     def _where_it_ended(self) -> str:
         with contextlib.suppress(FileNotFoundError):
