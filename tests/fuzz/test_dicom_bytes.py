@@ -221,7 +221,9 @@ _ELEMENTS = (
     (0x00420011, "OB", [bytes(10), bytes(200), bytes(5000)]),
     (0x7FE00010, "OW", [bytes(4), bytes(8)]),
 )
-_HEADS = ("written", "UN", "nested")
+_HEADS = ("written", "written", "written", "UN", "nested")
+_ELEMENT = st.tuples(st.integers(0, len(_ELEMENTS) - 1), st.integers(0, 5), st.sampled_from(_HEADS))
+_CHANGES = st.sampled_from(["value"] * 6 + ["leave out", "put in", "move", "double"])
 
 
 @st.composite
@@ -230,29 +232,24 @@ def series(draw):
     order, write, syntax = draw(
         st.sampled_from([("<", "e", EXPLICIT_LITTLE), ("<", "i", IMPLICIT_LITTLE), (">", "e", EXPLICIT_BIG)])
     )
-    chosen = draw(st.lists(st.integers(0, len(_ELEMENTS) - 1), min_size=4, unique=True).map(sorted))
-    template = [[number, 0, draw(st.sampled_from(_HEADS))] for number in chosen]
+    left_out = draw(st.sets(st.integers(0, len(_ELEMENTS) - 1), max_size=12))
+    kept = [(number, 0, draw(st.sampled_from(_HEADS))) for number in range(len(_ELEMENTS))]
+    kept = [one for one in kept if one[0] not in left_out]
     found = []
-    for _ in range(draw(st.integers(3, 14))):
-        for _ in range(draw(st.integers(0, 3))):
-            change = draw(
-                st.sampled_from(["value", "value", "value", "leave out", "put in", "swap", "double"])
-            )
-            at = draw(st.integers(0, max(0, len(template) - 1)))
-            if change == "put in" or not template:
-                put_in = [draw(st.integers(0, len(_ELEMENTS) - 1)), 0, draw(st.sampled_from(_HEADS))]
-                template.append(put_in)
-                if draw(st.booleans()):
-                    template.sort()
-            elif change == "value":
-                template[at] = [template[at][0], draw(st.integers(0, 5)), template[at][2]]
-            elif change == "leave out":
-                del template[at]
-            elif change == "swap":
-                template[at], template[-1] = template[-1], template[at]
-            else:
-                template.insert(at, list(template[at]))
-        found.append(b"".join(_encoded(*one, order, write) for one in template))
+    for change in draw(st.lists(_CHANGES, min_size=2, max_size=12)):
+        at, new = draw(st.integers(0, len(kept) - 1)), draw(_ELEMENT)
+        told = kept
+        if change == "value":
+            told = kept = [*kept[:at], (kept[at][0], *new[1:]), *kept[at + 1 :]]
+        elif change == "leave out":
+            told = [*kept[:at], *kept[at + 1 :]]
+        elif change == "put in":
+            told = kept = sorted({one[0]: one for one in [*kept, new]}.values())
+        elif change == "move":
+            told = [*kept[:at], *kept[at + 1 :], kept[at]]
+        else:
+            told = [*kept[:at], (kept[at][0], *new[1:]), *kept[at:]]
+        found += [b"".join(_encoded(*one, order, write) for one in each) for each in (kept, told, kept)]
     return syntax, found
 
 
