@@ -33,7 +33,7 @@ from typing import Any, Literal, TypeAlias
 import orjson
 
 from dicomscp.dicom.charset import CharacterSet, character_set
-from dicomscp.dicom.dictionary import is_creator, known_vr
+from dicomscp.dicom.dictionary import is_creator, known_vr, public_vr
 from dicomscp.dicom.elements import (
     BIG,
     ITEM,
@@ -685,9 +685,13 @@ class _Compilation:
                     pos = stop
                     continue
             group, number, length = head(data, pos)
-            stop = pos + 8 + length
-            if stop <= end and length != UNDEFINED:
-                tag = group << 16 | number
+            value = pos + 8
+            stop = value + length if length != UNDEFINED else level.ends.get(value, end + 1)
+            tag = group << 16 | number
+            if stop > end:
+                if length != UNDEFINED:
+                    return pos
+            elif number and tag != _CHARSET and 2 < group < 0xFFFE:
                 if wanted is not None and tag not in wanted:
                     self._pass_by(level, tag, data, pos, stop)
                     pos = stop
@@ -701,6 +705,9 @@ class _Compilation:
                         fragments[tag] = fragment
                         pos = stop
                         continue
+                self._compile(level, Element(tag, b"", pos, value, length, stop), data)
+                pos = stop
+                continue
             stop = self._element_or_stop(level, data, pos, end)
             if stop == pos or level.ended:
                 return stop
@@ -799,6 +806,10 @@ class _Compilation:
 
     def _vr(self, level: _Level, tag: int, written: bytes, length: int) -> tuple[str, bool]:
         """The VR of an element, and whether it depends on other elements."""
+        if not written and not tag >> 16 & 1 and length != UNDEFINED:
+            vr = public_vr(tag)
+            if len(vr) == 2:
+                return vr, False
         unwritten = written in (b"", b"UN")
         undefined_length = length == UNDEFINED
         if (
