@@ -6,7 +6,7 @@ import pydicom
 import pytest
 from pydicom.encaps import generate_frames
 
-from dicomscp.dicom.bulk import bulk_value, number_of_frames, read_frame
+from dicomscp.dicom.bulk import bulk_value, frame_table, inflated, read_frame
 from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.errors import RefusedError
 from tests.unit.dicom.encoding import (
@@ -61,13 +61,24 @@ def encapsulated(*parts, table=b"", frames, before=b""):
     )
 
 
+def read(data, number, transfer_syntax_uid=EXPLICIT_LITTLE):
+    data, transfer_syntax_uid = inflated(data, transfer_syntax_uid)
+    return read_frame(data, frame_table(data, transfer_syntax_uid), number)
+
+
 def frame(data, number, transfer_syntax_uid=EXPLICIT_LITTLE):
-    return b"".join(read_frame(data, transfer_syntax_uid, number).data)
+    return b"".join(read(data, number, transfer_syntax_uid).data)
+
+
+def number_of_frames(data, transfer_syntax_uid):
+    return frame_table(*inflated(data, transfer_syntax_uid)).frames
 
 
 def frames(data, transfer_syntax_uid=EXPLICIT_LITTLE):
-    count = number_of_frames(data, transfer_syntax_uid)
-    return [frame(data, number, transfer_syntax_uid) for number in range(1, count + 1)]
+    """All frames, by one table."""
+    data, transfer_syntax_uid = inflated(data, transfer_syntax_uid)
+    table = frame_table(data, transfer_syntax_uid)
+    return [b"".join(read_frame(data, table, number).data) for number in range(1, table.frames + 1)]
 
 
 # --- native frames ------------------------------------------------------------------------------------------
@@ -82,7 +93,7 @@ def frames(data, transfer_syntax_uid=EXPLICIT_LITTLE):
 )
 def test_native_frames_are_slices_of_the_buffer(write, transfer_syntax_uid, pixels):
     data = memoryview(image(pixels, frames=3, write=write))
-    found = read_frame(data, transfer_syntax_uid, 2)
+    found = read(data, 2, transfer_syntax_uid)
 
     assert found.transfer_syntax_uid == EXPLICIT_LITTLE
     assert b"".join(found.data) == bytes(range(6, 12))
@@ -94,7 +105,7 @@ def test_a_frame_is_read_out_of_a_mapped_file():
     data = image(explicit(PIXELS, "OB", bytes(range(12))), frames=2)
     with mmap.mmap(-1, len(data)) as mapped:
         mapped[:] = data
-        found = read_frame(mapped, EXPLICIT_LITTLE, 2)
+        found = read(mapped, 2, EXPLICIT_LITTLE)
         assert b"".join(found.data) == bytes(range(6, 12))
         for piece in found.data:
             piece.release()
@@ -110,7 +121,7 @@ def test_big_endian_words_are_turned_round(bits, typecode, vr):
         struct.pack(f"<6{typecode}", *values[:6]),
         struct.pack(f"<6{typecode}", *values[6:]),
     ]
-    assert read_frame(data, EXPLICIT_BIG, 1).transfer_syntax_uid == EXPLICIT_LITTLE
+    assert read(data, 1, EXPLICIT_BIG).transfer_syntax_uid == EXPLICIT_LITTLE
 
 
 def test_big_endian_bytes_in_words_are_turned_round_even_where_a_frame_begins_inside_a_word():
@@ -166,7 +177,7 @@ def test_a_deflated_frame_is_inflated():
     data = deflate(image(explicit(PIXELS, "OB", bytes(range(12))), frames=2))
 
     assert frames(data, DEFLATED) == [bytes(range(6)), bytes(range(6, 12))]
-    assert read_frame(data, DEFLATED, 1).transfer_syntax_uid == EXPLICIT_LITTLE
+    assert read(data, 1, DEFLATED).transfer_syntax_uid == EXPLICIT_LITTLE
 
 
 def test_number_of_frames_left_out_or_nonsense_is_one():
@@ -212,7 +223,7 @@ def test_one_frame_is_all_fragments():
     data = encapsulated(b"abcd", b"ef", b"gh", frames=1)
 
     assert frames(data, JPEG_BASELINE) == [b"abcdefgh"]
-    assert read_frame(data, JPEG_BASELINE, 1).transfer_syntax_uid == JPEG_BASELINE
+    assert read(data, 1, JPEG_BASELINE).transfer_syntax_uid == JPEG_BASELINE
 
 
 def test_one_fragment_a_frame_needs_no_table():
@@ -367,7 +378,7 @@ def test_encapsulated_pixel_data_are_one_part_a_frame_without_framing():
 
     assert found.vr == "OB"
     assert found.transfer_syntax_uid == JPEG_BASELINE
-    assert [b"".join(part) for part in found.parts] == [b"ab", b"cd"]
+    assert [b"".join(part) for part in found.parts()] == [b"ab", b"cd"]
     icon = explicit(0x00880200, "SQ", item(explicit(PIXELS, "OB", fragments(b"ab", b"cd"), length=UNDEFINED)))
     assert value(icon, "00880200/1/7FE00010", JPEG_BASELINE) == ("OB", b"abcd")
 
