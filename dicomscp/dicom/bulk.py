@@ -571,7 +571,7 @@ class EncapsulatedFrames:
                 return [view[pos + 8 : pos + 8 + length]]
         before = table.entry(view, number - 1) if number > 1 else -1
         # The first frame begins with the first fragment, and no frame is where another is.
-        if not before < offset or (number == 1 and offset) or -1 < following <= offset:
+        if table.entry(view, 1) or not before < offset or -1 < following <= offset:
             return None
         return self._between(view, number, pos, None if following < 0 else self._first + following)
 
