@@ -374,7 +374,9 @@ class _Description:
         """How many bytes are turned round together: none in OB, 16 bits or a longer pixel cell in OW."""
         if element.vr == b"OB" or (self._level.encoding.little and transfer_syntax_uid != _BIG_PIXELS):
             return 1
-        return max(2, self.number(_BITS_ALLOCATED, _default_bits(element.tag)) // 8)
+        if element.tag != PIXEL_DATA:
+            return _default_bits(element.tag) // 8
+        return max(2, self.number(_BITS_ALLOCATED, 8) // 8)
 
     def frame_bits(self, element: Element, stated: int) -> int:
         """How many bits one of *stated* native frames has; 0 if it is not told."""
@@ -564,16 +566,18 @@ class EncapsulatedFrames:
         if table is None:
             return None
         offset, following = table.entry(view, number), table.entry(view, number + 1)
-        pos = self._first + offset
-        if table is self._extended and self._lengths:
-            item, length = self._item_length(view, pos), self._lengths.entry(view, number)
-            if item >= 0 and item - 1 <= length <= item and pos + 8 + length <= self._end:
-                return [view[pos + 8 : pos + 8 + length]]
         before = table.entry(view, number - 1) if number > 1 else -1
-        # The first frame begins with the first fragment, and no frame is where another is.
+        # The first frame begins with the first fragment, and no frame is where another is: else a small file
+        # could hold a large frame many times.
         if table.entry(view, 1) or not before < offset or -1 < following <= offset:
             return None
-        return self._between(view, number, pos, None if following < 0 else self._first + following)
+        pos, stop = self._first + offset, None if following < 0 else self._first + following
+        if table is self._extended and self._lengths:
+            item, length = self._item_length(view, pos), self._lengths.entry(view, number)
+            end = self._end if stop is None else min(stop, self._end)
+            if item >= 0 and item - 1 <= length <= item and pos + 8 + item <= end:
+                return [view[pos + 8 : pos + 8 + length]]
+        return self._between(view, number, pos, stop)
 
     def _between(self, view: memoryview, number: int, pos: int, stop: int | None) -> list[Piece] | None:
         """The fragments from *pos* to *stop*, or to the last; None if there are none, or no border."""

@@ -2,12 +2,15 @@ import mmap
 import os
 import struct
 import warnings
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom.encaps import encapsulate_extended, generate_frames
 
 from dicomscp.dicom.bulk import bulk_value, frame_table, inflated, read_frame
@@ -33,6 +36,7 @@ from tests.unit.dicom.encoding import (
 PIXELS = 0x7FE00010
 H264 = "1.2.840.10008.1.2.4.102"
 RLE = "1.2.840.10008.1.2.5"
+DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 JPEG = b"\xff\xd8\xff\xe0"
 
 
@@ -512,6 +516,19 @@ def test_an_extended_offset_table_alone_shows_frames_of_several_fragments():
     assert frames(encapsulated(b"a1", b"a2", b"b1", frames=2, before=tables), RLE) == [b"a1a2", b"b1"]
 
 
+@pytest.mark.parametrize("offsets", [(0, 0, 0), (0, 12, 12), (0, 12, 20)])
+def test_no_frame_is_where_another_is(offsets):
+    inner = item(b"in")  # an item in the data of another
+    parts = [b"abcd", inner + b"..", b"efgh"]
+    tables = explicit(0x7FE00001, "OV", struct.pack("<3Q", *offsets)) + explicit(
+        0x7FE00002, "OV", struct.pack("<3Q", 4, 12 if offsets[2] == 12 else 4, 2 if offsets[2] == 20 else 4)
+    )
+
+    found = frames(encapsulated(*parts, frames=3, before=tables), RLE)
+    assert found[:2] == parts[:2]
+    assert sum(map(len, found)) <= sum(map(len, parts))
+
+
 def test_one_frame_ends_where_its_length_says():
     tables = explicit(0x7FE00001, "OV", struct.pack("<Q", 0)) + explicit(
         0x7FE00002, "OV", struct.pack("<Q", 3)
@@ -526,6 +543,59 @@ def test_encapsulated_uncompressed_frames_are_native_ones():
 
     assert frames(data, uncompressed) == [b"abcdef", b"ghijkl"]
     assert read(data, 1, uncompressed).transfer_syntax_uid == EXPLICIT_LITTLE
+
+
+def test_a_deflated_frame_is_sent_as_it_lies():
+    one, two = (deflate(bytes([number]) * 32) for number in range(2))
+    data = encapsulated(one, two + b"\0" * (len(two) % 2), frames=2)
+
+    assert frames(data, DEFLATED_FRAMES) == [one, two + b"\0" * (len(two) % 2)]
+    assert read(data, 1, DEFLATED_FRAMES).transfer_syntax_uid == DEFLATED_FRAMES
+
+
+# Data that cannot be taken for the beginning of a codestream or an item.
+fragment = (
+    st.integers(0, 5).flatmap(lambda size: st.binary(min_size=2 * size, max_size=2 * size)).map(b"..".__add__)
+)
+
+
+@given(
+    st.lists(st.lists(fragment, min_size=1, max_size=4), min_size=1, max_size=6),
+    st.sampled_from(["basic", "extended", "none"]),
+)
+def test_frames_are_what_was_put_in(parts, kind):
+    if kind == "none":
+        parts = [[b"".join(one)] for one in parts]
+    flat = [piece for one in parts for piece in one]
+    sizes = [sum(8 + len(piece) for piece in one) for one in parts]
+    offsets = [sum(sizes[:at]) for at in range(len(parts))]
+    table = struct.pack(f"<{len(parts)}L", *offsets) if kind == "basic" else b""
+    before = (
+        explicit(0x7FE00001, "OV", struct.pack(f"<{len(parts)}Q", *offsets)) if kind == "extended" else b""
+    )
+    data = encapsulated(*flat, table=table, frames=len(parts), before=before)
+
+    assert frames(data, RLE) == [b"".join(one) for one in parts]
+
+
+@given(st.lists(fragment, min_size=1, max_size=6), st.booleans(), st.integers(0, 120))
+def test_wherever_a_file_is_cut_the_frames_that_can_be_had_are_right(parts, with_table, cut):
+    offsets = [sum(8 + len(one) for one in parts[:at]) for at in range(len(parts))]
+    table = struct.pack(f"<{len(parts)}L", *offsets) if with_table else b""
+    data = encapsulated(*parts, table=table, frames=len(parts))
+    data = data[: max(0, len(data) - cut)]
+    found = frame_table(data, RLE)
+
+    had = {}
+    for number in range(1, len(parts) + 1):
+        with suppress(RefusedError):
+            had[number] = b"".join(read_frame(data, found, number).data)
+    assert had == dict(enumerate(parts[: len(had)], 1))
+    whole = sum(
+        offset + 8 + len(one) + cut <= sum(8 + len(one) for one in parts) + 8
+        for offset, one in zip(offsets, parts, strict=True)
+    )
+    assert len(had) == whole
 
 
 def test_frames_of_a_deflated_dataset_are_sought_once_it_is_inflated():
