@@ -246,6 +246,15 @@ def test_of_truncated_pixel_data_the_whole_frames_can_be_had(declared):
         frame(data, 2)
 
 
+def test_a_word_that_is_cut_is_not_turned_round():
+    stored = bytes([2, 1, 4, 3, 6])  # the last word, of which byte 5 comes first, is cut
+    data = image(big(PIXELS, "OW", stored, length=10), frames=2, rows=1, columns=5, write=big)
+
+    assert frames(data, EXPLICIT_BIG) == []
+    data = image(big(PIXELS, "OW", stored, length=10), frames=2, rows=1, columns=4, write=big)
+    assert frames(data, EXPLICIT_BIG) == [b"\1\2\3\4"]
+
+
 def test_an_odd_last_byte_belongs_to_the_frame():
     data = image(explicit(PIXELS, "OB", bytes(range(15))), frames=5, rows=1)
 
@@ -337,6 +346,14 @@ def test_without_a_table_a_frame_begins_where_a_codestream_does(start):
     data = encapsulated(start + b"a1", b"a2", start + b"b1", start + b"c1", b"c2", b"c3", frames=3)
 
     assert frames(data, JPEG_BASELINE) == [start + b"a1a2", start + b"b1", start + b"c1c2c3"]
+
+
+def test_jpeg_xl_has_a_start_of_its_own():
+    data = encapsulated(b"\xff\x0aa1", b"a2", b"\xff\x0ab1", frames=2)
+
+    assert frames(data, "1.2.840.10008.1.2.4.110") == [b"\xff\x0aa1a2", b"\xff\x0ab1"]
+    with pytest.raises(RefusedError, match="cannot be told"):
+        frame(data, 1, JPEG_BASELINE)
 
 
 def test_fragments_that_cannot_be_told_apart_are_refused():
