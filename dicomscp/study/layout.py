@@ -50,6 +50,16 @@ def state_path(study_uid: str) -> str:
     return f"state/{fan_out(study_uid)}/{component(study_uid)}.json"
 
 
+def contents_directory(study_uid: str) -> str:
+    """The folder of what the documents of a study's series are made of, relative to the root."""
+    return f"state/{fan_out(study_uid)}/{component(study_uid)}"
+
+
+def contents_path(study_uid: str, series_uid: str) -> str:
+    """What the documents of a series are made of, relative to the root."""
+    return f"{contents_directory(study_uid)}/{component(series_uid)}.contents"
+
+
 def attempt_path(study_uid: str) -> str:
     """The record that a compile of the study was begun and not ended, relative to the root."""
     return f"state/attempts/{component(study_uid)}.json"

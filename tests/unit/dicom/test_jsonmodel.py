@@ -727,11 +727,16 @@ def test_a_header_does_not_depend_on_what_is_remembered(cache_bytes):
 
 def test_the_cache_is_bounded():
     compiler = Compiler(cache_bytes=100_000)
+    contexts = compiler._compilation._cache.contexts
+    sizes = []
     for number in range(5_000):
-        header(dataset(explicit(0x00200013, "IS", str(number)), sop_uid=f"1.{number}"), compiler=compiler)
+        never_again = explicit(0x00411000 + number % 3000, "LO", f"{number}")
+        within = explicit(0x00400275, "SQ", item(explicit(0x00200013, "IS", str(number))))
+        header(dataset(within, sop_uid=f"1.{number}") + never_again, compiler=compiler)
+        runs = [runs for context in contexts.values() for runs in context.runs.values()]
+        sizes.append(sum(one.size for one in runs))
 
-    cache = compiler._cache
-    tables = [*cache._young.values(), *cache._old.values()]
-    assert sum(len(key) + len(text) for table in tables for key, text in table.items()) < 100_000
-    assert cache._young
-    assert cache._old
+    tables = [table for context in contexts.values() for table in (context.young, context.old)]
+    assert any(context.old for context in contexts.values())
+    assert sum(len(key) + len(text) for table in tables for key, text in table.items()) < 75_000
+    assert 10_000 < max(sizes) < 25_000
