@@ -74,10 +74,14 @@ def every_reader(data, transfer_syntax_uid, compiler):
             paths = []
     for path in [*paths[:20], "7FE00010", "00081140/1/00081150", "54000100/2/54001010"]:
         with suppress(RefusedError):
-            bulk.bulk_value(data, transfer_syntax_uid, path)
+            list(bulk.bulk_value(data, transfer_syntax_uid, path).parts())
     with suppress(RefusedError):
-        for number in (1, 2, min(bulk.number_of_frames(data, transfer_syntax_uid), 10**6)):
-            bulk.read_frame(data, transfer_syntax_uid, number)
+        encoded = bulk.inflated(data, transfer_syntax_uid)
+        table = bulk.frame_table(*encoded)
+        assert table.frames <= min(table.told, 8 * len(encoded.dataset))
+        for number in (1, 2, table.frames, table.told):
+            with suppress(RefusedError):
+                bulk.read_frame(encoded.dataset, table, number)
 
 
 def check_header(header):
