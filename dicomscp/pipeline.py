@@ -283,6 +283,21 @@ class Pipeline:
             publishing.join()
             self.close()
 
+    def file(self) -> Round:
+        """File what is journalled now, one round of it, and go on settling when there is much.
+
+        For whoever files while others still take in.  Raises OSError or our own errors if that cannot
+        be done; then nothing of the round counts as done.
+        """
+        done = self._filing.step()
+        if self._filing.is_full:
+            self._filing.settle()
+        return done
+
+    def lag_bytes(self) -> int:
+        """About how much is journalled and not yet filed; may be asked by another thread."""
+        return self._filing.lag_bytes()
+
     def drain(self, progress: Callable[[int, int], None]) -> int:
         """File what is journalled, publish everything that is due now; returns how many studies failed."""
         self.recover()
