@@ -2,9 +2,10 @@
 
     items ─▶ chunks ─▶ worker, worker, ... ─▶ results, in the order in which they are made
 
-A worker is started when there is an item for it and nobody idle.  All it has of us is one socket: no
-lock, no journal, no terminal (a Ctrl-C reaches us alone).  It ends at once when the socket does, so
-none outlives us.  What is on the way is bounded, whatever the length of the stream.
+A worker is started when there is an item for it and nobody idle; to start one costs as much as many
+items, so the first starts alone, and each that has answered lets two more be started.  All it has of us
+is one socket: no lock, no journal, no terminal (a Ctrl-C reaches us alone).  It ends at once when the
+socket does, so none outlives us.  What is on the way is bounded, whatever the length of the stream.
 """
 
 import contextlib
@@ -26,7 +27,8 @@ from dicomscp.telemetry import log as telemetry_log
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Begin = Callable[[], AbstractContextManager[Callable[[Item], Result]]]
+Work = Callable[[Iterable[Item]], Iterable[Result]]
+Begin = Callable[[], AbstractContextManager[Work[Item, Result]]]
 
 _AHEAD = 2  # chunks that a worker has: one in hand and one to go on with
 _FIRST_CHUNK, _LARGEST_CHUNK = 4, 64  # items
@@ -48,10 +50,10 @@ def share(
 ) -> Iterator[Result]:
     """What at most *jobs* workers make of *items*, in no order.
 
-    In each worker *begin*, a function that can be pickled, is entered once and gives what turns an item
-    into its result.  Once *stop* says so no item is begun; results of those under way still come.
-    Raises, after the results of all others, what *begin* raised of our own errors, or BusyError if a
-    worker died; what became of the items that it had is not known.
+    In each worker *begin*, a function that can be pickled, is entered once and gives what turns some
+    items at a time into as many results.  Once *stop* says so no item is begun; results of those under
+    way still come.  Raises, after the results of all others, what *begin* raised of our own errors, or
+    BusyError if a worker died; what became of the items that it had is not known.
     """
     crew = _Crew(begin, jobs)
     try:
@@ -93,12 +95,17 @@ class _Crew(Generic[Item, Result]):
     @property
     def has_room(self) -> bool:
         """Whether a chunk more may be given."""
-        return len(self._workers) < self._jobs or any(w.owes < _AHEAD for w in self._workers.values())
+        return self._may_start or any(worker.owes < _AHEAD for worker in self._workers.values())
+
+    @property
+    def _may_start(self) -> bool:
+        answered = sum(worker.has_answered for worker in self._workers.values())
+        return len(self._workers) < min(self._jobs, 1 + 2 * answered)
 
     def give(self, chunk: list[Item]) -> None:
         """Give *chunk* to whoever has least, to a new worker if nobody is idle."""
         worker = min(self._workers.values(), key=lambda worker: worker.owes, default=None)
-        if worker is None or (worker.owes and len(self._workers) < self._jobs):
+        if worker is None or (worker.owes and self._may_start):
             worker = _Worker(self._begin)
             self._workers[worker.connection] = worker
         worker.give(chunk)
@@ -110,21 +117,26 @@ class _Crew(Generic[Item, Result]):
             try:
                 said = worker.connection.recv()
             except (EOFError, OSError):
-                self._lose(worker, BusyError(f"A worker process {worker.end()}"))
+                self._part_with(worker)
                 continue
             if isinstance(said, DicomscpError):
-                self._lose(worker, said)
+                self._part_with(worker, said)
                 continue
             worker.owes -= 1
+            worker.has_answered = True
             results, seconds = said
             if results:
                 fitting = int(len(results) * _CHUNK_SECONDS / max(seconds, 1e-6))
                 self.chunk = max(1, min(fitting, 2 * self.chunk, _LARGEST_CHUNK))
             yield from results
 
-    def _lose(self, worker: "_Worker", failure: DicomscpError) -> None:
-        self.failure = self.failure or failure
+    def _part_with(self, worker: "_Worker", failure: DicomscpError | None = None) -> None:
+        """A worker has ended: as it was told to, or because of *failure*, or for a reason of its own."""
         self._ended.append(self._workers.pop(worker.connection))
+        status = worker.process.wait()
+        if failure is None and (status or worker.owes):
+            failure = BusyError(f"A worker process {worker.end()}")
+        self.failure = self.failure or failure
 
     def finish(self) -> None:
         """Let nobody begin an item more."""
@@ -133,10 +145,8 @@ class _Crew(Generic[Item, Result]):
 
     def wait(self) -> None:
         """Return once all have ended by themselves."""
-        for worker in self._workers.values():
-            worker.process.wait()
-            if worker.process.returncode:
-                self.failure = self.failure or BusyError(f"A worker process {worker.end()}")
+        for worker in list(self._workers.values()):
+            self._part_with(worker)
 
     def close(self) -> None:
         """End who has not ended yet."""
@@ -151,6 +161,7 @@ class _Worker:
     def __init__(self, begin: Begin[Any, Any]) -> None:
         self.connection, theirs = Pipe()
         self.owes = 0  # replies
+        self.has_answered = False
         with theirs:
             self.process = subprocess.Popen(  # noqa: S603 - ourselves
                 # -P: the working folder may be a medium that is imported; no module is taken from there.
@@ -209,7 +220,7 @@ def main() -> None:
         with begin() as work:
             for chunk in iter(chunks.get, None):
                 began = time.monotonic()
-                results = [work(item) for item in itertools.takewhile(lambda _: not finish.is_set(), chunk)]
+                results = list(work(itertools.takewhile(lambda _: not finish.is_set(), chunk)))
                 connection.send((results, time.monotonic() - began))
     except DicomscpError as error:
         connection.send(error)

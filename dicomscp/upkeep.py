@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from dicomscp.archive.index import Index
 from dicomscp.archive.rebuild import held_paths, mark_if_missing, rebuild_index, study_folders, study_paths
 from dicomscp.archive.store import intact_digest
 from dicomscp.config import Config
-from dicomscp.crew import Count, cores, share
+from dicomscp.crew import Count, Work, cores, share
 from dicomscp.daemon import (
     is_alive,
     make_archive,
@@ -205,20 +205,28 @@ class _Import:
 
 
 @contextlib.contextmanager
-def _admitting(config: Config) -> Iterator[Callable[[str], _Outcome]]:
-    """What takes the file at a path into custody, by a journal of its own."""
+def _admitting(config: Config) -> Iterator[Work[str, _Outcome]]:
+    """What takes files into custody by a journal of its own, some with one sync."""
     source = Source(Origin.IMPORT, "", "")
     archive = make_archive(config, make_intake(config, "import", lambda: None))
 
     def admit(path: str) -> _Outcome:
         try:
-            admit_file(archive, Path(path), source)
+            admit_file(archive, Path(path), source, sync=False)
         except DicomscpError as error:
             return _Outcome(path, str(error), isinstance(error, BusyError))
         return _Outcome(path)
 
+    def admit_some(paths: Iterable[str]) -> list[_Outcome]:
+        outcomes = [admit(path) for path in paths]
+        try:
+            archive.sync()
+        except BusyError as error:
+            return [one if one.reason else _Outcome(one.path, str(error), is_busy=True) for one in outcomes]
+        return outcomes
+
     try:
-        yield admit
+        yield admit_some
     finally:
         archive.close()
 
@@ -411,8 +419,8 @@ def _held_and_indexed(
 
 
 @contextlib.contextmanager
-def _comparing(root: Path) -> Iterator[Callable[[tuple[str, bytes | None]], str]]:
-    """What says how a file differs from its receipt or the index; nothing if it does not."""
+def _comparing(root: Path) -> Iterator[Work[tuple[str, bytes | None], str]]:
+    """What says how each file differs from its receipt or the index; nothing if it does not."""
 
     def compare(file: tuple[str, bytes | None]) -> str:
         path, indexed = file
@@ -426,7 +434,7 @@ def _comparing(root: Path) -> Iterator[Callable[[tuple[str, bytes | None]], str]
             return f"{path}: is not in the index"
         return f"{path}: the index says it is another instance" if indexed != digest else ""
 
-    yield compare
+    yield lambda files: map(compare, files)
 
 
 def _verify_published(config: Config, index: Index, progress: Progress) -> Iterator[str]:

@@ -17,7 +17,7 @@ from dicomscp.archive.archive import rebuild_marker
 from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import arrival_of
 from dicomscp.archive.index import Arrival, Index
-from dicomscp.crew import Count, share
+from dicomscp.crew import Count, Work, share
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.errors import DicomscpError
 
@@ -109,8 +109,8 @@ def _apply(index: Index, batch: list[Arrival]) -> int:
 
 
 @contextlib.contextmanager
-def _reading(root: Path) -> Iterator[Callable[[str], Arrival | str]]:
-    """What turns a path into its arrival, or into why it cannot be read."""
+def _reading(root: Path) -> Iterator[Work[str, Arrival | str]]:
+    """What turns each path into its arrival, or into why it cannot be read."""
     compiler = Compiler()
 
     def read(path: str) -> Arrival | str:
@@ -119,4 +119,4 @@ def _reading(root: Path) -> Iterator[Callable[[str], Arrival | str]]:
         except (DicomscpError, OSError) as error:
             return f"{root / path}: {error}"
 
-    yield read
+    yield lambda paths: map(read, paths)
