@@ -175,7 +175,7 @@ def native_frames(dataset: pydicom.Dataset) -> list[bytes]:
 
 
 def frames_of(dataset: pydicom.Dataset) -> list[bytes]:
-    if not any(keyword in dataset for keyword in PIXELS):
+    if not any(dataset.get(keyword) for keyword in PIXELS):
         return []
     if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
         return list(generate_frames(dataset.PixelData, number_of_frames=number_of_frames(dataset)))

@@ -1,12 +1,13 @@
 """Real files as they are, not a byte changed: sent, and read back in every way that WADO-RS has.
 
-`dicomscp send` sends a dataset's bytes as they lie in the file.  Files that share a SOP Instance UID go each to
-a gateway of their own.  What is expected is pydicom's reading of the file; dicomweb-client asks for all but the
-raw bytes of an instance, which it has no way to give.
+`dicomscp send` sends a dataset's bytes as they lie in the file.  Files that share a SOP Instance UID go each
+to a gateway of their own.  What is expected is pydicom's reading; dicomweb-client asks for all but the raw
+bytes of an instance, which it has no way to give.
 """
 
 import hashlib
 import io
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +32,15 @@ from tests.processes import wait_until
 
 PUBLISH_SECONDS = 60
 FILED_UNDER = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-# pydicom cannot read it: the pixel data are of undefined length and no items follow.  Its bytes are compared.
-UNREADABLE = "GH177_D_CLUNIE_CT1_IVRLE_BigEndian_undefined_length.dcm"
-FILED_THOUGH_DAMAGED = {"GH179A.dcm"}
-SETTINGS = {"pipeline.quiet_seconds": 0.2, "dimse.listeners": 1, "inbox.enabled": False}
+# Pixel data of undefined length without items, on which pydicom fails; a blank VR: it takes it for implicit.
+# Of these two the bytes are compared, and that the client gets what we say of them.
+MISREAD = {"GH177_D_CLUNIE_CT1_IVRLE_BigEndian_undefined_length.dcm", "GH179A.dcm"}
+SETTINGS = {
+    "pipeline.quiet_seconds": 0.2,
+    "publish.inline_max": 64,  # more values by link
+    "dimse.listeners": 1,
+    "inbox.enabled": False,
+}
 WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")  # real files are odd in many ways
@@ -73,17 +79,25 @@ def trip(files, tmp_path_factory) -> Trip:
     """All of it: a gateway for each layer, the next one starting while one is read."""
     made = Trip()
     layers = outcomes.layered({path: outcomes.sop_uid_of(path) for path in files})
-    with ThreadPoolExecutor(1) as pool:
-        starting = pool.submit(started, tmp_path_factory.mktemp("layer"))
-        for number, layer in enumerate(layers, 1):
-            gateway = starting.result()
-            if number < len(layers):
-                starting = pool.submit(started, tmp_path_factory.mktemp("layer"))
+    with ThreadPoolExecutor(1) as starting, ThreadPoolExecutor(1) as stopping:
+        directories = [tmp_path_factory.mktemp("layer") for _ in layers]
+        stopped = []
+        for layer, gateway in zip(layers, ahead(starting, directories), strict=True):
             try:
                 there_and_back(gateway, layer, made)
             finally:
-                gateway.stop()
+                stopped.append(stopping.submit(gateway.stop))
+        assert [status.result() for status in stopped] == [0] * len(layers)
     return made
+
+
+def ahead(pool: ThreadPoolExecutor, directories: Sequence[Path]) -> Iterator[Gateway]:
+    """A gateway in each of *directories*, started while the one before it is used."""
+    following = pool.submit(started, directories[0])
+    for directory in directories[1:]:
+        gateway, following = following.result(), pool.submit(started, directory)
+        yield gateway
+    yield following.result()
 
 
 def started(directory: Path) -> Gateway:
@@ -99,8 +113,8 @@ def there_and_back(gateway: Gateway, layer: Sequence[Path], trip: Trip) -> None:
     sent = [path for path in layer if path not in refused]
     assert report["sent"] == len(sent)
     trip.sent.update(sent)
-    client = DICOMwebClient(gateway.url("/dicomweb"))
-    metadata = published(client, sent)
+    client = DICOMwebClient(gateway.url("/dicomweb"), permissive_uid=True)  # of UIDs that are none
+    metadata = published(gateway, client, sent)
     for path in sent:
         of_instance = metadata[outcomes.sop_uid_of(path)]
         key = tuple(of_instance[tag]["Value"][0] for tag in ("0020000D", "0020000E", "00080018"))
@@ -109,18 +123,19 @@ def there_and_back(gateway: Gateway, layer: Sequence[Path], trip: Trip) -> None:
         compare_values(gateway, client, path, of_instance, trip)
 
 
-def published(client: DICOMwebClient, sent: Sequence[Path]) -> dict[str, dict[str, Any]]:
+def published(gateway: Gateway, client: DICOMwebClient, sent: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """The metadata of all series by SOP Instance UID, once every instance is in them."""
-    found: dict[str, dict[str, Any]] = {}
 
     def complete() -> bool:
-        series = client.search_for_series()
-        uids = [(one["0020000D"]["Value"][0], one["0020000E"]["Value"][0]) for one in series]
-        entries = [one for both in uids for one in client.retrieve_series_metadata(*both)]
-        found.update({one["00080018"]["Value"][0]: one for one in entries})
-        return len(found) == len(entries) == len(sent)
+        states = (gateway.root / "state").glob("??/*.json")
+        return sum(json.loads(path.read_bytes())["instances"] for path in states) == len(sent)
 
-    wait_until(complete, PUBLISH_SECONDS, f"{len(sent)} instances in the metadata of their series")
+    wait_until(complete, PUBLISH_SECONDS, f"{len(sent)} published instances")
+    series = client.search_for_series()
+    uids = [(one["0020000D"]["Value"][0], one["0020000E"]["Value"][0]) for one in series]
+    entries = [one for both in uids for one in client.retrieve_series_metadata(*both)]
+    found = {one["00080018"]["Value"][0]: one for one in entries}
+    assert len(found) == len(entries) == len(sent)
     return found
 
 
@@ -138,7 +153,7 @@ def compare_instance(
     address = "/dicomweb/studies/{}/series/{}/instances/{}".format(*key)
     came = gateway.get(address, accept='application/dicom; transfer-syntax="*"')
     trip.compare("bytes", path.name, dataset_of(came), dataset_of(path.read_bytes()))
-    if path.name != UNREADABLE:
+    if path.name not in MISREAD:
         expected = pydicom.dcmread(path, force=True)
         retrieved = client.retrieve_instance(*key)
         trip.compare("elements", path.name, list(retrieved.keys()), list(expected.keys()))
@@ -154,7 +169,7 @@ def compare_values(
 ) -> None:
     """Every value that the metadata link to, those in sequences too."""
     links = list(linked(metadata))
-    if not links or path.name == UNREADABLE:
+    if not links or path.name in MISREAD:
         return
     dataset = pydicom.dcmread(path, force=True)
     for place, attribute in links:
@@ -201,7 +216,7 @@ def value_at(dataset: pydicom.Dataset, place: Sequence[int], vr: str) -> list[by
 
 def can_be_filed(path: Path) -> bool:
     """Whether it is whole, and has the UIDs that an instance is filed under, as pydicom reads it."""
-    if path.name == UNREADABLE or path.name in FILED_THOUGH_DAMAGED:
+    if path.name in MISREAD:
         return True
     if path.name in DAMAGED or path.suffix in {".gz", ".icc"}:
         return False
@@ -228,7 +243,7 @@ def test_a_dataset_comes_back_byte_for_byte(trip):
 
 
 def test_dicomweb_client_retrieves_every_instance_and_its_metadata(trip):
-    assert counted(trip, "elements") >= len(trip.sent) - 1  # all but UNREADABLE
+    assert counted(trip, "elements") >= len(trip.sent) - len(MISREAD)
     assert counted(trip, "metadata") == len(trip.sent)
 
 
@@ -237,5 +252,5 @@ def test_every_frame_is_the_frame_of_the_file(trip, collection):
 
 
 def test_every_bulk_data_uri_gives_the_value_of_the_file(trip, collection):
-    assert counted(trip, "values") > (700 if collection else 150)
-    assert counted(trip, "values in sequences") > (20 if collection else 0)
+    assert counted(trip, "values") > (500 if collection else 100)
+    assert counted(trip, "values in sequences") > (10 if collection else 2)
