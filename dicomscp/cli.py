@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from dicomscp import __version__, config, daemon
+from dicomscp import __version__, config, daemon, upkeep
 from dicomscp.config import Config
 from dicomscp.dimse import client
 from dicomscp.errors import ConfigError, DicomscpError, UnreachableError
@@ -161,7 +161,7 @@ def import_(settings: Config, paths: tuple[Path, ...], as_json: bool) -> None:
     The same checks as for C-STORE; works beside a running serve, too.  Exit status 1 if a file was refused.
     """
     with _progress() as progress:
-        report = daemon.import_paths(settings, paths, progress)
+        report = upkeep.import_paths(settings, paths, progress)
     _print_refusals(report.refused)
     if as_json:
         refused = [{"path": str(path), "reason": reason} for path, reason in report.refused]
@@ -180,7 +180,7 @@ def import_(settings: Config, paths: tuple[Path, ...], as_json: bool) -> None:
 @_as_json
 def status(settings: Config, as_json: bool) -> None:
     """What is held, queued and wrong, whether serve runs or not."""
-    report = daemon.status(settings)
+    report = upkeep.status(settings)
     if as_json:
         _print_json(report)
     else:
@@ -202,7 +202,7 @@ def verify(settings: Config, repair: bool, as_json: bool) -> None:
     One line a finding.  Exit status 1 if there is one that was not repaired.
     """
     with _progress() as progress:
-        report = daemon.verify(settings, repair=repair, progress=progress)
+        report = upkeep.verify(settings, repair=repair, progress=progress)
     if as_json:
         _print_json({"checked": report.checked, "findings": report.findings})
     else:
@@ -220,7 +220,7 @@ def rebuild(settings: Config, index: bool, published: bool) -> None:
     """Make index and published tree anew from the instances alone; needs serve stopped."""
     both = index == published
     with _progress() as progress:
-        report = daemon.rebuild(settings, index=index or both, published=published or both, progress=progress)
+        report = upkeep.rebuild(settings, index=index or both, published=published or both, progress=progress)
     for line in report.unreadable:
         click.echo(line, err=True)
     click.echo(f"{report.instances} instances indexed, {report.studies} studies published")

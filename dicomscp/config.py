@@ -184,6 +184,8 @@ class Publish(_Table):
 
     base_url: str = "/dicomweb"
     inline_max: ByteSize = ByteSize(_KIB)
+    private_un: Literal["parse", "keep"] = "parse"
+    frames: Literal["range", "files"] = "range"
 
     @field_validator("base_url", mode="after")
     @classmethod

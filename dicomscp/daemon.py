@@ -1,4 +1,4 @@
-"""Daemon: builds the parts from Config, starts and stops them in order, and does what the commands ask.
+"""Daemon: builds the parts from Config, starts and stops them in order.
 
 `serve` supervises child processes, one a part.  A child gets its settings as JSON on its standard
 input, which stays open while the supervisor lives: a child that reads its end is an orphan and ends
@@ -7,22 +7,18 @@ at once, as after a crash.  A child that is ready says so by a byte on its statu
 
 import contextlib
 import fcntl
-import gzip
 import ipaddress
 import mmap
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,20 +27,18 @@ import orjson
 import structlog
 
 from dicomscp import __version__
-from dicomscp.archive import journal, sqlite
-from dicomscp.archive.archive import Archive, Intake, Source, rebuild_marker
+from dicomscp.archive import sqlite
+from dicomscp.archive.archive import Archive, Intake, rebuild_marker
 from dicomscp.archive.disk import Disk
-from dicomscp.archive.filing import Filing, arrival_of
+from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
-from dicomscp.archive.store import intact_digest
+from dicomscp.archive.rebuild import mark_rebuilding, rebuild_index
 from dicomscp.config import Config, is_loopback
-from dicomscp.dicom.jsonmodel import Compiler
-from dicomscp.dicom.part10 import Origin
 from dicomscp.dimse.server import KnownAe, Listener, ListenerSettings
 from dicomscp.errors import BusyError, ConfigError, DicomscpError
-from dicomscp.inbox import Inbox, admit_file
-from dicomscp.pipeline import Pipeline, Publisher, attempts
-from dicomscp.study import layout
+from dicomscp.inbox import Inbox
+from dicomscp.pipeline import Pipeline
+from dicomscp.publisher import Documents, Publisher
 from dicomscp.telemetry import log as telemetry_log
 from dicomscp.telemetry import metrics
 from dicomscp.web import server as web_server
@@ -52,13 +46,10 @@ from dicomscp.web.app import WebSettings, create_app
 
 log = structlog.get_logger()
 
-Progress = Callable[[int, int | None, str], None]
-
 _BACKOFF_SECONDS = (0.5, 30.0)
 _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256
-_REBUILD_BATCH = 500
 
 
 # ── serve: the supervisor ────────────────────────────────────────────────────────────────────────
@@ -72,15 +63,15 @@ def serve(config: Config) -> int:
     root = prepare_root(config)
     config = config.model_copy(update={"root": root})
     stop = threading.Event()
-    with _root_lock(root) as lock, contextlib.ExitStack() as stack:
+    with root_lock(root) as lock, contextlib.ExitStack() as stack:
         dimse = stack.enter_context(_bind("dimse", config.dimse.host, config.dimse.port))
         web = stack.enter_context(_bind("web", config.web.host, config.web.port))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         _clear_run(root)
         if not (root / "index.sqlite").exists() and next((root / "instances").glob("*/*/*/*.dcm"), None):
-            _mark_rebuilding(root)
-        _index(config, read_only=False)  # made, or found unusable, before anybody is let in
+            mark_rebuilding(root)
+        make_index(config, read_only=False)  # made, or found unusable, before anybody is let in
         seats = Seats(root / "run" / "associations", 0, cells=config.dimse.listeners, limit=0)
         parts = _parts(config, dimse.fileno(), web.fileno(), lock)
         supervisor = Supervisor(parts, seats, drain_seconds=config.drain_seconds)
@@ -376,7 +367,7 @@ def prepare_root(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def _root_lock(root: Path) -> Iterator[int]:
+def root_lock(root: Path) -> Iterator[int]:
     """Hold the root's lock.  Raises BusyError naming who has it.
 
     The pipeline inherits it, so that no second one can begin while the first still writes.
@@ -395,8 +386,8 @@ def _lock_or_name_holder(root: Path, descriptor: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = (_running(root) or {}).get("pid")
-            alive = isinstance(pid, int) and _is_alive(pid)
+            pid = (running(root) or {}).get("pid")
+            alive = isinstance(pid, int) and is_alive(pid)
             if alive or time.monotonic() > deadline:
                 who = f"by serve, pid {pid}" if alive else "by another command of dicomscp"
                 raise BusyError(f"{root} is in use {who}") from None
@@ -405,7 +396,7 @@ def _lock_or_name_holder(root: Path, descriptor: int) -> None:
             return
 
 
-def _running(root: Path) -> dict[str, Any] | None:
+def running(root: Path) -> dict[str, Any] | None:
     """What run/state.json says, or None if there is none."""
     try:
         state = orjson.loads((root / "run" / "state.json").read_bytes())
@@ -414,7 +405,8 @@ def _running(root: Path) -> dict[str, Any] | None:
     return state if isinstance(state, dict) else None
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -436,12 +428,14 @@ def _flocked(descriptor: int) -> Iterator[None]:
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _index(config: Config, *, read_only: bool) -> Index:
+def make_index(config: Config, *, read_only: bool) -> Index:
+    """The index under the root; unless *read_only* it is made if it is missing."""
     engine = sqlite.open_engine(config.root / "index.sqlite", read_only=read_only)
     return Index(engine, duplicates=config.storage.duplicates, retrieve_url=config.publish.base_url)
 
 
-def _intake(config: Config, role: str, sync_failed: Callable[[], None]) -> Intake:
+def make_intake(config: Config, role: str, sync_failed: Callable[[], None]) -> Intake:
+    """A journal and slots of its own for *role*, to be closed by the caller."""
     return Intake(
         config.root,
         role,
@@ -455,18 +449,20 @@ def _intake(config: Config, role: str, sync_failed: Callable[[], None]) -> Intak
     )
 
 
-def _archive(config: Config, intake: Intake | None = None) -> Archive:
+def make_archive(config: Config, intake: Intake | None = None) -> Archive:
+    """The archive under the root; the index must be there."""
     return Archive(
         config.root,
-        _index(config, read_only=True),
+        make_index(config, read_only=True),
         intake=intake,
         wait_seconds=config.query.wait_seconds,
     )
 
 
-def _pipeline(config: Config) -> Pipeline:
-    index, disk = _index(config, read_only=False), Disk()
-    publisher = _publisher(config, index, config.root / "dicomweb")
+def make_pipeline(config: Config) -> Pipeline:
+    """The pipeline, to be closed by the caller, who holds the root's lock."""
+    index, disk = make_index(config, read_only=False), Disk()
+    publisher = make_publisher(config, index, config.root / "dicomweb")
     counting = metrics.PipelineMetrics()
     filing = Filing(
         config.root,
@@ -486,16 +482,24 @@ def _pipeline(config: Config) -> Pipeline:
     )
 
 
-def _publisher(config: Config, index: Index, folder: Path) -> Publisher:
+def make_publisher(config: Config, index: Index, folder: Path, *, contents: Path | None = None) -> Publisher:
+    """What publishes under *folder*; what documents are made of is kept under *contents*, or the root."""
     return Publisher(
         config.root,
         index,
         Disk(),
         folder,
-        base_url=config.publish.base_url,
-        inline_bytes=config.publish.inline_max,
+        documents=Documents(config.publish.base_url, config.publish.inline_max),
         attempts=config.pipeline.attempts,
+        contents=contents,
     )
+
+
+def publisher_process(config: Config) -> Publisher:
+    """What a process that compiles for another one begins with; settles its log as well."""
+    os.umask(0o077)
+    telemetry_log.configure("error", config.log.format)
+    return make_publisher(config, make_index(config, read_only=True), config.root / "dicomweb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,7 +518,7 @@ class Life:
 
 def _run_pipeline(life: Life) -> None:
     os.nice(5)  # receiving comes first; what this costs is lag, which is shown
-    pipeline = _pipeline(life.config)
+    pipeline = make_pipeline(life.config)
     _mend_index(life.config)
     filed = pipeline.recover()
     if filed:
@@ -523,26 +527,18 @@ def _run_pipeline(life: Life) -> None:
     pipeline.run(life.stop)
 
 
-def _mark_rebuilding(root: Path) -> None:
-    """From now on the index is not whole, until it has been made anew."""
-    marker = rebuild_marker(root)
-    marker.touch()
-    Disk().sync_directory(marker.parent)
-
-
 def _mend_index(config: Config) -> None:
     """Make the index anew if it was taken away, or if making it anew was cut short."""
     if rebuild_marker(config.root).exists():
         log.warning("index_rebuilding", reason="it is missing, or was not finished")
-        report = RebuildReport()
-        _rebuild_index(config, report, lambda *_: None)
-        log.warning("index_rebuilt", instances=report.instances, unreadable=len(report.unreadable))
+        made = rebuild_index(config.root, make_index(config, read_only=False), lambda *_: None)
+        log.warning("index_rebuilt", instances=made.instances, unreadable=len(made.unreadable))
 
 
 def _run_listener(life: Life) -> None:
     config, cell = life.config, int(life.settings["cell"])
     counting = metrics.ListenerMetrics()
-    archive = _archive(config, _intake(config, f"listener-{cell}", counting.sync_failed))
+    archive = make_archive(config, make_intake(config, f"listener-{cell}", counting.sync_failed))
     seats = Seats(
         config.root / "run" / "associations",
         cell,
@@ -605,11 +601,11 @@ def _run_web(life: Life) -> None:
         making.replace(asked / f"{threading.get_ident()}")
 
     def ready() -> tuple[bool, dict[str, Any]]:
-        state = _running(config.root) or {}
+        state = running(config.root) or {}
         return bool(state), {key: state[key] for key in ("started_at", "version") if key in state}
 
     app = create_app(
-        _archive(config),
+        make_archive(config),
         WebSettings(
             base_url=config.publish.base_url,
             hosts=config.web.hosts,
@@ -632,7 +628,7 @@ def _run_web(life: Life) -> None:
 def _run_inbox(life: Life) -> None:
     config = life.config
     counting = metrics.InboxMetrics()
-    archive = _archive(config, _intake(config, "inbox", counting.sync_failed))
+    archive = make_archive(config, make_intake(config, "inbox", counting.sync_failed))
     inbox = Inbox(
         config.root / "inbox",
         config.root / "quarantine",
@@ -679,275 +675,6 @@ def _end_with_supervisor() -> None:
     while os.read(0, 1 << 16):
         pass
     os._exit(1)
-
-
-# ── what the commands ask ────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class ImportReport:
-    """What became of the files given to an import."""
-
-    admitted: int = 0
-    refused: list[tuple[str, str]] = field(default_factory=list)
-    unpublished: int = 0
-    stopped: str = ""
-
-
-def import_paths(config: Config, paths: Sequence[Path], progress: Progress) -> ImportReport:
-    """Take the files at and under *paths* into custody; publish them too if no serve is running.
-
-    When the disk does not take more, `stopped` says so, and what was admitted until then stays.
-    """
-    root = prepare_root(config)
-    config = config.model_copy(update={"root": root})
-    report = ImportReport()
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_root_lock(root))
-        except BusyError:
-            alone = False
-        else:
-            alone = True
-        if alone:
-            _index(config, read_only=False)  # made, if this is the first that is done with the root
-        archive = _archive(config, _intake(config, "import", lambda: None))
-        try:
-            _admit_all(archive, list(_files(paths)), report, progress)
-        finally:
-            archive.close()
-        if alone:
-            pipeline = _pipeline(config)
-            report.unpublished = pipeline.drain(lambda done, total: progress(done, total, "publishing"))
-            pipeline.close()
-    return report
-
-
-def _admit_all(archive: Archive, files: list[Path], report: ImportReport, progress: Progress) -> None:
-    for done, path in enumerate(files):
-        progress(done, len(files), "importing")
-        try:
-            admit_file(archive, path, Source(Origin.IMPORT, "", ""))
-        except BusyError as error:
-            report.stopped = f"{path}: {error}"
-            return
-        except DicomscpError as error:
-            report.refused.append((str(path), str(error)))
-        else:
-            report.admitted += 1
-    progress(len(files), len(files), "importing")
-
-
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(
-                child for child in path.rglob("*") if child.is_file() and not child.is_symlink()
-            )
-        else:
-            yield path
-
-
-def status(config: Config) -> dict[str, Any]:
-    """What is held, queued and wrong, whether serve runs or not."""
-    config = _existing(config)
-    root = config.root
-    running = _running(root)
-    alive = bool(running and _is_alive(int(running["pid"])))
-    waiting = 0
-    for directory in journal.writers(root / "journal"):
-        with contextlib.suppress(FileNotFoundError):  # settled and gone meanwhile
-            reader = journal.JournalReader(directory)
-            waiting += reader.unapplied_bytes()
-            reader.close()
-    report: dict[str, Any] = {
-        "root": str(root),
-        "running": alive,
-        "serve": running if alive else None,
-        "journal_waiting_bytes": waiting,
-        "disk_free_bytes": Disk().free_bytes(root),
-        "disk_reserve_bytes": int(config.storage.reserve),
-        "associations": _associations(root) if alive else 0,
-        "set_aside": [
-            one for one in attempts(root) if int(str(one.get("attempts", 0))) >= config.pipeline.attempts
-        ],
-        "quarantined": len(list((root / "quarantine").glob("**/*.reason.txt"))),
-    }
-    if (root / "index.sqlite").exists():
-        index = _index(config, read_only=True)
-        report |= {"held": index.counts()._asdict(), "due": len(list(index.due()))}
-    return report
-
-
-def _existing(config: Config) -> Config:
-    """The settings with the root's full path.  Raises ConfigError if nothing was ever kept there."""
-    root = config.root.resolve()
-    if not (root / "instances").is_dir():
-        raise ConfigError(f"root: {root} does not exist or was never served from; check --root")
-    return config.model_copy(update={"root": root})
-
-
-def _associations(root: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        data = (root / "run" / "associations").read_bytes()
-        return sum(memoryview(data).cast("Q"))
-    return 0
-
-
-@dataclass(slots=True)
-class VerifyReport:
-    """What verify found."""
-
-    checked: int = 0
-    findings: list[str] = field(default_factory=list)
-    repaired: int = 0
-
-
-@dataclass(slots=True)
-class RebuildReport:
-    """What rebuild made."""
-
-    instances: int = 0
-    studies: int = 0
-    unreadable: list[str] = field(default_factory=list)
-
-
-def rebuild(config: Config, *, index: bool, published: bool, progress: Progress) -> RebuildReport:
-    """Make the index, the published tree, or both anew from the instances alone.
-
-    Raises BusyError while serve runs.
-    """
-    config = _existing(config)
-    root = prepare_root(config)
-    report = RebuildReport()
-    with _root_lock(root):
-        pipeline = _pipeline(config)
-        pipeline.recover()
-        if index:
-            _rebuild_index(config, report, progress)
-        if published:
-            report.studies = pipeline.republish(lambda done, total: progress(done, total, "publishing"))
-        pipeline.close()
-    return report
-
-
-def _rebuild_index(config: Config, report: RebuildReport, progress: Progress) -> None:
-    index, compiler = _index(config, read_only=False), Compiler()
-    marker = rebuild_marker(config.root)
-    _mark_rebuilding(config.root)
-    index.clear()
-    paths = sorted((config.root / "instances").glob("*/*/*/*.dcm"))
-    batch = []
-    for done, path in enumerate(paths):
-        progress(done, len(paths), "indexing")
-        try:
-            batch.append(arrival_of(compiler, config.root, str(path.relative_to(config.root))))
-        except DicomscpError as error:
-            report.unreadable.append(f"{path}: {error}")
-        if len(batch) == _REBUILD_BATCH:
-            index.apply(batch, {})
-            batch.clear()
-    index.apply(batch, {})
-    index.make_durable()
-    marker.unlink()
-    report.instances = len(paths) - len(report.unreadable)
-    progress(len(paths), len(paths), "indexing")
-
-
-def verify(config: Config, *, repair: bool, progress: Progress) -> VerifyReport:
-    """Compare instances with their receipts, the index with the instances, documents with both.
-
-    With *repair* what is derived is made again; that needs serve stopped, else BusyError.
-    """
-    config = _existing(config)
-    root = prepare_root(config)
-    report = VerifyReport()
-    with contextlib.ExitStack() as stack:
-        if repair:
-            stack.enter_context(_root_lock(root))
-            pipeline = _pipeline(config)
-            pipeline.drain(lambda done, total: progress(done, total, "catching up"))
-            pipeline.close()
-        index = _index(config, read_only=True)
-        indexed = {held.path: held for study in index.studies() for held in index.variants(study)}
-        on_disk = {str(p.relative_to(root)): p for p in sorted((root / "instances").glob("*/*/*/*.dcm"))}
-        for done, (path, file) in enumerate(on_disk.items()):
-            progress(done, len(on_disk), "verifying")
-            _verify_instance(path, file, indexed.get(path), report)
-        report.findings += [f"{path}: is in the index but not on disk" for path in indexed.keys() - on_disk]
-        progress(len(on_disk), len(on_disk), "verifying")
-        report.findings += _verify_published(config, index, progress)
-    if repair and report.findings:
-        before = len(report.findings)
-        rebuild(config, index=True, published=True, progress=progress)
-        again = verify(config, repair=False, progress=progress)
-        again.repaired = before - len(again.findings)
-        return again
-    return report
-
-
-def _verify_instance(path: str, file: Path, held: Any, report: VerifyReport) -> None:
-    report.checked += 1
-    try:
-        digest = intact_digest(file)
-    except DicomscpError as error:
-        report.findings.append(f"{path}: cannot be read: {error}")
-        return
-    if digest is None:
-        report.findings.append(f"{path}: its dataset is not what was received")
-    elif held is None:
-        report.findings.append(f"{path}: is not in the index")
-    elif held.digest != digest:
-        report.findings.append(f"{path}: the index says it is another instance")
-
-
-def _verify_published(config: Config, index: Index, progress: Progress) -> Iterator[str]:
-    """Where the published tree is not what compiling the instances now gives."""
-    tree = config.root / "dicomweb"
-    due = {study_uid for study_uid, _ in index.due()}
-    studies = list(index.studies())
-    held = {layout.component(study_uid) for study_uid in studies}
-    for folder in sorted((tree / "studies").iterdir()) if (tree / "studies").is_dir() else ():
-        if folder.is_dir() and folder.name not in held:
-            yield f"studies/{folder.name}: is published but not held"
-    with tempfile.TemporaryDirectory(dir=config.root / "run", prefix="verify-") as folder_name:
-        again = Path(folder_name)
-        publisher = _publisher(config, index, again)
-        for done, study_uid in enumerate(studies):
-            progress(done, len(studies), "comparing documents")
-            if study_uid not in due:
-                publisher.write(study_uid)
-                publisher.show()
-                directory = layout.study_directory(study_uid)
-                yield from _differences(tree / directory, again / directory, directory)
-                shutil.rmtree(again / directory, ignore_errors=True)
-        publisher.publish_recent()
-        if not due and studies:
-            recent = Path(layout.STUDIES_INDEX)
-            if _content(tree / recent) != _content(again / recent):
-                yield f"{recent}: is not what the instances give"
-        publisher.close()
-    progress(len(studies), len(studies), "comparing documents")
-
-
-def _differences(published: Path, compiled: Path, directory: str) -> Iterator[str]:
-    there = {path.relative_to(published): path for path in published.rglob("*.gz")}
-    here = {path.relative_to(compiled): path for path in compiled.rglob("*.gz")}
-    for name in sorted(there.keys() | here.keys()):
-        if name not in there:
-            yield f"{directory}/{name}: is not published"
-        elif name not in here:
-            yield f"{directory}/{name}: is published and should not be"
-        elif _content(there[name]) != _content(here[name]):
-            yield f"{directory}/{name}: is not what the instances give"
-
-
-def _content(path: Path) -> bytes | None:
-    """The uncompressed bytes of a document; None if there is none, or it is damaged."""
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error):
-        return None
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from dicomscp.archive.disk import Disk
-from dicomscp.archive.index import Held, Index
+from dicomscp.archive.index import Feed, Held, Index
 from dicomscp.archive.journal import INLINE, SLOT, JournalWriter, Word, writers
 from dicomscp.archive.store import Slots, Spool, Stages
 from dicomscp.dicom import part10
@@ -185,6 +185,14 @@ class Archive:
         self._check_index()
         self.wait_until_applied()
         return self._index.find(query)
+
+    def feed(self, since: str, limit: int) -> Feed:
+        """The studies published behind the token *since*, at most *limit*; from the first if it is "".
+
+        Raises RefusedError for what is no token, BusyError while the index is being rebuilt.
+        """
+        self._check_index()
+        return self._index.feed(since, limit)
 
     def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
         """The published variant of each instance there, in published order.

@@ -26,7 +26,7 @@ from dicomscp.archive.journal import INLINE, Entry, JournalReader, Position
 from dicomscp.archive.store import InstanceStore
 from dicomscp.dicom import part10
 from dicomscp.dicom.identity import InstanceKey, PrefixError
-from dicomscp.dicom.jsonmodel import Compiler
+from dicomscp.dicom.jsonmodel import Compiler, Header
 from dicomscp.dicom.matching import INDEX_TAGS
 from dicomscp.dicom.sameness import UNCOMPRESSED, same_values
 from dicomscp.errors import DamagedError, DicomscpError, RefusedError
@@ -312,7 +312,7 @@ class Filing:
                 attributes = read_attributes(self._compiler, self._root / path, INDEX_TAGS)
         except (RefusedError, DamagedError) as error:
             log.warning("header_unreadable", sop_uid=key.sop_uid, reason=str(error))
-            attributes = _bare(key, str(head["class"]))
+            attributes = bare_attributes(key, str(head["class"]))
         return Arrival(
             key, str(head["class"]), syntax, digest, int(str(head["received_at"])), str(head["calling_ae"]),
             path, size, attributes,
@@ -413,13 +413,13 @@ class Filing:
 
 def read_attributes(compiler: Compiler, path: Path, wanted: frozenset[int]) -> Mapping[int, bytes]:
     """The *wanted* attributes of the held file at *path*, as DICOM JSON fragments."""
-    return read_header(compiler, path, bulk_uri="", wanted=wanted)[0]
+    return read_header(compiler, path, bulk_uri="", wanted=wanted).fragments
 
 
 def read_header(
     compiler: Compiler, path: Path, *, bulk_uri: str, wanted: frozenset[int] | None = None
-) -> tuple[dict[int, bytes], tuple[str, ...]]:
-    """The fragments and warnings of the held file at *path*.
+) -> Header:
+    """The header of the held file at *path*.
 
     Reads its first 64 KiB, more only if the header is longer.  Raises DamagedError if it is not
     there, RefusedError if nothing of it can be read.
@@ -435,17 +435,16 @@ def read_header(
     offset = meta.dataset_offset
     total = size - offset
     try:
-        header = compiler.header(
+        return compiler.header(
             memoryview(data)[offset:], meta.transfer_syntax_uid, total_bytes=total, bulk_uri=bulk_uri,
             default_charset=charset, wanted=wanted,
         )  # fmt: skip
     except PrefixError:
         with _mapped(path) as whole:
-            header = compiler.header(
+            return compiler.header(
                 whole[offset:], meta.transfer_syntax_uid, total_bytes=total, bulk_uri=bulk_uri,
                 default_charset=charset, wanted=wanted,
             )  # fmt: skip
-    return header.fragments, header.warnings
 
 
 @contextlib.contextmanager
@@ -463,8 +462,8 @@ def _mapped(path: Path) -> Iterator[memoryview]:
             mapping.close()
 
 
-def _bare(key: InstanceKey, sop_class_uid: str) -> dict[int, bytes]:
-    """The attributes that the identity alone gives."""
+def bare_attributes(key: InstanceKey, sop_class_uid: str) -> dict[int, bytes]:
+    """The attributes that the identity alone gives, ascending."""
     values = {
         0x00080016: sop_class_uid,
         0x00080018: key.sop_uid,
@@ -487,7 +486,7 @@ def arrival_of(compiler: Compiler, root: Path, path: str) -> Arrival:
         meta = part10.read_file_meta(opened.read(_HEADER_BYTES))
     if meta.receipt is None:
         raise DamagedError(f"no receipt in {path}: it was not filed by this program")
-    attributes = read_header(compiler, file, bulk_uri="", wanted=INDEX_TAGS)[0]
+    attributes = read_attributes(compiler, file, INDEX_TAGS)
     key = InstanceKey(*(_uid(attributes, tag) for tag in (0x0020000D, 0x0020000E, 0x00080018)))
     return Arrival(
         key, meta.sop_class_uid, meta.transfer_syntax_uid, meta.receipt.digest, meta.receipt.received_at,

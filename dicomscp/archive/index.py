@@ -19,6 +19,7 @@ full (several values, a date that is none) is marked *irregular* and is a candid
 import contextlib
 import hashlib
 import re
+import secrets
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -82,7 +83,7 @@ from dicomscp.dicom.matching import (
     Wildcard,
     normal,
 )
-from dicomscp.errors import BusyError, DamagedError
+from dicomscp.errors import BusyError, DamagedError, RefusedError
 from dicomscp.study import layout
 
 Attributes: TypeAlias = dict[str, dict[str, Any]]
@@ -128,6 +129,44 @@ class Counts(NamedTuple):
     instances: int
     variants: int
     bytes: int
+
+
+class Snapshot(NamedTuple):
+    """What a study is at one moment: its object, those of its series, and the published instances, in order.
+
+    *study* is None if nothing of it is published; *changes* is how often it has changed by then.
+    """
+
+    study: Attributes | None
+    series: list[Attributes]
+    held: list[Held]
+    changes: int
+
+
+class Publication(NamedTuple):
+    """What the documents of a study show; *published_at* in microseconds since 1970.
+
+    *revision* is "" of a study whose documents were withdrawn.
+    """
+
+    study_uid: str
+    revision: str
+    series: int
+    instances: int
+    published_at: int
+
+
+class Feed(NamedTuple):
+    """Studies by when they were last published, each once.
+
+    *token* stands for the place behind the last; *reset* says that it does not go on from what was asked
+    for, but begins anew.
+    """
+
+    publications: list[Publication]
+    token: str
+    more: bool
+    reset: bool
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────
@@ -234,6 +273,24 @@ setting = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("value", Text, nullable=False),
+)
+
+publication = Table(
+    "publication",
+    metadata,
+    Column("study_uid", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False, unique=True),  # rises with each
+    Column("revision", Text, nullable=False),  # "" of a study that was withdrawn
+    Column("series", Integer, nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("published_at", BigInteger, nullable=False),
+)
+_IS_WITHDRAWN = publication.c.revision == ""
+TableIndex(
+    "publication_withdrawn",
+    publication.c.number,
+    sqlite_where=_IS_WITHDRAWN,
+    postgresql_where=_IS_WITHDRAWN,
 )
 
 # ── attributes and the columns they are matched by ───────────────────────────────────────────────
@@ -459,6 +516,10 @@ def _uid_condition(key: Key) -> _Condition | None:
 
 _CHUNK = 500  # values in one statement
 _PAGE = 500  # rows in one snapshot
+_NO_LIMIT = (1 << 31) - 1
+_WITHDRAWN_KEPT = 100_000  # studies withdrawn that the feed still tells of: about 15 MB
+_UNSETTLED = 1_000_000  # publications: more than a loss of power can take back
+_EPOCH, _FEED_FROM = "feed_epoch", "feed_from"
 
 _Touched: TypeAlias = set[int]  # ids of series
 
@@ -500,6 +561,7 @@ class Index:
         """
         self._engine, self._writer = engine, engine.execution_options(writes=True)
         self._duplicates, self._retrieve_url = duplicates, retrieve_url
+        self._feed_from: int | None = None
         if not engine.get_execution_options().get("read_only"):
             self._adopt()
 
@@ -529,8 +591,9 @@ class Index:
     def clear(self) -> None:
         """Forget everything, the positions too."""
         with self._writing() as connection:
-            for table in (instance, statement, series, study, journal_position):
+            for table in (instance, statement, series, study, journal_position, publication):
                 connection.execute(delete(table))
+            _begin_epoch(connection)
 
     def make_durable(self) -> None:
         """Once this returns, what was committed survives loss of power, even if a sync failed before.
@@ -547,18 +610,34 @@ class Index:
         with self._writing() as connection:
             connection.execute(delete(journal_position).where(journal_position.c.writer == writer))
 
-    def mark_published(self, study_uid: str, changes: int) -> None:
-        """The documents of the study show it as it was at that count of *changes*."""
+    def mark_published(self, changes: int, publication: Publication) -> None:
+        """The documents of the study show it as it was at that count of *changes*.
+
+        If they are not what they were, the study moves to the end of the feed.
+        """
+        study_uid = publication.study_uid
         with self._writing() as connection:
             this = study.c.study_uid == study_uid
             connection.execute(update(study).where(this).values(published=changes))
             nothing_left = and_(study.c.variants == 0, ~_IS_DUE)
             connection.execute(delete(study).where(this, nothing_left))
+            if self._feed_from is None:  # a number that was lost with the power may have been given out
+                self._feed_from = _last_number(connection) + _UNSETTLED
+            _announce(connection, publication, self._feed_from)
 
     def mark_unpublished(self) -> None:
         """No document stands: every study with a published instance is due."""
         with self._writing() as connection:
             connection.execute(update(study).values(published=0))
+
+    def publish_as(self, made_by: str) -> None:
+        """Documents are made so from now on: if they were made otherwise, every study is due."""
+        with self._writing() as connection:
+            name = setting.c.name == "documents"
+            before = connection.execute(select(setting.c.value).where(name)).scalar()
+            if before != made_by:
+                connection.execute(update(study).values(published=0))
+                _put(connection, setting, {"name": "documents"}, {"value": made_by})
 
     # What is asked of it
 
@@ -601,6 +680,57 @@ class Index:
                 _held(row)
                 for row in connection.execute(_HELD.where(study.c.study_uid == study_uid).order_by(*order))
             ]
+
+    def snapshot(self, study_uid: str) -> Snapshot:
+        """What the study is now, read at one moment."""
+        one = (Key(STUDY_UID, "UI", Single(study_uid)),)
+        with self._snapshot() as connection:
+            this = study.c.study_uid == study_uid
+            changes = connection.execute(select(study.c.changes).where(this)).scalar()
+            studies = self._all(connection, Query(Level.STUDY, one, None, None))
+            of_study = self._all(connection, Query(Level.SERIES, one, _OF_SERIES, None))
+            rows = connection.execute(
+                _HELD.where(this, instance.c.published.is_(true())).order_by(*_PUBLISHED_ORDER)
+            )
+            return Snapshot(next(iter(studies), None), of_study, [_held(row) for row in rows], changes or 0)
+
+    def feed(self, since: str, limit: int) -> Feed:
+        """The studies published behind the token *since*, at most *limit*; from the first if it is "".
+
+        Raises RefusedError for what is no token.
+        """
+        epoch, _, digits = since.partition("-")
+        if since and not (epoch.isalnum() and digits.isdecimal() and digits.isascii() and len(digits) < 19):
+            raise RefusedError("since is not a token that was given out; leave it out to begin anew")
+        with self._snapshot() as connection:
+            settings = _settings(connection)
+            first = int(settings.get(_FEED_FROM, "0"))
+            goes_on = epoch == settings.get(_EPOCH) and int(digits) >= first
+            after = int(digits) if since and goes_on else 0
+            rows = connection.execute(
+                select(publication)
+                .where(publication.c.number > after)
+                .order_by(publication.c.number)
+                .limit(limit + 1)
+            ).all()
+        given = rows[:limit]
+        token = f"{settings.get(_EPOCH, '0')}-{given[-1].number if given else after}"
+        found = [
+            Publication(row.study_uid, row.revision, row.series, row.instances, row.published_at)
+            for row in given
+        ]
+        return Feed(found, token, len(rows) > limit, reset=bool(since) and not goes_on)
+
+    def announced(self, study_uids: Iterable[str]) -> set[str]:
+        """Those of these studies that have documents."""
+        with self._reading() as connection:
+            return {
+                uid
+                for chunk in _chunks(study_uids)
+                for uid in connection.execute(
+                    select(publication.c.study_uid).where(publication.c.study_uid.in_(chunk), ~_IS_WITHDRAWN)
+                ).scalars()
+            }
 
     def studies(self) -> Iterator[str]:
         """The UIDs of all studies of which a variant is held, in order."""
@@ -672,6 +802,18 @@ class Index:
     def _reading(self) -> Iterator[Connection]:
         with _translated(), self._engine.connect() as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[Connection]:
+        """A connection on which all questions are answered as of one moment; to be given back soon."""
+        with _translated(), self._engine.execution_options(snapshot=True).connect() as connection:
+            yield connection
+
+    def _all(self, connection: Connection, query: Query) -> list[Attributes]:
+        """All objects that match *query*, whose keys are UIDs."""
+        search = _Search(query, self._retrieve_url)
+        rows = connection.execute(search.page(None, _NO_LIMIT)).all()
+        return [found for row in rows if (found := search.match(row)) is not None]
 
     def _paged(self, condition: _Condition) -> Iterator[_Row]:
         """Study UIDs and changes of the studies that meet *condition*, by UID."""
@@ -765,9 +907,10 @@ class Index:
     def _adopt(self) -> None:
         """Make an index of the other choice of variants one of this."""
         with self._writing() as connection:
-            made_with = connection.execute(
-                select(setting.c.value).where(setting.c.name == "duplicates")
-            ).scalar()
+            settings = _settings(connection)
+            if _EPOCH not in settings:
+                _begin_epoch(connection)
+            made_with = settings.get("duplicates")
             if made_with == self._duplicates:
                 return
             several = select(instance.c.sop_uid).group_by(instance.c.sop_uid).having(func.count() > 1)
@@ -777,6 +920,12 @@ class Index:
             _put(connection, setting, {"name": "duplicates"}, {"value": self._duplicates})
 
 
+_OF_SERIES = SERIES_TAGS | {
+    STUDY_UID,
+    matching.INSTANCE_AVAILABILITY,
+    matching.RETRIEVE_URL,
+    matching.SERIES_RELATED_INSTANCES,
+}
 _PUBLISHED_ORDER = (series.c.ordinal, series.c.series_uid, instance.c.ordinal, instance.c.sop_uid)
 
 _HELD = (
@@ -831,6 +980,38 @@ def _translated() -> Iterator[None]:
         raise DamagedError(f"the index is damaged, rebuild it: {error.orig}") from error
 
 
+def _settings(connection: Connection) -> dict[str, str]:
+    rows: list[_Row] = list(connection.execute(select(setting.c.name, setting.c.value)))
+    return {row.name: row.value for row in rows}
+
+
+def _begin_epoch(connection: Connection) -> None:
+    """From now on tokens of the feed that were given out before say nothing."""
+    _put(connection, setting, {"name": _EPOCH}, {"value": secrets.token_hex(6)})
+    _put(connection, setting, {"name": _FEED_FROM}, {"value": "0"})
+
+
+def _last_number(connection: Connection) -> int:
+    return connection.execute(select(func.max(publication.c.number))).scalar() or 0
+
+
+def _announce(connection: Connection, new: Publication, least: int) -> None:
+    """Move a study that is not what it was to the end of the feed, with a number of at least *least*."""
+    this = publication.c.study_uid == new.study_uid
+    before = connection.execute(select(publication.c.revision).where(this)).scalar()
+    if before == new.revision or (before is None and not new.revision):
+        return
+    number = max(_last_number(connection) + 1, least)
+    _put(connection, publication, {"study_uid": new.study_uid}, {**new._asdict(), "number": number})
+    if new.revision:
+        return
+    withdrawn = select(publication.c.number).where(_IS_WITHDRAWN).order_by(publication.c.number.desc())
+    oldest = connection.execute(withdrawn.offset(_WITHDRAWN_KEPT).limit(1)).scalar()
+    if oldest is not None:
+        connection.execute(delete(publication).where(_IS_WITHDRAWN, publication.c.number <= oldest))
+        _put(connection, setting, {"name": _FEED_FROM}, {"value": str(oldest)})
+
+
 def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
     all_values = list(values)
     for start in range(0, len(all_values), _CHUNK):
@@ -841,7 +1022,7 @@ def _put(connection: Connection, table: Table, key: Mapping[str, Any], row: Mapp
     """Set the row with that *key*, there or not."""
     condition = and_(*(table.c[name] == value for name, value in key.items()))
     if not connection.execute(update(table).where(condition).values(**row)).rowcount:
-        connection.execute(insert(table).values(**key, **row))
+        connection.execute(insert(table).values(**{**key, **row}))
 
 
 # ── taking in ────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 from dicomscp.archive import index
 from dicomscp.errors import BusyError, ConfigError, DamagedError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the tables in `index`; kept as the database's user_version."""
 
 _BUSY_SECONDS = 30  # a writer waits so long for another one: publishing and filing are two
@@ -38,6 +38,9 @@ _STATISTICS = (
     ("statement", "sqlite_autoindex_statement_1", "150000 2 1"),
     ("instance", "sqlite_autoindex_instance_1", "5000000 1 1 1"),
     ("instance", "instance_order", "5000000 50 1 1"),
+    ("publication", "sqlite_autoindex_publication_1", "20000 1"),
+    ("publication", "sqlite_autoindex_publication_2", "20000 1"),
+    ("publication", "publication_withdrawn", "100 1"),
 )
 _CHECKPOINT_PAGES = 4000  # 16 MiB of WAL between checkpoints, each of which syncs
 
@@ -117,6 +120,9 @@ def _set_up_reader(connection: sqlite3.Connection, _record: Any) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    """Take the write lock at once for what says that it writes; a question takes no transaction."""
-    if connection.get_execution_options().get("writes"):
+    """Take the write lock at once for what says that it writes; a single question takes no transaction."""
+    options = connection.get_execution_options()
+    if options.get("writes"):
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+    elif options.get("snapshot"):
+        connection.exec_driver_sql("BEGIN")

@@ -48,6 +48,7 @@ SEQUENCE_END_BYTES = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 
 PIXEL_DATA = 0x7FE00010
 
+NO_VR = b"\0\0"  # what stands for the VR in a delimiter without length
 _BLANK_VRS = frozenset({b"  ", b"??", b"--"})
 
 
@@ -227,9 +228,33 @@ def skip_items(
 
 
 def _skip_item(data: Buffer, pos: int, encoding: Encoding, depth: int, ends: dict[int, int] | None) -> int:
-    """Where the item of undefined length whose elements begin at *pos* ends, its delimiter included."""
+    """Where the item of undefined length whose elements begin at *pos* ends, its delimiter included.
+
+    One plain loop, and `read_element` for what is not plain: a frame of an enhanced multi-frame image is some
+    thirty elements.
+    """
     encoding = item_encoding(data, pos, encoding)
+    reader = LITTLE if encoding.little else BIG
+    explicit_head, implicit_head = reader.explicit.unpack_from, reader.implicit.unpack_from
+    explicit = encoding.explicit
     while True:
+        try:
+            if explicit:
+                group, number, vr, length = explicit_head(data, pos)
+                if vr in SHORT_VRS:
+                    pos += 8 + length
+                    continue
+                if group == 0xFFFE and number == 0xE00D and vr == NO_VR and not length:
+                    return pos + 8
+            else:
+                group, number, length = implicit_head(data, pos)
+                if length != UNDEFINED:
+                    pos += 8 + length
+                    if group << 16 | number == ITEM_END:
+                        return pos
+                    continue
+        except struct.error as error:
+            raise PrefixError from error
         element = read_element(data, pos, encoding, depth, ends)
         pos = element.end
         if element.tag == ITEM_END:

@@ -24,26 +24,24 @@ Choices that Annex F leaves open:
 What cannot be read as it should is read as far as it can be, and counted in `Header.warnings`.
 """
 
-import math
-import re
 import struct
-from array import array
 from base64 import b64encode
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from dicomscp.dicom.charset import CharacterSet, character_set, decode
-from dicomscp.dicom.dictionary import is_creator, known_vr
+from dicomscp.dicom.charset import CharacterSet, character_set
+from dicomscp.dicom.dictionary import is_creator, known_vr, public_vr
 from dicomscp.dicom.elements import (
     BIG,
     ITEM,
     ITEM_END,
     LITTLE,
+    LONG_VRS,
     MAX_DEPTH,
+    NO_VR,
     SEQUENCE_END,
     SHORT_VRS,
     UNDEFINED,
@@ -60,11 +58,11 @@ from dicomscp.dicom.elements import (
     read_element,
     read_item,
 )
+from dicomscp.dicom.values import BINARY_VRS, CONVERTERS, Circumstances, little_endian
 from dicomscp.errors import RefusedError
 
 __all__ = ["BINARY_VRS", "PIXEL_TAGS", "Compiler", "Header", "PrefixError", "little_endian"]
 
-BINARY_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 
 _CHARSET = 0x00080005
@@ -76,41 +74,88 @@ _UTF_8 = b'"00080005":{"vr":"CS","Value":["ISO_IR 192"]}'
 _WINDOW = 64 << 10  # bytes copied at a time: a header without long values
 _MAX_KEY_BYTES = 4096  # longer elements hardly ever repeat
 _ENTRY_BYTES = 250  # what two bytes objects and their place in a dictionary cost beside their content
-_MAX_SAFE_INTEGER = (1 << 53) - 1
+_MAX_NEXT = 64  # character sets that may follow one
+_PIECE_BYTES = 350  # the same of an element in a run
+_LESSON = 4  # instances of which one is learned from, as long as nothing changes
+_MAX_PATIENCE = 8  # lessons
 
 _MALFORMED = "{} elements could not be read"
 _CUT_SHORT = "the dataset is cut short"
 _TOO_DEEP = "{} sequences nest too deep"
-_BAD_TEXT = "{} texts hold bytes outside their character set"
-_BAD_NUMBER = "{} numbers are not as their VR demands"
-_BAD_LENGTH = "{} values have a length that does not fit their VR"
 _BAD_CHARSET = "{} character sets are unknown"
 _BAD_ENCODING = "the dataset is not encoded as its transfer syntax says"
 _TOO_LARGE = "the dataset inflates past what is read"
 
+_Part: TypeAlias = tuple[int, bytes, dict[int, bytes] | None]
+"""First tag, members joined by commas, and the members by tag if they are a run."""
 
-@dataclass(frozen=True, slots=True)
+_Piece: TypeAlias = tuple[int, bytes, bytes, int, bytes | None]
+"""An element that may be in a run: tag, encoded bytes, fragment (b"" if it has no place in the header); where
+its VR depends on a private creator, the tag of that and its fragment, else 0 and None."""
+
+
 class Header:
-    """The attributes of one instance as DICOM JSON.
+    """The attributes of one instance as DICOM JSON; compares by what it says.
 
-    *fragments* are by tag, ascending: `b"{" + b",".join(fragments.values()) + b"}"` is the instance.
     *warnings* count what could not be read as it should; they hold no values.
     """
 
-    fragments: dict[int, bytes]
-    warnings: tuple[str, ...]
+    __slots__ = ("_fragments", "_parts", "warnings")
+
+    def __init__(self, parts: Sequence[_Part], warnings: tuple[str, ...]) -> None:
+        self._parts = parts
+        self._fragments: dict[int, bytes] | None = None
+        self.warnings = warnings
+
+    @property
+    def body(self) -> bytes:
+        """The members of the instance's JSON object, tags ascending, joined by commas, without the braces.
+
+        It is joined each time it is asked for: until then, what a series has in common is held once.
+        """
+        return b",".join([part[1] for part in self._parts])
+
+    @property
+    def fragments(self) -> dict[int, bytes]:
+        """The members by tag, ascending, to be changed at will: `body` does not follow."""
+        if self._fragments is None:
+            self._fragments = {}
+            for tag, text, members in self._parts:
+                if members is None:
+                    self._fragments[tag] = text
+                else:
+                    self._fragments.update(members)
+        return self._fragments
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Header) and self.body == other.body and self.warnings == other.warnings
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Header({self.body!r}, {self.warnings!r})"
 
 
 class Compiler:
     """Compiles headers, and remembers the fragments of earlier ones.  For one thread at a time.
 
     *cache_bytes* bounds what is remembered.  Binary values of up to *inline_bytes* are part of the header,
-    longer ones and all pixel data are links to bulk data.
+    longer ones and all pixel data are links to bulk data.  Private elements that an explicit VR dataset
+    writes as UN are read by the dictionary if *private_un* is "parse", and left as they are if it is "keep";
+    standard elements, private creators and UN of undefined length, which can only be a sequence (PS3.5
+    section 6.2.2, note 2), are always read.
     """
 
-    def __init__(self, *, cache_bytes: int = 64 << 20, inline_bytes: int = 1024) -> None:
-        self._cache = _Cache(cache_bytes)
-        self._inline_bytes = inline_bytes
+    def __init__(
+        self,
+        *,
+        cache_bytes: int = 64 << 20,
+        inline_bytes: int = 1024,
+        private_un: Literal["parse", "keep"] = "parse",
+    ) -> None:
+        self._compilation = _Compilation(
+            _Cache(cache_bytes), inline_bytes, keep_private_un=private_un == "keep"
+        )
 
     def header(
         self,
@@ -130,121 +175,374 @@ class Compiler:
 
         Raises PrefixError if the prefix does not suffice, RefusedError if nothing can be read.
         """
-        compilation = _Compilation(self._cache, self._inline_bytes, bulk_uri)
+        compilation = self._compilation
+        too_large = False
         if is_deflated(transfer_syntax_uid):
             if len(dataset) < total_bytes:
                 raise PrefixError
             dataset, whole = inflate(dataset)
             total_bytes = len(dataset)
-            if not whole:
+            too_large = not whole
+        encoding, as_declared = _encoding(bytes(dataset[:6]), transfer_syntax_uid)
+        needed = None if wanted is None else _needed(wanted)
+        for ascending in (True, False):
+            compilation.begin(bulk_uri)
+            if too_large:
                 compilation.warn(_TOO_LARGE)
-        level = _Level(
-            encoding_of(dataset, transfer_syntax_uid),
-            character_set(tuple(default_charset.split("\\"))),
-            dataset,
-            wanted=wanted if wanted is None else _needed(wanted),
-        )
-        if level.encoding != declared_encoding(transfer_syntax_uid):
-            compilation.warn(_BAD_ENCODING)
-        compilation.compile(level, memoryview(dataset), total_bytes)
-        if not level.fragments and wanted is None:
+            if not as_declared:
+                compilation.warn(_BAD_ENCODING)
+            level = _Level(compilation.context(encoding, _named_charset(default_charset)), dataset)
+            level.wanted = needed
+            if compilation.compile(level, total_bytes, wanted, ascending=ascending):
+                break  # else some tag is not above the one before it: once more, the plain way
+        parts, fragments = level.parts, level.fragments
+        if not fragments and not parts and wanted is None:
             raise RefusedError("The dataset holds no element that can be read.")
-        fragments = level.fragments
         if default_charset:
             fragments[_CHARSET] = _UTF_8
-        fragments[_AVAILABLE_TRANSFER_SYNTAX_UID] = (
-            b'"00083002":{"vr":"UI","Value":[' + orjson.dumps(transfer_syntax_uid) + b"]}"
-        )
-        if wanted is not None:
-            fragments = {tag: fragment for tag, fragment in fragments.items() if tag in wanted}
-        return Header(dict(sorted(fragments.items())), compilation.told())
+        fragments[_AVAILABLE_TRANSFER_SYNTAX_UID] = _available(transfer_syntax_uid)
+        if wanted is None:
+            parts += [(tag, fragment, None) for tag, fragment in fragments.items()]
+        else:
+            parts += [(tag, fragment, None) for tag, fragment in fragments.items() if tag in wanted]
+        parts.sort()  # by tag: no two are equal
+        return Header(parts, compilation.told())
 
 
+@lru_cache(maxsize=1024)
+def _encoding(first: bytes, transfer_syntax_uid: str) -> tuple[Encoding, bool]:
+    """How a dataset is written whose *first* bytes these are, and whether that is as it should be."""
+    encoding = encoding_of(first, transfer_syntax_uid)
+    return encoding, encoding == declared_encoding(transfer_syntax_uid)
+
+
+@lru_cache(maxsize=64)
+def _available(transfer_syntax_uid: str) -> bytes:
+    return b'"00083002":{"vr":"UI","Value":[' + orjson.dumps(transfer_syntax_uid) + b"]}"
+
+
+@lru_cache(maxsize=64)
 def _needed(wanted: frozenset[int]) -> frozenset[int]:
     """*wanted* and what it takes to read them: the character set, the creators of private elements."""
     return wanted | {_CHARSET} | {tag & 0xFFFF0000 | tag >> 8 & 0xFF for tag in wanted if tag >> 16 & 1}
 
 
-class _Cache:
-    """Fragments by context and key, in two generations.
+@lru_cache(maxsize=256)
+def _named_charset(value: str) -> CharacterSet:
+    """The character set that *value* of (0008,0005) names."""
+    return character_set(tuple(term.strip(" \0") for term in value.split("\\")))
 
-    The young one takes what is new or asked for again; when it has grown to half of the bound, it becomes the
-    old one, and what was old and not asked for is dropped.
+
+class _Run:
+    """Elements of the top level that stood one after another, byte for byte alike, in several instances."""
+
+    __slots__ = ("creators", "first", "head", "key", "last", "part", "pieces")
+
+    def __init__(self, pieces: Sequence[_Piece]) -> None:
+        self.pieces = pieces
+        self.key = b"".join([piece[1] for piece in pieces])
+        self.head = self.key[:4]
+        self.first, self.last = pieces[0][0], pieces[-1][0]
+        members = {piece[0]: piece[2] for piece in pieces if piece[2]}
+        self.part: _Part | None = None
+        if members:
+            self.part = (self.first, b",".join(members.values()), members)
+        # Creators before the run that VRs within it depend on, with their fragments.
+        self.creators = {
+            piece[3]: piece[4] for piece in pieces if piece[3] and not self.first <= piece[3] < piece[0]
+        }
+
+    def size(self) -> int:
+        """What it costs in memory, about."""
+        text = 0 if self.part is None else len(self.part[1])
+        return 2 * (len(self.key) + text) + _PIECE_BYTES * len(self.pieces)
+
+
+class _Seam:
+    """A place where datasets came to differ: what stands there must stay alike before it may join a run."""
+
+    __slots__ = ("calm", "key", "patience")
+
+    def __init__(self) -> None:
+        self.calm = 0
+        self.patience = 0
+        self.key: bytes | None = None
+
+    def part(self) -> None:
+        """It differed once more: it will have to stay alike for longer."""
+        self.calm = 0
+        self.patience = min(max(2 * self.patience, 1), _MAX_PATIENCE)
+
+    def is_settled(self, key: bytes | None) -> bool:
+        if key != self.key:
+            self.key = key
+            self.part()
+        else:
+            self.calm += 1
+        return self.calm >= self.patience
+
+
+class _Runs:
+    """The runs of one context, one for each tag that one begins with.
+
+    The first instance makes one run of all its elements.  Where a later one differs, the run is split, and
+    what stands there is compiled by itself; what has stood still for some instances is joined again.
+    """
+
+    __slots__ = ("by_head", "seams", "size", "unlearned")
+
+    def __init__(self) -> None:
+        self.by_head: dict[bytes, _Run] = {}
+        self.seams: dict[bytes, _Seam] = {}
+        self.size = 0
+        self.unlearned = _LESSON  # instances since the last that was learned from
+
+    def put(self, run: _Run) -> None:
+        self.drop(run.head)
+        self.by_head[run.head] = run
+        self.size += run.size()
+
+    def drop(self, head: bytes) -> None:
+        if (run := self.by_head.pop(head, None)) is not None:
+            self.size -= run.size()
+
+    def fitting(self, run: _Run, data: bytes, pos: int, level: "_Level") -> "_Run | None":
+        """As much of *run* as *data* has at *pos*; that becomes a run, and so does what comes after."""
+        if any(level.find(tag) != fragment for tag, fragment in run.creators.items()):
+            self.drop(run.head)
+            return None
+        if data.startswith(run.key, pos):
+            return run
+        alike = 0
+        for piece in run.pieces:
+            if not data.startswith(piece[1], pos):
+                break
+            pos += len(piece[1])
+            alike += 1
+        self.drop(run.head)
+        self.unlearned = _LESSON
+        self.seams.setdefault(run.pieces[alike][1][:4], _Seam()).part()
+        if rest := run.pieces[alike + 1 :]:
+            self.put(_Run(rest))
+        if not alike:
+            return None
+        run = _Run(run.pieces[:alike])
+        self.put(run)
+        return run
+
+    def learn(self, trace: "Iterable[_Run | _Piece | None]") -> None:
+        """Join what stood one after another in an instance; None is where nothing joins."""
+        self.unlearned = 0
+        stretch: list[_Run | _Piece] = []
+        last = 0
+        for part in trace:
+            if part is None:
+                self._join(stretch)
+                stretch = []
+                continue
+            if isinstance(part, _Run):
+                head, key, first, end = part.head, None, part.first, part.last
+            else:
+                key, first = part[1], part[0]
+                head, end = key[:4], first
+            seam = self.seams.get(head)
+            settled = seam is None or seam.is_settled(key)
+            if not settled or last < _CHARSET < first or last < _AVAILABLE_TRANSFER_SYNTAX_UID < first:
+                self._join(stretch)
+                stretch = []
+            if settled or key is None:
+                stretch.append(part)
+            last = end
+        self._join(stretch)
+
+    def _join(self, stretch: "list[_Run | _Piece]") -> None:
+        if not stretch or (len(stretch) == 1 and isinstance(stretch[0], _Run)):
+            return
+        pieces: list[_Piece] = []
+        for part in stretch:
+            if isinstance(part, _Run):
+                self.drop(part.head)
+                pieces += part.pieces
+            else:
+                pieces.append(part)
+        self.put(_Run(pieces))
+
+
+class _Context:
+    """What fixes, together with its bytes, what an element says: and all that is known of such elements."""
+
+    __slots__ = ("charset", "encoding", "given", "next", "old", "runs", "young")
+
+    def __init__(self, encoding: Encoding, charset: CharacterSet, warn: Callable[[str], None]) -> None:
+        self.encoding = encoding
+        self.charset = charset
+        self.given = Circumstances(encoding.little, charset, warn)
+        self.young: dict[Hashable, bytes] = {}  # fragments by key
+        self.old: dict[Hashable, bytes] = {}
+        self.runs: dict[frozenset[int] | None, _Runs] = {}  # by what is wanted
+        self.next: dict[bytes, _Context] = {}  # by what (0008,0005) says then
+
+
+class _Cache:
+    """What all contexts may remember.
+
+    Fragments are kept in two generations: the young one takes what is new or asked for again; when it has
+    grown to its bound, it becomes the old one, and what was old and not asked for is dropped.  Runs are
+    dropped together; they are soon made again.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._half = max_bytes // 2
-        self._bytes = 0
-        self._young: dict[Hashable, dict[Hashable, bytes]] = {}
-        self._old: dict[Hashable, dict[Hashable, bytes]] = {}
+        self._max_runs_bytes = max_bytes // 4
+        self._max_young_bytes = max_bytes * 3 // 8
+        self._young_bytes = 0
+        self.contexts: dict[tuple[Encoding, CharacterSet], _Context] = {}
 
-    def table(self, context: Hashable) -> dict[Hashable, bytes]:
-        """The young fragments of *context*: what is found there is right for ever, what is not may be old."""
-        table = self._young.get(context)
-        if table is None:
-            self._bytes += _ENTRY_BYTES * 4
-            table = self._young[context] = {}
-        return table
-
-    def get(self, context: Hashable, key: Hashable, size: int) -> bytes | None:
+    def get(self, context: _Context, key: Hashable, size: int) -> bytes | None:
         """The fragment of *key*, of *size* bytes, if it is known."""
-        fragment = self.table(context).get(key)
-        if fragment is None and context in self._old:
-            fragment = self._old[context].get(key)
-            if fragment is not None:
-                self.put(context, key, size, fragment)
+        fragment = context.young.get(key)
+        if fragment is None and (fragment := context.old.get(key)) is not None:
+            self.put(context, key, size, fragment)
         return fragment
 
-    def put(self, context: Hashable, key: Hashable, size: int, fragment: bytes) -> None:
-        self.table(context)[key] = fragment
-        self._bytes += size + len(fragment) + _ENTRY_BYTES
-        if self._bytes > self._half:
-            self._old, self._young, self._bytes = self._young, {}, 0
+    def put(self, context: _Context, key: Hashable, size: int, fragment: bytes) -> None:
+        context.young[key] = fragment
+        self._young_bytes += size + len(fragment) + _ENTRY_BYTES
+        if self._young_bytes > self._max_young_bytes:
+            self._young_bytes = 0
+            for each in self.contexts.values():
+                each.old, each.young = each.young, {}
+
+    def learn(self, runs: _Runs, trace: "list[_Run | _Piece | None]") -> None:
+        """Let *runs* learn from an instance, within the bound."""
+        runs.unlearned += 1
+        if runs.unlearned < _LESSON or not self._max_runs_bytes:
+            return
+        runs.learn(trace)
+        if self._runs_bytes() > self._max_runs_bytes:
+            for context in self.contexts.values():
+                context.runs = {}
+
+    def _runs_bytes(self) -> int:
+        return sum(
+            runs.size + _ENTRY_BYTES * len(runs.seams)
+            for context in self.contexts.values()
+            for runs in context.runs.values()
+        )
 
 
-@dataclass(slots=True, eq=False)
 class _Level:
     """A dataset on the way: the top level, or an item of a sequence."""
 
-    encoding: Encoding
-    charset: CharacterSet
-    data: Buffer
-    start: int = 0  # where its elements begin in data
-    parent: "_Level | None" = None
-    path: str = ""  # of the item, for links to bulk data
-    depth: int = 0
-    wanted: frozenset[int] | None = None
-    fragments: dict[int, bytes] = field(default_factory=dict)
-    context: tuple[Encoding, CharacterSet] = field(init=False)
-    ended: bool = False  # its delimiter has been met, or it cannot be read on
-    signed: bool | None = None  # its own Pixel Representation
-    signed_sought: bool = False
-    ends: dict[int, int] = field(default_factory=dict)  # of undefined lengths in what is being walked
+    __slots__ = (
+        "ascending", "context", "data", "depth", "encoding", "ended", "ends", "fragments", "last", "number",
+        "parent", "parts", "runs", "sequence", "signed", "signed_sought", "start", "trace", "wanted",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        self.context = (self.encoding, self.charset)
+    def __init__(
+        self, context: _Context, data: Buffer, parent: "_Level | None" = None, start: int = 0
+    ) -> None:
+        self.context = context
+        self.encoding = context.encoding
+        self.data = data
+        self.start = start  # where its elements begin in data
+        self.parent = parent
+        self.sequence = self.number = 0  # the tag of what it is an item of, and which item
+        self.wanted: frozenset[int] | None = None
+        self.fragments: dict[int, bytes] = {}
+        self.ended = False  # its delimiter has been met, or it cannot be read on
+        self.signed: bool | None = None  # its own Pixel Representation
+        self.signed_sought = False
+        self.trace: list[_Run | _Piece | None] | None = None
+        self.runs = _NO_RUNS
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        # Of undefined lengths in what is being walked.
+        self.ends: dict[int, int] = {} if parent is None else parent.ends
+        if parent is None:
+            # Runs, in the order of the dataset as long as that ascends.
+            self.parts: list[_Part] = []
+            self.last = -1
+            self.ascending = True
+
+    def path(self) -> str:
+        """Of the item, for links to bulk data."""
+        if self.parent is None:
+            return ""
+        return f"{self.parent.path()}/{self.sequence:08X}/{self.number}"
+
+    def find(self, tag: int) -> bytes | None:
+        """The fragment of *tag*, if there was one."""
+        fragment = self.fragments.get(tag)
+        if fragment is None and self.parent is None:
+            for first, _, members in self.parts:
+                if first <= tag and members is not None and tag in members:
+                    return members[tag]
+        return fragment
+
+
+_NO_RUNS = _Runs()
 
 
 class _Compilation:
-    """One header in the making."""
+    """One header in the making, again and again."""
 
-    def __init__(self, cache: _Cache, inline_bytes: int, bulk_uri: str) -> None:
+    def __init__(self, cache: _Cache, inline_bytes: int, *, keep_private_un: bool) -> None:
         self._cache = cache
         self._inline_bytes = inline_bytes
+        self._keep_private_un = keep_private_un
+        self.begin("")
+
+    def begin(self, bulk_uri: str) -> None:
         self._bulk_uri = bulk_uri
-        self._warnings: Counter[str] = Counter()
+        self._warnings: dict[str, int] = {}
         # Counts what makes a fragment depend on more than its key: whoever sees it rise keeps nothing.
         self._impure = 0
+        self._wanted: frozenset[int] | None = None
 
     def warn(self, what: str) -> None:
-        self._warnings[what] += 1
+        self._warnings[what] = self._warnings.get(what, 0) + 1
         self._impure += 1
 
     def told(self) -> tuple[str, ...]:
         return tuple(what.format(count) for what, count in sorted(self._warnings.items()))
 
-    def compile(self, level: _Level, view: memoryview, total: int) -> None:
-        """Fill *level* from *view*, window by window; an element that does not fit into one is read alone."""
+    def context(self, encoding: Encoding, charset: CharacterSet) -> _Context:
+        context = self._cache.contexts.get((encoding, charset))
+        if context is None:
+            context = _Context(encoding, charset, self.warn)
+            self._cache.contexts[encoding, charset] = context
+        return context
+
+    def compile(self, level: _Level, total: int, wanted: frozenset[int] | None, *, ascending: bool) -> bool:
+        """Fill *level*, the top level of *total* bytes.
+
+        With *ascending*, runs serve, and False is returned if some element had to come before one that had
+        been met: then nothing counts.
+        """
+        self._wanted = wanted
+        if ascending:
+            level.trace = []
+        self._enter_context(level, level.context)
+        self._compile_windows(level, memoryview(level.data), total)
+        if not level.ascending:
+            return False
+        self._learn(level)
+        return True
+
+    def _learn(self, level: _Level) -> None:
+        if level.trace is not None and level.ascending:
+            self._cache.learn(level.runs, level.trace)
+            level.trace = []
+
+    def _enter_context(self, level: _Level, context: _Context) -> None:
+        level.context = context
+        if level.trace is not None:
+            runs = context.runs.get(self._wanted)
+            if runs is None:
+                runs = context.runs[self._wanted] = _Runs()
+            level.runs = runs
+
+    def _compile_windows(self, level: _Level, view: memoryview, total: int) -> None:
+        """Window by window; an element that does not fit into one is read alone."""
         pos = 0
         while pos < len(view) and not level.ended:
             window = bytes(view[pos : pos + _WINDOW])
@@ -266,8 +564,11 @@ class _Compilation:
 
     def _long_element(self, level: _Level, view: memoryview, pos: int, total: int) -> int:
         """Compile the element at *pos*, which crosses the end of a window; return its end."""
+        if level.trace is not None:
+            level.trace.append(None)
+        ends: dict[int, int] = {}
         try:
-            element = read_element(view, pos, level.encoding)
+            element = read_element(view, pos, level.encoding, ends=ends)
         except PrefixError:
             if len(view) < total:
                 raise
@@ -277,22 +578,35 @@ class _Compilation:
         if element.end > total:
             self.warn(_CUT_SHORT)
         if _is_listed(element.tag, level.wanted):
-            self._compile_alone(level, view, element, total)
+            self._compile_alone(level, view, element, total, ends)
         if len(view) < element.end < total:
             raise PrefixError
         return min(element.end, total)
 
-    def _compile_alone(self, level: _Level, view: memoryview, element: Element, total: int) -> None:
-        vr, _ = self._vr(level, element)
-        if self._is_bulk(element, vr):
-            body = self._bulk_link(level, element.tag)
-            level.fragments[element.tag] = self._fragment(element.tag, vr, body)
+    def _compile_alone(
+        self, level: _Level, view: memoryview, element: Element, total: int, ends: dict[int, int]
+    ) -> None:
+        vr, _ = self._vr(level, element.tag, element.vr, element.length)
+        if self._is_bulk(element.tag, vr, element.length):
+            self._place(
+                level, element.tag, _opening(element.tag, vr) + self._bulk_link(level, element.tag) + b"}"
+            )
         elif element.end <= len(view):
             chunk = bytes(view[element.start : element.end])
-            level.ends = {}
+            level.ends = {start - element.start: end - element.start for start, end in ends.items()}
             self._element(level, chunk, 0, len(chunk))
+            level.ends = {}
         elif len(view) < total:
             raise PrefixError
+
+    def _place(self, level: _Level, tag: int, fragment: bytes, piece: _Piece | None = None) -> None:
+        """Give *tag* its *fragment*, which is a function of *piece* if there is one."""
+        level.fragments[tag] = fragment
+        if level.trace is not None:
+            level.trace.append(piece)
+            if tag <= level.last:
+                level.ascending = False
+            level.last = tag
 
     def _walk(self, level: _Level, data: bytes, pos: int, end: int) -> int:
         """Compile the elements of *data* from *pos*; return where the first stands that ends past *end*."""
@@ -300,66 +614,132 @@ class _Compilation:
             return self._walk_explicit(level, data, pos, end)
         return self._walk_implicit(level, data, pos, end)
 
-    def _walk_explicit(self, level: _Level, data: bytes, pos: int, end: int) -> int:
-        """As `_walk`.  Measured: the plain loop over what is known already costs 0.35 us an element."""
-        head = (LITTLE if level.encoding.little else BIG).explicit.unpack_from
-        fragments, wanted = level.fragments, level.wanted
-        context = level.context
-        get = self._cache.table(context).get
+    def _walk_explicit(  # noqa: C901, PLR0912 -- one plain loop: a step costs as much as a call
+        self, level: _Level, data: bytes, pos: int, end: int
+    ) -> int:
+        """As `_walk`."""
+        reader = LITTLE if level.encoding.little else BIG
+        head, long_length = reader.explicit.unpack_from, reader.ulong.unpack_from
+        fragments, wanted, trace = level.fragments, level.wanted, level.trace
+        runs, context = level.runs.by_head, level.context
+        get = context.young.get
         last = end - 8
         while pos <= last:
+            if runs:
+                run = runs.get(data[pos : pos + 4])
+                if run is not None and (stop := self._follow(level, run, data, pos)) > pos:
+                    pos = stop
+                    continue
             group, number, vr, length = head(data, pos)
-            stop = pos + 8 + length
-            if vr in SHORT_VRS and stop <= end:
-                tag = group << 16 | number
+            if vr in SHORT_VRS:
+                value = pos + 8
+            elif vr in LONG_VRS and pos + 12 <= end:
+                value = pos + 12
+                length = long_length(data, pos + 8)[0]
+            elif group == 0xFFFE and number == 0xE00D and vr == NO_VR and not length and level.depth:
+                level.ended = True
+                return pos + 8
+            else:
+                value, length = -1, UNDEFINED
+            stop = value + length if length != UNDEFINED else level.ends.get(value, end + 1)
+            tag = group << 16 | number
+            if stop > end:
+                if length != UNDEFINED:
+                    return pos
+            elif number and tag != _CHARSET and 2 < group < 0xFFFE:
                 if wanted is not None and tag not in wanted:
+                    self._pass_by(level, tag, data, pos, stop)
                     pos = stop
                     continue
-                fragment = get(data[pos:stop])
-                if fragment is not None:
-                    fragments[tag] = fragment
-                    pos = stop
-                    continue
+                if trace is None and stop - pos <= _MAX_KEY_BYTES:
+                    fragment = get(data[pos:stop])
+                    if fragment is not None:
+                        fragments[tag] = fragment
+                        pos = stop
+                        continue
+                self._compile(level, Element(tag, vr, pos, value, length, stop), data)
+                pos = stop
+                continue
             stop = self._element_or_stop(level, data, pos, end)
             if stop == pos or level.ended:
                 return stop
             pos = stop
             if level.context is not context:
-                context = level.context
-                get = self._cache.table(context).get
+                runs, context, trace = level.runs.by_head, level.context, level.trace
+                get = context.young.get
         return pos
 
-    def _walk_implicit(self, level: _Level, data: bytes, pos: int, end: int) -> int:
-        """As `_walk_explicit`; the key of a private element also names its creator."""
+    def _walk_implicit(  # noqa: C901 -- as above
+        self, level: _Level, data: bytes, pos: int, end: int
+    ) -> int:
+        """As `_walk`; the key of a private element also names its creator."""
         head = (LITTLE if level.encoding.little else BIG).implicit.unpack_from
-        fragments, wanted = level.fragments, level.wanted
-        context = level.context
-        get = self._cache.table(context).get
+        fragments, wanted, trace = level.fragments, level.wanted, level.trace
+        runs, context = level.runs.by_head, level.context
+        get = context.young.get
         last = end - 8
         while pos <= last:
+            if runs:
+                run = runs.get(data[pos : pos + 4])
+                if run is not None and (stop := self._follow(level, run, data, pos)) > pos:
+                    pos = stop
+                    continue
             group, number, length = head(data, pos)
-            stop = pos + 8 + length
-            if length <= _MAX_KEY_BYTES and stop <= end:
-                tag = group << 16 | number
+            value = pos + 8
+            stop = value + length if length != UNDEFINED else level.ends.get(value, end + 1)
+            tag = group << 16 | number
+            if stop > end:
+                if length != UNDEFINED:
+                    return pos
+            elif number and tag != _CHARSET and 2 < group < 0xFFFE:
                 if wanted is not None and tag not in wanted:
+                    self._pass_by(level, tag, data, pos, stop)
                     pos = stop
                     continue
-                key: Hashable = data[pos:stop]
-                if group & 1 and number > 0xFF:
-                    key = (fragments.get(group << 16 | number >> 8), key)
-                fragment = get(key)
-                if fragment is not None:
-                    fragments[tag] = fragment
-                    pos = stop
-                    continue
+                if trace is None and stop - pos <= _MAX_KEY_BYTES:
+                    key: Hashable = data[pos:stop]
+                    if group & 1 and number > 0xFF:
+                        key = (fragments.get(group << 16 | number >> 8), key)
+                    fragment = get(key)
+                    if fragment is not None:
+                        fragments[tag] = fragment
+                        pos = stop
+                        continue
+                self._compile(level, Element(tag, b"", pos, value, length, stop), data)
+                pos = stop
+                continue
             stop = self._element_or_stop(level, data, pos, end)
             if stop == pos or level.ended:
                 return stop
             pos = stop
             if level.context is not context:
-                context = level.context
-                get = self._cache.table(context).get
+                runs, context, trace = level.runs.by_head, level.context, level.trace
+                get = context.young.get
         return pos
+
+    def _follow(self, level: _Level, run: _Run, data: bytes, pos: int) -> int:
+        """Take over as much of *run* as *data* has at *pos*; return where that ends."""
+        if run.creators or not data.startswith(run.key, pos):
+            fitting = level.runs.fitting(run, data, pos, level)
+            if fitting is None:
+                return pos
+            run = fitting
+        if run.part is not None:
+            level.parts.append(run.part)
+        if run.first <= level.last:
+            level.ascending = False
+        level.last = run.last
+        if level.trace is not None:
+            level.trace.append(run)
+        return pos + len(run.key)
+
+    def _pass_by(self, level: _Level, tag: int, data: bytes, pos: int, stop: int) -> None:
+        """Note an element that has no place in the header."""
+        if level.trace is not None:
+            level.trace.append((tag, data[pos:stop], b"", 0, None) if stop - pos <= _MAX_KEY_BYTES else None)
+            if tag <= level.last:
+                level.ascending = False
+            level.last = tag
 
     def _element_or_stop(self, level: _Level, data: bytes, pos: int, end: int) -> int:
         """The end of the element at *pos*, compiled, or *pos* if it does not end within *end*."""
@@ -374,40 +754,73 @@ class _Compilation:
 
     def _element(self, level: _Level, data: bytes, pos: int, end: int) -> int:
         element = read_element(data, pos, level.encoding, level.depth, level.ends)
-        tag = element.tag
         if element.end > end:
             raise PrefixError
-        if not _is_listed(tag, level.wanted):
-            level.ended = tag == ITEM_END and level.parent is not None
-            return element.end
-        if tag == _CHARSET:
+        if not _is_listed(element.tag, level.wanted):
+            level.ended = element.tag == ITEM_END and level.parent is not None
+            self._pass_by(level, element.tag, data, pos, element.end)
+        elif element.tag == _CHARSET:
             self._enter_charset(level, data[element.value : element.end])
-            return element.end
-        vr, ambiguous = self._vr(level, element)
-        size = element.end - pos
-        if size > _MAX_KEY_BYTES:
-            level.fragments[tag] = self._fragment(tag, vr, self._body(level, element, vr, data))
-            return element.end
-        key: Hashable = data[pos : element.end]
-        if ambiguous:
-            key = (vr, key)
-        elif element.vr in (b"", b"UN") and tag >> 16 & 1 and not is_creator(tag):
-            key = (_creator_fragment(level, tag), key)
-        fragment = self._cache.get(level.context, key, size)
-        if fragment is None:
-            impure = self._impure
-            fragment = self._fragment(tag, vr, self._body(level, element, vr, data))
-            if self._impure == impure:
-                self._cache.put(level.context, key, size, fragment)
-        level.fragments[tag] = fragment
+        else:
+            self._compile(level, element, data)
         return element.end
 
-    def _vr(self, level: _Level, element: Element) -> tuple[str, bool]:
-        """The VR of *element*, and whether it depends on other elements."""
-        unwritten = element.vr in (b"", b"UN")
-        undefined_length = element.length == UNDEFINED
-        creator = _creator(level, element.tag) if unwritten else ""
-        vr = known_vr(element.tag, element.vr, undefined_length=undefined_length, creator=creator)
+    def _compile(  # noqa: C901 -- for every element that is in no run
+        self, level: _Level, element: Element, data: bytes
+    ) -> None:
+        """Compile *element* of *data*, or find it among those known."""
+        tag, written, start, _, length, end = element
+        creator, creator_fragment, ambiguous = 0, None, False
+        vr = _VRS.get(written)
+        if vr is None:
+            if tag >> 16 & 1 and not is_creator(tag):
+                creator = tag & 0xFFFF0000 | tag >> 8 & 0xFF
+                creator_fragment = level.find(creator)
+            vr, ambiguous = self._vr(level, tag, written, length)
+        size = end - start
+        if size > _MAX_KEY_BYTES:
+            self._place(level, tag, self._fragment(level, element, vr, data))
+            return
+        encoded = data[start:end]
+        key: Hashable = encoded
+        if ambiguous:
+            key = (vr, encoded)
+        elif creator:
+            key = (creator_fragment, encoded)
+        impure = self._impure
+        seam = level.runs.seams.get(encoded[:4]) if level.trace is not None else None
+        if seam is not None and seam.patience == _MAX_PATIENCE:  # hardly worth remembering
+            fragment = self._fragment(level, element, vr, data)
+        elif (known := self._cache.get(level.context, key, size)) is not None:
+            fragment = known
+        else:
+            fragment = self._fragment(level, element, vr, data)
+            if self._impure == impure:
+                self._cache.put(level.context, key, size, fragment)
+        if level.trace is None:
+            level.fragments[tag] = fragment
+        elif self._impure == impure and not ambiguous and (self._wanted is None or tag in self._wanted):
+            self._place(level, tag, fragment, (tag, encoded, fragment, creator, creator_fragment))
+        else:
+            self._place(level, tag, fragment)
+
+    def _vr(self, level: _Level, tag: int, written: bytes, length: int) -> tuple[str, bool]:
+        """The VR of an element, and whether it depends on other elements."""
+        if not written and not tag >> 16 & 1 and length != UNDEFINED:
+            vr = public_vr(tag)
+            if len(vr) == 2:
+                return vr, False
+        unwritten = written in (b"", b"UN")
+        undefined_length = length == UNDEFINED
+        if (
+            self._keep_private_un
+            and written == b"UN"
+            and tag >> 16 & 1
+            and not (is_creator(tag) or undefined_length)
+        ):
+            return "UN", False
+        creator = _creator(level, tag) if unwritten else ""
+        vr = known_vr(tag, written, undefined_length=undefined_length, creator=creator)
         if len(vr) == 2:
             return vr, False
         if vr == "OB or OW":
@@ -429,52 +842,58 @@ class _Compilation:
         return False
 
     def _enter_charset(self, level: _Level, value: bytes) -> None:
-        level.fragments[_CHARSET] = _UTF_8
-        terms = tuple(term.strip(" \0") for term in value.decode("latin-1").split("\\"))
-        if not any(terms):
+        self._place(level, _CHARSET, _UTF_8)
+        if not value.strip(b" \0\\"):
             return
-        level.charset = character_set(terms)
-        level.context = (level.encoding, level.charset)
-        if not level.charset.known:
+        self._learn(level)
+        context = level.context.next.get(value)
+        if context is None:
+            context = self.context(level.encoding, _named_charset(value.decode("latin-1")))
+            if len(level.context.next) < _MAX_NEXT:
+                level.context.next[value] = context
+        self._enter_context(level, context)
+        if not context.charset.known:
             self.warn(_BAD_CHARSET)
 
-    def _is_bulk(self, element: Element, vr: str) -> bool:
-        if not element.length:
+    def _is_bulk(self, tag: int, vr: str, length: int) -> bool:
+        if not length:
             return False
-        return element.tag in PIXEL_TAGS or (vr in BINARY_VRS and element.length > self._inline_bytes)
+        return tag in PIXEL_TAGS or (vr in BINARY_VRS and length > self._inline_bytes)
 
-    def _fragment(self, tag: int, vr: str, body: bytes) -> bytes:
-        return b'"%08X":{"vr":"%b"%b}' % (tag, vr.encode("ascii"), body)
-
-    def _body(self, level: _Level, element: Element, vr: str, data: bytes) -> bytes:
-        """What follows the VR in the fragment of *element*."""
-        if not element.length:
-            return b""
+    def _fragment(self, level: _Level, element: Element, vr: str, data: bytes) -> bytes:
+        tag, written, _, start, length, end = element
+        opening = _opening(tag, vr)
+        if not length:
+            return opening + b"}"
+        converter = CONVERTERS.get(vr)
+        if converter is not None and tag not in PIXEL_TAGS:
+            given = level.context.given
+            if written == b"UN" and not given.little:
+                given = given._replace(little=True)
+            values = converter(data[start:end], given, vr)
+            return opening + b',"Value":' + values + b"}" if values else opening + b"}"
         if vr == "SQ":
-            items = self._items(level, element, data)
-            return b',"Value":[' + b",".join(items) + b"]" if items else b""
-        if self._is_bulk(element, vr):
-            return self._bulk_link(level, element.tag)
-        value = data[element.value : element.end]
-        little = level.encoding.little or element.vr == b"UN"
-        if vr in BINARY_VRS:
-            return b',"InlineBinary":"' + b64encode(value if little else little_endian(value, vr)) + b'"'
-        values = _CONVERTERS[vr](value, _Circumstances(little, level.charset, self.warn), vr)
-        return b',"Value":' + values if values else b""
+            return self._sequence(level, element, opening, data)
+        if self._is_bulk(tag, vr, length):
+            return opening + self._bulk_link(level, tag) + b"}"
+        binary = data[start:end]
+        if not level.encoding.little and written != b"UN":
+            binary = little_endian(binary, vr)
+        return opening + b',"InlineBinary":"' + b64encode(binary) + b'"}'
 
     def _bulk_link(self, level: _Level, tag: int) -> bytes:
         self._impure += 1
-        return b',"BulkDataURI":' + orjson.dumps(f"{self._bulk_uri}{level.path}/{tag:08X}")
+        return b',"BulkDataURI":' + orjson.dumps(f"{self._bulk_uri}{level.path()}/{tag:08X}")
 
-    def _items(self, level: _Level, element: Element, data: bytes) -> list[bytes]:
-        """The items of a sequence; what cannot be read of them is warned of and left out."""
+    def _sequence(self, level: _Level, element: Element, opening: bytes, data: bytes) -> bytes:
+        """The fragment of a sequence; what cannot be read of its items is warned of and left out."""
         if level.depth + 1 >= MAX_DEPTH:
             self.warn(_TOO_DEEP)
-            return []
-        encoding = inner_encoding(element.vr, level.encoding)
-        items: list[bytes] = []
-        pos = element.value
-        while pos < element.end:
+            return opening + b"}"
+        encoding, pos, stop = inner_encoding(element.vr, level.encoding), element.value, element.end
+        out = [opening + b',"Value":[']
+        number = 0
+        while pos < stop:
             try:
                 tag, length = read_item(data, pos, encoding.little)
             except PrefixError:
@@ -484,42 +903,34 @@ class _Compilation:
                 if tag != SEQUENCE_END:
                     self.warn(_MALFORMED)
                 break
-            end = element.end if length == UNDEFINED else pos + length
-            item = _Level(
-                item_encoding(data, pos, encoding),
-                level.charset,
-                data,
-                pos,
-                level,
-                f"{level.path}/{element.tag:08X}/{len(items) + 1}",
-                level.depth + 1,
-                ends=level.ends,
-            )
-            stop = self._walk(item, data, pos, min(end, element.end))
-            if (length == UNDEFINED and not item.ended) or (length != UNDEFINED and stop != end):
+            number += 1
+            end = stop if length == UNDEFINED else pos + length
+            item = _Level(level.context, data, level, pos)
+            item.sequence, item.number = element.tag, number
+            own = encoding
+            if not own.explicit or data[pos + 4 : pos + 6] not in SHORT_VRS:
+                own = item_encoding(data, pos, encoding)
+            if own is not level.encoding and own != level.encoding:
+                item.context, item.encoding = self.context(own, level.context.charset), own
+            reached = self._walk(item, data, pos, min(end, stop))
+            if (length == UNDEFINED and not item.ended) or (length != UNDEFINED and reached != end):
                 self.warn(_MALFORMED)
-            pos = stop if length == UNDEFINED else end
-            items.append(b"{" + b",".join(_ascending(item.fragments)) + b"}")
-        return items
+            pos = reached if length == UNDEFINED else end
+            out.append(b"{" if number == 1 else b",{")
+            out.append(b",".join(_ascending(item.fragments)))
+            out.append(b"}")
+        if number == 0:
+            return opening + b"}"
+        out.append(b"]}")
+        return b"".join(out)
 
 
-def little_endian(value: bytes, vr: str) -> bytes:
-    """The big endian *value* of *vr* with the bytes of its words turned round."""
-    typecode = _WORDS.get(vr)
-    if typecode is None:
-        return value
-    words = array(typecode)
-    whole = len(value) - len(value) % words.itemsize
-    words.frombytes(value[:whole])
-    words.byteswap()
-    return words.tobytes() + value[whole:]
+_VRS = {vr: vr.decode("ascii") for vr in SHORT_VRS | LONG_VRS if vr != b"UN"}
 
 
-_WORDS = (
-    dict.fromkeys(("AT", "OW", "SS", "US"), "H")
-    | dict.fromkeys(("FL", "OF", "OL", "SL", "UL"), "I")
-    | dict.fromkeys(("FD", "OD", "OV", "SV", "UV"), "Q")
-)
+@lru_cache(maxsize=8192)
+def _opening(tag: int, vr: str) -> bytes:
+    return b'"%08X":{"vr":"%b"' % (tag, vr.encode("ascii"))
 
 
 def _is_listed(tag: int, wanted: frozenset[int] | None) -> bool:
@@ -541,15 +952,11 @@ def _ascending(fragments: dict[int, bytes]) -> Iterable[bytes]:
     return fragments.values() if tags == sorted(tags) else [fragments[tag] for tag in sorted(tags)]
 
 
-def _creator_fragment(level: _Level, tag: int) -> bytes | None:
-    return level.fragments.get(tag & 0xFFFF0000 | tag >> 8 & 0xFF)
-
-
 def _creator(level: _Level, tag: int) -> str:
     """The private creator of the block that *tag* is in; "" if there is none."""
     if not tag >> 16 & 1:
         return ""
-    value = _values(_creator_fragment(level, tag))
+    value = _values(level.find(tag & 0xFFFF0000 | tag >> 8 & 0xFF))
     return value[0] if value and isinstance(value[0], str) else ""
 
 
@@ -562,7 +969,7 @@ def _values(fragment: bytes | None) -> list[Any]:
 
 
 def _first_number(level: _Level, tag: int) -> Any:
-    return next(iter(_values(level.fragments.get(tag))), None)
+    return next(iter(_values(level.find(tag))), None)
 
 
 def _own_signedness(level: _Level) -> bool | None:
@@ -591,179 +998,3 @@ def _look_ahead(level: _Level, wanted: int) -> int | None:
     except (PrefixError, RefusedError):
         return None  # then it is told by nobody, and warned of where it is read
     return None
-
-
-class _Circumstances(NamedTuple):
-    """What the reading of a value depends on beside its VR."""
-
-    little: bool
-    charset: CharacterSet
-    warn: Callable[[str], None]
-
-
-def _array(values: list[str]) -> bytes:
-    """*values* as JSON, empty ones null; b"" if there is but one and it is empty (section F.2.5)."""
-    if len(values) == 1 and not values[0]:
-        return b""
-    return orjson.dumps([value or None for value in values])
-
-
-def _codes(value: bytes, given: _Circumstances, vr: str) -> bytes:
-    """Strings of the default repertoire."""
-    if not value.isascii():
-        given.warn(_BAD_TEXT)
-    text = value.decode("latin-1")
-    if vr == "UR":
-        return _array([text.rstrip(" \0")])
-    if vr in _LEADING_SPACE_COUNTS:
-        return _array([part.rstrip(" \0") for part in text.split("\\")])
-    return _array([part.strip(" \0") for part in text.split("\\")])
-
-
-def _texts(value: bytes, given: _Circumstances, vr: str) -> bytes:
-    text = _decoded(value, given, b"\\\r\n\f\t")
-    if vr == "UC":
-        return _array([part.rstrip(" \0") for part in text.split("\\")])
-    return _array([part.strip(" \0") for part in text.split("\\")])
-
-
-def _paragraph(value: bytes, given: _Circumstances, _vr: str) -> bytes:
-    return _array([_decoded(value, given, b"\r\n\f\t").rstrip(" \0")])
-
-
-def _decoded(value: bytes, given: _Circumstances, delimiters: bytes) -> str:
-    text, clean = decode(value, given.charset, delimiters)
-    if not clean:
-        given.warn(_BAD_TEXT)
-    return text
-
-
-def _person_names(value: bytes, given: _Circumstances, _vr: str) -> bytes:
-    names = []
-    for name in _decoded(value, given, b"\\^=\r\n\f\t").split("\\"):
-        groups = zip(_COMPONENT_GROUPS, name.split("="), strict=False)
-        names.append({group: text for group, part in groups if (text := part.rstrip(" \0"))} or None)
-    return b"" if names == [None] else orjson.dumps(names)
-
-
-def _decimals(value: bytes, given: _Circumstances, _vr: str) -> bytes:
-    return _number_array(value, given, _PLAIN_DECIMALS, _decimal)
-
-
-def _integers(value: bytes, given: _Circumstances, _vr: str) -> bytes:
-    return _number_array(value, given, _PLAIN_INTEGERS, _integer)
-
-
-def _number_array(
-    value: bytes,
-    given: _Circumstances,
-    plain: re.Pattern[bytes],
-    number: Callable[[bytes], bytes | None],
-) -> bytes:
-    value = value.strip(b" \0")
-    if plain.fullmatch(value):
-        return b"[" + value.replace(b"\\", b",") + b"]"
-    parts = [part.strip(b" \0") for part in value.split(b"\\")]
-    if parts == [b""]:
-        return b""
-    values = []
-    for part in parts:
-        digits = number(part) if part else b"null"
-        if digits is None:
-            given.warn(_BAD_NUMBER)
-            digits = orjson.dumps(part.decode("latin-1"))
-        values.append(digits)
-    return b"[" + b",".join(values) + b"]"
-
-
-_COMPONENT_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
-_LEADING_SPACE_COUNTS = frozenset({"AS", "DA", "DT", "TM", "UI"})
-# What can go into JSON as it stands, several values at once: most of what there is.
-_PLAIN_DECIMAL = rb"-?(?:0|[1-9]\d{0,99})(?:\.\d{1,99})?(?:[eE][+-]?\d\d?)?"
-_PLAIN_INTEGER = rb"-?(?:0|[1-9]\d{0,14})"
-_PLAIN_DECIMALS = re.compile(rb"%b(?:\\%b)*" % (_PLAIN_DECIMAL, _PLAIN_DECIMAL))
-_PLAIN_INTEGERS = re.compile(rb"%b(?:\\%b)*" % (_PLAIN_INTEGER, _PLAIN_INTEGER))
-_DECIMAL = re.compile(rb"([+-]?)(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+))?")
-
-
-def _decimal(part: bytes) -> bytes | None:
-    """The DS *part* as a JSON number with the same digits; None if it is none, or beyond a 64-bit float."""
-    match = _DECIMAL.fullmatch(part)
-    if match is None or not (match[2] or match[3]):
-        return None
-    sign, whole, fraction, exponent = match.groups()
-    number = float(part)
-    if not math.isfinite(number) or (not number and (whole + (fraction or b"")).strip(b"0")):
-        return None
-    text = (b"-" if sign == b"-" else b"") + (whole.lstrip(b"0") or b"0")
-    text += b"." + fraction if fraction else b""
-    return text + (b"e" + exponent if exponent else b"")
-
-
-def _integer(part: bytes) -> bytes | None:
-    """The IS *part* as a JSON number; None if it is no whole number that one carries."""
-    match = _DECIMAL.fullmatch(part)
-    if match is None or match[4] or not match[2] or (match[3] or b"").strip(b"0") or len(match[2]) > 20:
-        return None
-    number = int(match[1] + match[2])
-    return b"%d" % number if abs(number) <= _MAX_SAFE_INTEGER else None
-
-
-def _tags(value: bytes, given: _Circumstances, _vr: str) -> bytes:
-    numbers = _unpacked(value, given, "HH", 4)
-    pairs = zip(numbers[::2], numbers[1::2], strict=True)
-    return orjson.dumps([f"{group:04X}{number:04X}" for group, number in pairs]) if numbers else b""
-
-
-def _numbers(value: bytes, given: _Circumstances, vr: str) -> bytes:
-    numbers = _unpacked(value, given, *_FORMATS[vr])
-    return orjson.dumps(numbers) if numbers else b""
-
-
-def _long_numbers(value: bytes, given: _Circumstances, vr: str) -> bytes:
-    numbers = _unpacked(value, given, *_FORMATS[vr])
-    values = [number if abs(number) <= _MAX_SAFE_INTEGER else str(number) for number in numbers]
-    return orjson.dumps(values) if values else b""
-
-
-def _floats(value: bytes, given: _Circumstances, vr: str) -> bytes:
-    numbers = _unpacked(value, given, *_FORMATS[vr])
-    if all(map(math.isfinite, numbers)):
-        return orjson.dumps(numbers) if numbers else b""
-    return orjson.dumps([number if math.isfinite(number) else _not_finite(number) for number in numbers])
-
-
-def _not_finite(number: float) -> str:
-    if math.isnan(number):
-        return "NaN"
-    return "Infinity" if number > 0 else "-Infinity"
-
-
-def _unpacked(value: bytes, given: _Circumstances, typecodes: str, size: int) -> tuple[Any, ...]:
-    """The numbers in *value*; bytes that make no whole number are left out."""
-    count, rest = divmod(len(value), size)
-    if rest:
-        given.warn(_BAD_LENGTH)
-    order = "<" if given.little else ">"
-    return struct.unpack(f"{order}{count * len(typecodes)}{typecodes[0]}", value[: count * size])
-
-
-_FORMATS = {
-    "FD": ("d", 8),
-    "FL": ("f", 4),
-    "SL": ("l", 4),
-    "SS": ("h", 2),
-    "SV": ("q", 8),
-    "UL": ("L", 4),
-    "US": ("H", 2),
-    "UV": ("Q", 8),
-}
-_CONVERTERS: Mapping[str, Callable[[bytes, _Circumstances, str], bytes]] = (
-    dict.fromkeys(("AE", "AS", "CS", "DA", "DT", "TM", "UI", "UR"), _codes)
-    | dict.fromkeys(("LO", "SH", "UC"), _texts)
-    | dict.fromkeys(("LT", "ST", "UT"), _paragraph)
-    | dict.fromkeys(("SL", "SS", "UL", "US"), _numbers)
-    | dict.fromkeys(("SV", "UV"), _long_numbers)
-    | dict.fromkeys(("FD", "FL"), _floats)
-    | {"AT": _tags, "DS": _decimals, "IS": _integers, "PN": _person_names}
-)

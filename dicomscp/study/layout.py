@@ -50,6 +50,16 @@ def state_path(study_uid: str) -> str:
     return f"state/{fan_out(study_uid)}/{component(study_uid)}.json"
 
 
+def contents_directory(study_uid: str) -> str:
+    """The folder of what the documents of a study's series are made of, relative to the root."""
+    return f"state/{fan_out(study_uid)}/{component(study_uid)}"
+
+
+def contents_path(study_uid: str, series_uid: str) -> str:
+    """What the documents of a series are made of, relative to the root."""
+    return f"{contents_directory(study_uid)}/{component(series_uid)}.contents"
+
+
 def attempt_path(study_uid: str) -> str:
     """The record that a compile of the study was begun and not ended, relative to the root."""
     return f"state/attempts/{component(study_uid)}.json"
@@ -83,6 +93,28 @@ def series_metadata(study_uid: str, series_uid: str) -> str:
 def instances_index(study_uid: str, series_uid: str) -> str:
     """The QIDO-RS objects of the instances of the series."""
     return f"{study_directory(study_uid)}/series/{component(series_uid)}/instances/index.json.gz"
+
+
+def instance_directory(key: InstanceKey) -> str:
+    """The folder of what is published of one instance beside its metadata."""
+    series = f"{study_directory(key.study_uid)}/series/{component(key.series_uid)}"
+    return f"{series}/instances/{component(key.sop_uid)}"
+
+
+def frame_path(key: InstanceKey, number: int, *, compressed: bool) -> str:
+    """The multipart body of one frame; *compressed* in its transfer syntax, it gains nothing by gzip."""
+    return f"{instance_directory(key)}/frames/{number}.mht" + ("" if compressed else ".gz")
+
+
+def bulk_directory(key: InstanceKey) -> str:
+    """The folder of the bulk values of one instance, which has the address that its links begin with."""
+    folder = f"{study_directory(key.study_uid)}/bulkdata"
+    return f"{folder}/{component(key.series_uid)}/{component(key.sop_uid)}"
+
+
+def bulk_path(key: InstanceKey, path: str) -> str:
+    """The bulk value at *path*, which is a tag, or tag/item/tag in sequences."""
+    return f"{bulk_directory(key)}/{path}"
 
 
 def study_url(base_url: str, study_uid: str) -> str:

@@ -1,15 +1,16 @@
 """Which studies are due, told the time.
 
 A study is due once it was quiet for *quiet_seconds*, or once its oldest unpublished arrival has
-waited for its patience.  Patience grows with what a publish costs: a study whose last publish took
-c seconds waits at least c / SHARE between publishes, so that republishing while it keeps arriving
-never takes more than about SHARE of the time.
+waited for *patience_seconds*; but a study whose last publish took c seconds rests for c / SHARE after it,
+so that republishing while it keeps arriving never takes more than about SHARE of the time.
 """
 
 from dataclasses import dataclass
 
 SHARE = 0.05
 """Of the time, what republishing one arriving study may take."""
+
+_MOST_RESTING = 1000
 
 
 @dataclass(slots=True)
@@ -27,7 +28,7 @@ class Schedule:
         self._quiet = quiet_seconds
         self._patience = patience_seconds
         self._waiting: dict[str, _Waiting] = {}
-        self._cost: dict[str, float] = {}
+        self._rests_until: dict[str, float] = {}
         self._asked: set[str] = set()
 
     def __len__(self) -> int:
@@ -67,23 +68,23 @@ class Schedule:
         What arrived during the compile stays due, its patience counted from *now*.
         """
         self._asked.discard(study_uid)
+        self._rest(study_uid, seconds, now)
         waiting = self._waiting.get(study_uid)
         if waiting is None:
             return
         if waiting.seq <= upto:
             del self._waiting[study_uid]
-            self._cost.pop(study_uid, None)
         else:
             waiting.first = max(waiting.first, now)
-            self._cost[study_uid] = seconds
 
-    def seq(self, study_uid: str) -> int:
-        """The newest arrival known of a waiting study; zero if it does not wait."""
-        waiting = self._waiting.get(study_uid)
-        return waiting.seq if waiting else 0
+    def _rest(self, study_uid: str, seconds: float, now: float) -> None:
+        """Let the study rest for what its publish took; those that have rested are forgotten at times."""
+        self._rests_until[study_uid] = now + seconds / SHARE
+        if len(self._rests_until) > _MOST_RESTING + len(self._waiting):
+            self._rests_until = {uid: until for uid, until in self._rests_until.items() if until > now}
 
     def _ripe_at(self, study_uid: str, waiting: _Waiting) -> float:
         if study_uid in self._asked:
             return waiting.first
-        patience = max(self._patience, self._cost.get(study_uid, 0.0) / SHARE)
-        return min(waiting.last + self._quiet, waiting.first + patience)
+        ripe = min(waiting.last + self._quiet, waiting.first + self._patience)
+        return max(ripe, self._rests_until.get(study_uid, ripe))

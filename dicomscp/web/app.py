@@ -1,6 +1,7 @@
 """The web application: who may ask, what is there, and how failures are told.
 
     /            studies, for people             /dicomweb/...  studies, for programs
+    /changes     which were published since, for systems that follow
     /healthz     this process answers            /metrics       Prometheus
     /readyz      the gateway does its work
 
@@ -34,6 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import dicomscp
 from dicomscp.archive.archive import Archive
 from dicomscp.errors import DamagedError, DicomscpError
+from dicomscp.web.changes import Changes
 from dicomscp.web.documents import Documents
 from dicomscp.web.page import Page
 from dicomscp.web.problem import Problem, problem_of, response_of
@@ -91,7 +93,12 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
     )
     page = Page(archive, state, settings.base_url, settings.ae_title, settings.version)
     return Starlette(
-        routes=[Route("/", page.show, methods=["GET"]), *_probes(settings), *studies.routes()],
+        routes=[
+            Route("/", page.show, methods=["GET"]),
+            *_probes(settings),
+            *Changes(archive).routes(),
+            *studies.routes(),
+        ],
         middleware=[Middleware(Guard, hosts=settings.hosts), *_cors(settings.cors_origins)],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},
     )

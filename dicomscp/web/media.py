@@ -1,13 +1,13 @@
-"""Which representation a client gets, and how parts are framed: pure functions.
+"""Which representation a client gets: pure functions.
 
 A client names media ranges in Accept; a resource makes offers, the preferred one first.  The
 range with the highest q that fits any offer decides, and among offers that fit it, the first.
 Both spellings in use are read: `multipart/related; type="image/jls"; transfer-syntax=*`, quoted or
 not, and the transfer syntax inside the quotes (`type="image/jls; transfer-syntax=..."`).
 
-OHIF takes a frame's transfer syntax from its part's header alone, knows that header only as
-`Content-Type`, and reads a single part that arrives in pieces wrongly; so that is how part headers
-are spelled, and why multipart is what frames are offered as first.
+OHIF reads a single part that arrives in pieces wrongly: so multipart is what frames are offered as
+first.  Whole values are asked for with */* by those who want nothing but their bytes: so those are
+offered as a single part first.
 """
 
 import re
@@ -15,32 +15,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-OCTET_STREAM = "application/octet-stream"
+from dicomscp.dicom.multipart import media_types, part_type
+
 DICOM = "application/dicom"
 DICOM_JSON = "application/dicom+json"
 JSON = "application/json"
 
-# PS3.18 Table 8.7.3-2 and -5: the media types of a frame in a compressed transfer syntax.  Clients made
-# before the table settled ask for image/x-dicom-rle.
-_COMPRESSED = {
-    "1.2.840.10008.1.2.4.50": ("image/jpeg",),
-    "1.2.840.10008.1.2.4.51": ("image/jpeg",),
-    "1.2.840.10008.1.2.4.57": ("image/jpeg",),
-    "1.2.840.10008.1.2.4.70": ("image/jpeg",),
-    "1.2.840.10008.1.2.4.80": ("image/jls",),
-    "1.2.840.10008.1.2.4.81": ("image/jls",),
-    "1.2.840.10008.1.2.4.90": ("image/jp2",),
-    "1.2.840.10008.1.2.4.91": ("image/jp2",),
-    "1.2.840.10008.1.2.4.92": ("image/jpx",),
-    "1.2.840.10008.1.2.4.93": ("image/jpx",),
-    "1.2.840.10008.1.2.4.110": ("image/jxl",),
-    "1.2.840.10008.1.2.4.111": ("image/jxl",),
-    "1.2.840.10008.1.2.4.112": ("image/jxl",),
-    "1.2.840.10008.1.2.4.201": ("image/jphc",),
-    "1.2.840.10008.1.2.4.202": ("image/jphc",),
-    "1.2.840.10008.1.2.4.203": ("image/jphc",),
-    "1.2.840.10008.1.2.5": ("image/dicom-rle", "image/x-dicom-rle"),
-}
+# What (0042,0012) names: PDF and CDA (PS3.3 section C.24.2), STL, OBJ and MTL (section A.85.1), and what else
+# senders call these.
+_DOCUMENT_TYPES = frozenset(
+    {
+        "application/pdf",
+        "application/sla",
+        "application/xml",
+        "model/mtl",
+        "model/obj",
+        "model/stl",
+        "text/xml",
+    }
+)
 
 _PIECE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 _PARAMETER = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)+')
@@ -61,18 +54,7 @@ class Offer(NamedTuple):
 
     def part_type(self) -> str:
         """The Content-Type of one part."""
-        if self.transfer_syntax_uid:
-            return f"{self.media_type}; transfer-syntax={self.transfer_syntax_uid}"
-        return self.media_type
-
-    def part_head(self, boundary: str) -> bytes:
-        """What stands before the data of a part; CRLF and the next head or the tail come after it."""
-        return f"--{boundary}\r\nContent-Type: {self.part_type()}\r\n\r\n".encode()
-
-
-def tail(boundary: str) -> bytes:
-    """What closes a multipart body, after the CRLF of the last part."""
-    return f"--{boundary}--".encode()
+        return part_type(self.media_type, self.transfer_syntax_uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +127,21 @@ def choose(accept: str, offers: Sequence[Offer]) -> Offer | None:
 
 def frame_offers(transfer_syntax_uid: str, frames: int) -> list[Offer]:
     """How frames stored in that transfer syntax can be had: their bytes are never transcoded."""
-    types = (OCTET_STREAM, *_COMPRESSED.get(transfer_syntax_uid, ()))
+    types = media_types(transfer_syntax_uid)
     offers = [Offer(media_type, True, transfer_syntax_uid) for media_type in types]
     if frames == 1:
         offers += [Offer(media_type, False, transfer_syntax_uid) for media_type in types]
+    return offers
+
+
+def bulk_offers(transfer_syntax_uid: str, parts: int, document_type: str = "") -> list[Offer]:
+    """How a value of so many *parts* can be had, that of an encapsulated document also as what it says it is.
+
+    A document comes from outside and may call itself anything: what a browser would run is not offered.
+    """
+    offers = sorted(frame_offers(transfer_syntax_uid, parts), key=lambda offer: offer.multipart)
+    if document_type in _DOCUMENT_TYPES:
+        offers += [Offer(document_type), Offer(document_type, True)]
     return offers
 
 

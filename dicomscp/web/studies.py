@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import chain, islice
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -35,11 +34,21 @@ from starlette.routing import Route
 from dicomscp import __version__
 from dicomscp.archive.archive import Archive, OpenInstance
 from dicomscp.archive.index import Held
-from dicomscp.dicom.bulk import BulkValue, Frame, bulk_value, read_frame
+from dicomscp.dicom.bulk import (
+    BulkValue,
+    Encoded,
+    Frame,
+    FrameTable,
+    Piece,
+    bulk_value,
+    frame_table,
+    read_frame,
+)
 from dicomscp.dicom.elements import EXPLICIT_LITTLE, inflate, is_deflated
 from dicomscp.dicom.identity import Buffer, InstanceKey, is_filable
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.matching import Level, Query, query_from_parameters
+from dicomscp.dicom.multipart import framed, part_head, part_type, tail
 from dicomscp.errors import DamagedError, RefusedError
 from dicomscp.study import layout
 from dicomscp.web.documents import CHUNK_BYTES, Document, Documents
@@ -48,10 +57,10 @@ from dicomscp.web.media import (
     DICOM_JSON,
     JSON,
     Offer,
+    bulk_offers,
     byte_range,
     choose,
     frame_offers,
-    tail,
     takes_gzip,
 )
 from dicomscp.web.problem import RETRY_SECONDS, Problem
@@ -66,13 +75,6 @@ _SERIES = _STUDY + "/series/{series}"
 _INSTANCE = _SERIES + "/instances/{instance}"
 _UID_NAMES = {"study": "Study", "series": "Series", "instance": "SOP"}
 _JSON_OFFERS = (Offer(DICOM_JSON), Offer(JSON))
-
-
-class Encoded(NamedTuple):
-    """A dataset's bytes, not deflated, and how they are encoded."""
-
-    dataset: Buffer
-    transfer_syntax_uid: str
 
 
 class Studies:
@@ -100,6 +102,7 @@ class Studies:
         self._max_results = max_results
         self._request_publish = request_publish
         self._inflations = Inflations()
+        self._tables = FrameTables()
 
     def routes(self) -> list[Route]:
         """All resources, under the path of the base URL."""
@@ -297,14 +300,14 @@ class Studies:
         held = self._held(key)
         boundary = _digest(request, [held])
         with self._archive.open(held) as instance:
-            dataset = self._inflations.of(held, instance)
-            first = _frame(dataset, numbers[0])
+            dataset, table = self._frames_of(held, instance)
+            first = _frame(dataset, table, numbers[0])
             offer = _negotiate(request, frame_offers(first.transfer_syntax_uid, len(numbers)))
             headers = _headers(offer, boundary)
             if _is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
-            rest = (_frame(dataset, number).data for number in numbers[1:])
-            size, pieces = _measured(_framed(offer, boundary, chain((first.data,), rest)))
+            rest = (_frame(dataset, table, number).data for number in numbers[1:])
+            size, pieces = _measured(_body(offer, boundary, chain((first.data,), rest)))
             if pieces is not None:
                 return _answer(request, headers, size, iter(pieces))
         return _answer(request, headers, size, self._frame_chunks(held, offer, boundary, numbers))
@@ -313,10 +316,13 @@ class Studies:
         self, held: Held, offer: Offer, boundary: str, numbers: Iterable[int]
     ) -> Iterator[bytes]:
         with self._archive.open(held) as instance:
-            dataset = self._inflations.of(held, instance)
-            yield from _chunked(
-                _framed(offer, boundary, (_frame(dataset, number).data for number in numbers))
-            )
+            dataset, table = self._frames_of(held, instance)
+            parts = (_frame(dataset, table, number).data for number in numbers)
+            yield from _chunked(_body(offer, boundary, parts))
+
+    def _frames_of(self, held: Held, instance: OpenInstance) -> tuple[Encoded, FrameTable]:
+        encoded = self._inflations.of(held, instance)
+        return encoded, self._tables.of(held, encoded)
 
     async def bulk_data(self, request: Request) -> Response:
         """One value of one instance, as BulkDataURI names it; a byte range of it if it is a single part."""
@@ -327,15 +333,17 @@ class Studies:
         boundary = _digest(request, [held])
         with self._archive.open(held) as instance:
             value = _bulk_value(self._inflations.of(held, instance), path)
-            offer = _negotiate(request, _bulk_offers(value))
+            offers = bulk_offers(value.transfer_syntax_uid, value.count, value.media_type)
+            offer = _negotiate(request, offers)
             headers = _headers(offer, boundary)
             if _is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
-            pieces = list(_framed(offer, boundary, value.parts))
-            part, status = _wanted_part(request, headers, sum(len(piece) for piece in pieces), offer)
+            whole, pieces = _measured(_body(offer, boundary, _parts(value, offer, path)))
+            part, status = _wanted_part(request, headers, whole, offer)
             size = part.stop - part.start
             if size <= WHOLE_BYTES:
-                return _answer(request, headers, size, _cut(pieces, part), status)
+                body = pieces or _body(offer, boundary, _parts(value, offer, path))
+                return _answer(request, headers, size, _cut(body, part), status)
         chunks = self._bulk_chunks(held, path, offer, boundary, part)
         return _answer(request, headers, size, chunks, status)
 
@@ -344,7 +352,7 @@ class Studies:
     ) -> Iterator[bytes]:
         with self._archive.open(held) as instance:
             value = _bulk_value(self._inflations.of(held, instance), path)
-            yield from _chunked(_cut(_framed(offer, boundary, value.parts), part))
+            yield from _chunked(_cut(_body(offer, boundary, _parts(value, offer, path)), part))
 
     def _held(self, key: InstanceKey) -> Held:
         held = self._archive.held(*key)
@@ -359,7 +367,7 @@ class Inflations:
     def __init__(self, *, kept: int = 2) -> None:
         """Each takes at most `elements.MAX_INFLATED_BYTES`."""
         self._kept = kept
-        self._inflated: OrderedDict[bytes, bytearray] = OrderedDict()
+        self._inflated: OrderedDict[bytes, Encoded] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, held: Held, instance: OpenInstance) -> Encoded:
@@ -367,21 +375,68 @@ class Inflations:
         if not is_deflated(instance.transfer_syntax_uid):
             return Encoded(instance.dataset, instance.transfer_syntax_uid)
         with self._lock:  # also, two requests for one dataset inflate it once
-            inflated = self._inflated.pop(held.digest, None) or _inflated(instance)
-            self._inflated[held.digest] = inflated
+            encoded = self._inflated.pop(held.digest, None) or _inflated(instance)
+            self._inflated[held.digest] = encoded
             if len(self._inflated) > self._kept:
                 self._inflated.popitem(last=False)
-            return Encoded(inflated, EXPLICIT_LITTLE)
+            return encoded
 
 
-def _inflated(instance: OpenInstance) -> bytearray:
+def _inflated(instance: OpenInstance) -> Encoded:
     try:
         dataset, whole = inflate(instance.dataset)
     except RefusedError as error:
         raise DamagedError(f"A held instance cannot be read: {error}") from error
     if not whole:
         raise Problem(404, "The deflated dataset is too large to be read in parts; retrieve the instance.")
-    return dataset
+    return Encoded(dataset, EXPLICIT_LITTLE)
+
+
+class FrameTables:
+    """Where the frames are of the instances last looked at: viewers ask for them one by one."""
+
+    def __init__(self, *, kept: int = 256, kept_bytes: int = 64 << 20) -> None:
+        """Tables of *kept* instances, what a few viewers have open, each of about 600 bytes.
+
+        Those whose frames had to be scanned for take 8 bytes a frame more, all of them at most *kept_bytes*:
+        eight million frames, where a large slide has some hundred thousand.
+        """
+        self._kept, self._kept_bytes = kept, kept_bytes
+        self._tables: OrderedDict[tuple[bytes, str], _Tabled] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, held: Held, encoded: Encoded) -> FrameTable:
+        """The table of the instance *held*, whose dataset is *encoded*."""
+        key = (held.digest, encoded.transfer_syntax_uid)
+        with self._lock:
+            tabled = self._tables.pop(key, None) or _Tabled()
+            self._tables[key] = tabled
+        table = tabled.table_of(encoded)
+        with self._lock:
+            while len(self._tables) > self._kept or self._size() > self._kept_bytes:
+                self._tables.popitem(last=False)
+        return table
+
+    def _size(self) -> int:
+        return sum(tabled.size_bytes for tabled in self._tables.values())
+
+
+class _Tabled:
+    """A frame table, made by the first who asks; who asks meanwhile waits, and for this one alone."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._table: FrameTable | None = None
+
+    def table_of(self, encoded: Encoded) -> FrameTable:
+        with self._lock:
+            if self._table is None:
+                self._table = frame_table(*encoded)
+            return self._table
+
+    @property
+    def size_bytes(self) -> int:
+        return self._table.size_bytes if self._table else 0
 
 
 # What a request says
@@ -493,9 +548,9 @@ def _answer(
     return StreamingResponse(chain((next(chunks),), chunks), status, headers)
 
 
-def _frame(dataset: Encoded, number: int) -> Frame:
+def _frame(encoded: Encoded, table: FrameTable, number: int) -> Frame:
     try:
-        return read_frame(*dataset, number)
+        return read_frame(encoded.dataset, table, number)
     except RefusedError as error:
         raise Problem(404, f"Frame {number} cannot be had: {error}") from error
 
@@ -507,27 +562,25 @@ def _bulk_value(dataset: Encoded, path: str) -> BulkValue:
         raise Problem(404, f"There is no value at {path}: {error}") from error
 
 
-def _bulk_offers(value: BulkValue) -> list[Offer]:
-    """A single part first, if it is one: unlike frames, whole values are asked for with */*."""
-    return sorted(
-        frame_offers(value.transfer_syntax_uid, len(value.parts)), key=lambda offer: offer.multipart
-    )
+def _parts(value: BulkValue, offer: Offer, path: str) -> Iterator[list[Piece]]:
+    """The parts of *value*; a document that is sent as what it is ends where it ends."""
+    padding = value.padding if offer.media_type == value.media_type else 0
+    try:
+        for part in value.parts():
+            yield [piece[: len(piece) - padding] for piece in part] if padding else part
+    except RefusedError as error:
+        raise Problem(404, f"The value at {path} is not whole: {error}") from error
 
 
 def _part_head(held: Held, boundary: str) -> bytes:
-    return Offer(DICOM, multipart=True, transfer_syntax_uid=held.transfer_syntax_uid).part_head(boundary)
+    return part_head(boundary, part_type(DICOM, held.transfer_syntax_uid))
 
 
-def _framed(offer: Offer, boundary: str, parts: Iterable[Iterable[Buffer]]) -> Iterator[Buffer]:
+def _body(offer: Offer, boundary: str, parts: Iterable[Iterable[Buffer]]) -> Iterator[Buffer]:
     """The body that *parts* make; without multipart there is one of them."""
-    for part in parts:
-        if offer.multipart:
-            yield offer.part_head(boundary)
-        yield from part
-        if offer.multipart:
-            yield b"\r\n"
     if offer.multipart:
-        yield tail(boundary)
+        return framed(boundary, offer.part_type(), parts)
+    return chain.from_iterable(parts)
 
 
 def _measured(pieces: Iterable[Buffer]) -> tuple[int, list[Buffer] | None]:

@@ -1,4 +1,4 @@
-"""`python -m tests.bench store|compile|serve`: run one benchmark and show it.
+"""`python -m tests.bench store|compile|publish|serve`: run one benchmark and show it.
 
 Exit status: 0 done; 1 the benchmark failed, or --check was given and a target was missed; 2 usage;
 130 interrupted.
@@ -64,6 +64,15 @@ def _run(options: argparse.Namespace, directory: Path, report: Report) -> None:
             compile_.Options(directory, options.rounds, tuple(options.instances), tuple(options.sizes)),
             report,
         )
+    elif options.benchmark == "publish":
+        from tests.bench import publish
+
+        publish.run(
+            publish.Options(
+                directory, options.rounds, options.series, options.live, options.long, options.largest
+            ),
+            report,
+        )
     else:
         from tests.bench import serve
 
@@ -102,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     compiling = _command(commands, "compile", "DICOM JSON of headers, from files", rounds=5)
     compiling.add_argument("--instances", type=_counts, default=[300, 1000], help="lengths of series")
     _some_of(compiling, "--sizes", SIZES)
+
+    publishing = _command(commands, "publish", "documents of series, whole and as they arrive", rounds=3)
+    publishing.add_argument("--series", type=_count, default=1000, help="instances published at once")
+    publishing.add_argument("--live", type=_count, default=2000, help="that arrive over ten minutes")
+    publishing.add_argument("--long", type=_count, default=5000, help="to which one more comes")
+    publishing.add_argument("--largest", type=_count, default=20000, help="of which memory is measured")
 
     serve = _command(commands, "serve", "DICOMweb requests a second", rounds=3)
     serve.add_argument("--instances", type=_count, default=300, help="of 0.5 MB in the series")

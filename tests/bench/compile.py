@@ -101,7 +101,7 @@ def _header(compiler: Compiler, data: bytes, whole: int) -> bytes:
         total_bytes=whole - meta.dataset_offset,
         bulk_uri="/dicomweb/studies/2.25.1/bulkdata/2.25.2/2.25.3",
     )
-    return b"{" + b",".join(header.fragments.values()) + b"}"
+    return b"{" + header.body + b"}"
 
 
 def _by_pydicom(files: Sequence[Path]) -> bytes:

@@ -74,10 +74,14 @@ def every_reader(data, transfer_syntax_uid, compiler):
             paths = []
     for path in [*paths[:20], "7FE00010", "00081140/1/00081150", "54000100/2/54001010"]:
         with suppress(RefusedError):
-            bulk.bulk_value(data, transfer_syntax_uid, path)
+            list(bulk.bulk_value(data, transfer_syntax_uid, path).parts())
     with suppress(RefusedError):
-        for number in (1, 2, min(bulk.number_of_frames(data, transfer_syntax_uid), 10**6)):
-            bulk.read_frame(data, transfer_syntax_uid, number)
+        encoded = bulk.inflated(data, transfer_syntax_uid)
+        table = bulk.frame_table(*encoded)
+        assert table.frames <= min(table.told, 8 * len(encoded.dataset))
+        for number in (1, 2, table.frames, table.told):
+            with suppress(RefusedError):
+                bulk.read_frame(encoded.dataset, table, number)
 
 
 def check_header(header):
@@ -193,6 +197,99 @@ def test_what_is_remembered_of_damaged_files_changes_no_header(files):
             continue
         found = compiler.header(rest, meta.transfer_syntax_uid, total_bytes=len(rest), bulk_uri="/b")
         assert found == expected
+
+
+# --- what is remembered -----------------------------------------------------------------------------------
+
+# Elements whose JSON depends on others, and those they depend on; tag, VR, values they may have.
+_ELEMENTS = (
+    (0x00080000, "UL", [b"\x0c\0\0\0", b"\x10\0\0\0"]),
+    (0x00080001, "UL", [b"\0\0\0\0"]),
+    (0x00080005, "CS", [b"ISO_IR 100", b"ISO_IR 144", b"ISO_IR 192", b"\\ISO 2022 IR 87 ", b"", b"NONE"]),
+    (0x00080018, "UI", [b"1.2.3\0", b"1.2.4\0", b"1.2.34"]),
+    (0x00080060, "CS", [b"CT", b"MR"]),
+    (0x00082111, "ST", [b"\xc4\xd6", b'a"b', b""]),
+    (0x00083002, "UI", [b"1.2.840.10008.1.2.1\0"]),
+    (0x00083010, "UI", [b"1.2\0", b"1.3\0"]),
+    (0x00090010, "LO", [b"GEMS_IDEN_01", b"SOMEBODY", b""]),
+    (0x00091001, "LO", [b"GE_GENESIS_FF ", b"x "]),
+    (0x00091027, "SL", [b"\1\0\0\0", b"\2\0\0\0"]),
+    (0x00091030, "SH", [b"\xc4 "]),
+    (0x00100010, "PN", [b"A^B ", b"\xc4^B=C", b"\x1b$B;3ED\x1b(B^\\D"]),
+    (0x00189810, "US", [b"\xff\xff", b"\1\0"]),
+    (0x00200013, "IS", [b"1 ", b"2 ", b"10", b"x "]),
+    (0x00280103, "US", [b"\0\0", b"\1\0", b""]),
+    (0x00280106, "US", [b"\xff\xff", b"\1\0"]),
+    (0x00283002, "US", [b"\1\0\0\0\x10\0", b"\2\0\0\0\x10\0"]),
+    (0x00283006, "US", [b"\1\0", b"\1\0\2\0"]),
+    (0x00420011, "OB", [bytes(10), bytes(200), bytes(5000)]),
+    (0x7FE00010, "OW", [bytes(4), bytes(8)]),
+)
+_HEADS = ("written", "written", "written", "UN", "nested")
+_ELEMENT = st.tuples(st.integers(0, len(_ELEMENTS) - 1), st.integers(0, 5), st.sampled_from(_HEADS))
+_CHANGES = st.sampled_from(["value"] * 6 + ["leave out", "put in", "move", "double"])
+
+
+@st.composite
+def series(draw):
+    """Encoded datasets that have much in common and differ in anything: values, presence, order, encoding."""
+    order, write, syntax = draw(
+        st.sampled_from([("<", "e", EXPLICIT_LITTLE), ("<", "i", IMPLICIT_LITTLE), (">", "e", EXPLICIT_BIG)])
+    )
+    left_out = draw(st.sets(st.integers(0, len(_ELEMENTS) - 1), max_size=12))
+    kept = [(number, 0, draw(st.sampled_from(_HEADS))) for number in range(len(_ELEMENTS))]
+    kept = [one for one in kept if one[0] not in left_out]
+    found = []
+    for change in draw(st.lists(_CHANGES, min_size=2, max_size=12)):
+        at, new = draw(st.integers(0, len(kept) - 1)), draw(_ELEMENT)
+        told = kept
+        if change == "value":
+            told = kept = [*kept[:at], (kept[at][0], *new[1:]), *kept[at + 1 :]]
+        elif change == "leave out":
+            told = [*kept[:at], *kept[at + 1 :]]
+        elif change == "put in":
+            told = kept = sorted({one[0]: one for one in [*kept, new]}.values())
+        elif change == "move":
+            told = [*kept[:at], *kept[at + 1 :], kept[at]]
+        else:
+            told = [*kept[:at], (kept[at][0], *new[1:]), *kept[at:]]
+        found += [b"".join(_encoded(*one, order, write) for one in each) for each in (kept, told, kept)]
+    return syntax, found
+
+
+def _encoded(number, value, head, order, write):
+    tag, vr, values = _ELEMENTS[number]
+    data = values[value % len(values)]
+
+    def one(tag, vr, data):
+        return implicit(tag, data, order=order) if write == "i" else explicit(tag, vr, data, order=order)
+
+    if head == "nested":
+        inner = item(one(tag, vr, data) + one(0x00280106, "US", b"\2\0"), order=order)
+        return one(0x00081140 if tag < 0x00200000 else 0x00400275, "SQ", inner)
+    return one(tag, "UN" if head == "UN" else vr, data)
+
+
+@fuzz
+@given(series(), st.sampled_from([0, 3_000, 64 << 20]), st.booleans())
+def test_what_is_remembered_of_a_series_changes_no_header(made, cache_bytes, some):
+    syntax, datasets = made
+    wanted = frozenset({0x00080005, 0x00080018, 0x00091027, 0x00100010, 0x00280106}) if some else None
+    shared = Compiler(cache_bytes=cache_bytes)
+    for default_charset in ("", "ISO_IR 126"):
+        for data in datasets * 2:
+            options = {"total_bytes": len(data), "bulk_uri": f"/{len(data)}", "wanted": wanted}
+            options["default_charset"] = default_charset
+            try:
+                expected = Compiler(cache_bytes=0).header(data, syntax, **options)
+            except RefusedError:
+                continue
+            found = shared.header(data, syntax, **options)
+            assert found == expected
+            check_header(found)
+            assert found.body == b",".join(found.fragments.values())
+            if some:
+                assert set(found.fragments) <= wanted
 
 
 @fuzz

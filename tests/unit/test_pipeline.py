@@ -14,7 +14,8 @@ from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
 from dicomscp.dicom.part10 import Origin
-from dicomscp.pipeline import Pipeline, Publisher, attempts
+from dicomscp.pipeline import Pipeline
+from dicomscp.publisher import Documents, Publisher, attempts
 from dicomscp.telemetry.metrics import PipelineMetrics
 
 SEGMENT = 1 << 20
@@ -37,9 +38,7 @@ class Parts:
             segment_bytes=SEGMENT,
         )
         self.archive = Archive(root, self.index, intake=intake)
-        self.publisher = Publisher(
-            root, self.index, Disk(), root / "dicomweb", base_url="/dicomweb", inline_bytes=1024, attempts=2
-        )
+        self.publisher = self.make_publisher()
         self.pipeline = Pipeline(
             root,
             self.index,
@@ -48,6 +47,16 @@ class Parts:
             quiet_seconds=2,
             patience_seconds=30,
             metrics=PipelineMetrics(),
+        )
+
+    def make_publisher(self, kind=Publisher):
+        return kind(
+            self.root,
+            self.index,
+            Disk(),
+            self.root / "dicomweb",
+            documents=Documents("/dicomweb", 1024),
+            attempts=2,
         )
 
     def admit(self, study_uid, number):
@@ -63,7 +72,7 @@ class Parts:
         self.archive.admit(incoming)
 
     def drain(self):
-        return self.pipeline.drain(lambda *_: None)
+        return self.pipeline.drain(lambda *_: None, make=self.make_publisher, workers=1)
 
     def published(self, study_uid):
         path = self.root / "dicomweb" / "studies" / study_uid / "metadata.gz"
@@ -128,23 +137,16 @@ def test_an_attempt_is_on_record_before_the_compile_begins(parts):
     seen = []
 
     class Looking(Publisher):
-        def write(self, study_uid):
+        def _made(self, held, suspects):
             seen.extend(attempts(parts.root))
-            return super().write(study_uid)
+            return super()._made(held, suspects)
 
-    publisher = Looking(
-        parts.root,
-        parts.index,
-        Disk(),
-        parts.root / "dicomweb",
-        base_url="/dicomweb",
-        inline_bytes=1024,
-        attempts=2,
-    )
+    publisher = parts.make_publisher(Looking)
     ((study_uid, changes),) = parts.index.due()
-    assert publisher.publish(study_uid, changes)
+    (outcome,) = publisher.publish([study_uid])
     publisher.close()
-    assert seen == [{"study_uid": "1.2.3", "changes": changes, "attempts": 1}]
+    assert outcome.published
+    assert [(one["study_uid"], one["changes"], one["attempts"]) for one in seen] == [("1.2.3", changes, 1)]
     assert attempts(parts.root) == []
 
 

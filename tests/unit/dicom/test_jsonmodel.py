@@ -725,13 +725,142 @@ def test_a_header_does_not_depend_on_what_is_remembered(cache_bytes):
         assert header(data, compiler=compiler) == header(data)
 
 
+def remembered(*datasets, syntax=EXPLICIT_LITTLE, **options):
+    """The attributes of each dataset in turn by one compiler, which are those that a new one finds."""
+    compiler, told = Compiler(), []
+    for data in datasets:
+        found = header(data, syntax, compiler=compiler, **options)
+        assert found == header(data, syntax, **options)
+        assert found.body == b",".join(found.fragments.values())
+        told.append(orjson.loads(b"{" + found.body + b"}"))
+    return told
+
+
+def test_what_a_series_has_in_common_is_one_run_and_what_differs_is_not():
+    compiler = Compiler()
+    common = [explicit(0x00411000 + number, "LO", str(number)) for number in range(9)]
+    for number in range(40):
+        settled = explicit(0x00411004, "LO", str(min(number, 5)))
+        varying = explicit(0x00411006, "LO", str(number))
+        header(dataset(*common[:4], settled, common[5], varying, *common[7:]), compiler=compiler)
+
+    (context,) = compiler._compilation._cache.contexts.values()
+    (runs,) = context.runs.values()
+    assert sorted((run.first, run.last) for run in runs.by_head.values()) == [
+        (0x00080016, 0x00080018),  # (0008,3002) has its place between them
+        (0x0020000D, 0x00411005),
+        (0x00411007, 0x00411008),
+    ]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_run_ends_where_an_instance_differs(place):
+    tags = [0x00411000, 0x00411001, 0x00411002, 0x00411003]
+    series = [dataset(*(explicit(tag, "LO", "same") for tag in tags))] * 2
+    series.append(dataset(*(explicit(tag, "LO", "same") for tag in tags if tag != tags[place])))
+    series.append(dataset(*(explicit(tag, "LO", f"{tag == tags[place]}") for tag in tags)))
+    series.append(series[0] + explicit(0x00411004, "LO", "more"))
+    found = remembered(*series, *series)
+
+    assert f"{tags[place]:08X}" not in found[2]
+    assert found[3][f"{tags[place]:08X}"]["Value"] == ["True"]
+    assert found[4]["00411004"]["Value"] == ["more"]
+
+
+def test_what_is_put_in_by_us_stands_at_its_place_inside_a_run():
+    around = (
+        explicit(0x00080001, "UL", bytes(4)),
+        explicit(0x00080016, "UI", "1.2"),
+        explicit(NAME, "PN", "A"),
+    )
+    told_itself = around[1] + explicit(0x00083002, "UI", "9.9") + around[2]
+    for found in remembered(b"".join(around), b"".join(around), told_itself, default_charset="ISO_IR 100"):
+        assert sorted(found) == list(found)
+        assert found["00083002"]["Value"] == [EXPLICIT_LITTLE]
+        assert "00080005" in found
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT_LITTLE, EXPLICIT_LITTLE])
+def test_a_private_vr_follows_the_creator_that_stands_before_a_run(syntax):
+    def series(creator, number):
+        write = implicit if syntax == IMPLICIT_LITTLE else lambda tag, value: explicit(tag, "UN", value)
+        first = write(0x00190010, creator), write(0x00191002, number)
+        return b"".join(first) + write(0x0019100F, b"1.5 ") + write(0x00191023, b"2 ")
+
+    known, unknown = (b"GEMS_ACQU_01", b"SOMEBODY")
+    found = remembered(
+        *(series(known, number) for number in (b"\1\0", b"\2\0", b"\3\0")),
+        *(series(unknown, number) for number in (b"\3\0", b"\4\0")),
+        series(known, b"\5\0"),
+        syntax=syntax,
+    )
+
+    assert [one["0019100F"]["vr"] for one in found] == ["DS", "DS", "DS", "UN", "UN", "DS"]
+
+
+def test_a_vr_that_follows_another_element_is_in_no_run():
+    def one(representation):
+        return implicit(0x00280103, representation) + implicit(0x00280106, b"\xff\xff") + rest
+
+    rest = implicit(0x00281050, b"40") + implicit(0x00281051, b"400 ")
+    found = remembered(*map(one, [b"\0\0"] * 3 + [b"\1\0"] * 3), syntax=IMPLICIT_LITTLE)
+    assert [told["00280106"]["vr"] for told in found] == ["US"] * 3 + ["SS"] * 3
+
+    ahead = [implicit(0x00189810, b"\xff\xff") + one(told) for told in (b"\0\0", b"\0\0", b"\1\0")]
+    assert [told["00189810"]["vr"] for told in remembered(*ahead, syntax=IMPLICIT_LITTLE)] == [
+        "US",
+        "US",
+        "SS",
+    ]
+
+
+def test_a_run_of_one_character_set_is_not_taken_for_another():
+    text = explicit(0x00111010, "LO", b"\xc4 ") + explicit(0x00111011, "LO", b"\xc4 ")
+    series = [explicit(CHARSET, "CS", term) + text for term in ("ISO_IR 100", "ISO_IR 144") * 2]
+    series.insert(2, text)
+
+    assert [found["00111011"]["Value"] for found in remembered(*series)] == [
+        ["Ä"],
+        ["Ф"],
+        ["Ä"],
+        ["Ä"],
+        ["Ф"],
+    ]
+
+
+def test_runs_serve_datasets_whose_elements_stand_in_any_order():
+    names = [explicit(tag, "LO", f"{tag:X}") for tag in (0x00111010, 0x00111011, 0x00111012, 0x00111013)]
+    again = [*names, explicit(0x00111011, "LO", "again")]
+    found = remembered(
+        *(b"".join(each) for each in (names, names, names[::-1], again, names[2:] + names[:2]))
+    )
+
+    assert [list(one)[1:] for one in found] == [["00111010", "00111011", "00111012", "00111013"]] * 5
+    assert found[3]["00111011"]["Value"] == ["again"]
+
+
+def test_runs_of_what_is_wanted_are_its_own():
+    compiler = Compiler()
+    data = dataset(explicit(NAME, "PN", "A"), explicit(0x00190010, "LO", "GEMS_ACQU_01"))
+    data += explicit(0x0019100F, "UN", b"1.5 ")
+    for wanted in (None, frozenset({0x0019100F}), frozenset({0x00080018}), None, frozenset({0x0019100F})):
+        found = header(data, compiler=compiler, wanted=wanted)
+        assert found == header(data, wanted=wanted)
+        assert wanted is None or set(found.fragments) == wanted
+
+
 def test_the_cache_is_bounded():
     compiler = Compiler(cache_bytes=100_000)
+    contexts = compiler._compilation._cache.contexts
+    sizes = []
     for number in range(5_000):
-        header(dataset(explicit(0x00200013, "IS", str(number)), sop_uid=f"1.{number}"), compiler=compiler)
+        never_again = explicit(0x00411000 + number % 3000, "LO", f"{number}")
+        within = explicit(0x00400275, "SQ", item(explicit(0x00200013, "IS", str(number))))
+        header(dataset(within, sop_uid=f"1.{number}") + never_again, compiler=compiler)
+        runs = [runs for context in contexts.values() for runs in context.runs.values()]
+        sizes.append(sum(one.size for one in runs))
 
-    cache = compiler._cache
-    tables = [*cache._young.values(), *cache._old.values()]
-    assert sum(len(key) + len(text) for table in tables for key, text in table.items()) < 100_000
-    assert cache._young
-    assert cache._old
+    tables = [table for context in contexts.values() for table in (context.young, context.old)]
+    assert any(context.old for context in contexts.values())
+    assert sum(len(key) + len(text) for table in tables for key, text in table.items()) < 75_000
+    assert 10_000 < max(sizes) < 25_000

@@ -38,3 +38,18 @@ def test_an_irregular_uid_never_meets_a_regular_one():
 
 def test_bulk_data_is_addressed_below_its_study():
     assert layout.bulk_uri("/dicomweb", KEY) == "/dicomweb/studies/1.2.3/bulkdata/1.2.3.4/1.2.3.4.5"
+
+
+def test_what_is_published_of_an_instance_lies_where_it_is_addressed():
+    folder = "studies/1.2.3/series/1.2.3.4/instances/1.2.3.4.5"
+    assert layout.frame_path(KEY, 12, compressed=True) == f"{folder}/frames/12.mht"
+    assert layout.frame_path(KEY, 12, compressed=False) == f"{folder}/frames/12.mht.gz"
+    for path in ("60003000", "54000100/1/54001010"):
+        assert f"/dicomweb/{layout.bulk_path(KEY, path)}" == f"{layout.bulk_uri('/dicomweb', KEY)}/{path}"
+
+
+def test_an_irregular_uid_is_hashed_in_every_path():
+    key = InstanceKey("1.2.A", "a b", "..")
+    for path in (layout.frame_path(key, 1, compressed=True), layout.bulk_path(key, "60003000")):
+        assert path.count("~") == 3
+        assert " " not in path

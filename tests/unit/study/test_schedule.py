@@ -58,6 +58,23 @@ def test_patience_grows_with_what_a_publish_costs(schedule):
     assert schedule.due(now=40 + 10 / SHARE) == ["1.2"]
 
 
+def test_a_study_that_is_quiet_between_arrivals_rests_too(schedule):
+    """Else each arrival of a slow study would cost a publish."""
+    schedule.arrived("1.2", seq=1, now=0)
+    schedule.published("1.2", upto=1, seconds=1, now=3)
+    schedule.arrived("1.2", seq=2, now=5)
+    assert schedule.due(now=22.9) == []
+    assert schedule.due(now=3 + 1 / SHARE) == ["1.2"]
+
+
+def test_what_somebody_waits_for_does_not_rest(schedule):
+    schedule.arrived("1.2", seq=1, now=0)
+    schedule.published("1.2", upto=1, seconds=10, now=3)
+    schedule.arrived("1.2", seq=2, now=5)
+    schedule.asked("1.2")
+    assert schedule.due(now=5) == ["1.2"]
+
+
 def test_what_somebody_waits_for_is_due_at_once(schedule):
     schedule.arrived("1.2", seq=1, now=0)
     schedule.asked("1.2")

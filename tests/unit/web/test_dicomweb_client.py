@@ -1,11 +1,18 @@
 """What a client library that others wrote makes of the answers."""
 
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
 from pydicom.encaps import generate_frames
 
+from dicomscp.dicom.identity import InstanceKey
+from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.study import layout
+from dicomscp.study.static import instance_files
 from tests.unit.web.held import SOURCES
 
 
@@ -86,3 +93,35 @@ def test_bulk_data(client, gateway, ct):
     url = gateway.url + metadata["7FE00010"]["BulkDataURI"]
     assert client.retrieve_bulkdata(url) == [ct.PixelData]
     assert client.retrieve_bulkdata(url, media_types=("application/octet-stream",)) == [ct.PixelData]
+
+
+class Unlabelled(SimpleHTTPRequestHandler):
+    """A static server that knows one rule, and no boundary."""
+
+    def guess_type(self, path):
+        return "multipart/related"
+
+    def log_message(self, *facts):
+        pass
+
+
+def test_bulk_data_on_a_static_server(tmp_path, pydicom_files):
+    file = (pydicom_files / "examples_overlay.dcm").read_bytes()
+    meta = read_file_meta(file)
+    dataset = memoryview(file)[meta.dataset_offset :]
+    key = InstanceKey("1.2", "1.3", "1.4")
+    for path, pieces in instance_files(key, dataset, meta.transfer_syntax_uid, ["60003000"]):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"".join(pieces))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Unlabelled, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            uri = f"{layout.bulk_uri(url, key)}/60003000"
+            (overlay,) = DICOMwebClient(url).retrieve_bulkdata(uri)
+        finally:
+            server.shutdown()
+            thread.join()
+
+    assert overlay == pydicom.dcmread(pydicom_files / "examples_overlay.dcm")[0x60003000].value

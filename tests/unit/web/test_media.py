@@ -2,11 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dicomscp.dicom.multipart import OCTET_STREAM
 from dicomscp.web.media import (
     DICOM_JSON,
     JSON,
-    OCTET_STREAM,
     Offer,
+    bulk_offers,
     byte_range,
     choose,
     frame_offers,
@@ -81,11 +82,36 @@ def test_json_for_a_browser_and_for_dicomweb_client():
     assert choose("application/dicom+xml", offers) is None
 
 
-def test_the_part_header_is_the_one_that_ohif_reads():
-    head = MULTIPART.part_head("B")
-    assert (
-        head == b"--B\r\nContent-Type: application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1\r\n\r\n"
-    )
+@pytest.mark.parametrize(
+    ("transfer_syntax_uid", "media_type"),
+    [
+        ("1.2.840.10008.1.2.4.100", "video/mpeg"),
+        ("1.2.840.10008.1.2.4.101.1", "video/mpeg"),
+        ("1.2.840.10008.1.2.4.102", "video/mp4"),
+        ("1.2.840.10008.1.2.4.108", "video/mp4"),
+        ("1.2.840.10008.1.2.8.1", "application/x-deflate"),
+    ],
+)
+def test_a_value_is_octets_first_and_also_what_its_transfer_syntax_makes_it(transfer_syntax_uid, media_type):
+    offers = bulk_offers(transfer_syntax_uid, 1)
+
+    assert offers[0] == Offer(OCTET_STREAM, False, transfer_syntax_uid)
+    assert choose(media_type, offers) == Offer(media_type, False, transfer_syntax_uid)
+    assert choose("video/*, application/x-deflate", offers) == choose(media_type, offers)
+
+
+@pytest.mark.parametrize("media_type", ["application/pdf", "text/xml", "model/stl", "model/obj", "model/mtl"])
+def test_a_document_is_octets_first_and_also_what_it_says_it_is(media_type):
+    offers = bulk_offers(EXPLICIT, 1, media_type)
+
+    assert offers[0] == SINGLE
+    assert choose(media_type, offers) == Offer(media_type)
+    assert choose(f'multipart/related; type="{media_type}"', offers) == Offer(media_type, multipart=True)
+
+
+@pytest.mark.parametrize("media_type", ["text/html", "image/svg+xml", "application/javascript", "", "x\r\ny"])
+def test_a_document_is_not_sent_as_what_a_browser_would_run(media_type):
+    assert bulk_offers(EXPLICIT, 1, media_type) == bulk_offers(EXPLICIT, 1)
 
 
 @given(st.text(alphabet=' */;,="\\abq01.-', max_size=60) | st.text(max_size=30))

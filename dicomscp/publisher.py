@@ -1,0 +1,644 @@
+"""Publisher: compiles studies out of what is held, and publishes their documents.
+
+    index ─▶ snapshot ─▶ lines of each instance ─▶ edition, written ─▶ synced ─▶ shown ─▶ synced ─▶ recorded
+
+Everything may be done again after a crash: what is recorded is durable before, and what was written and
+not recorded is written anew.
+
+An attempt is on disk before a compile begins and is taken away after it.  It names the instance that is
+being compiled, without a sync, which outlives the process though not the machine: an instance at which
+the process ended twice is published with its UIDs alone.  That is the one way in which documents depend on
+more than what is held; a rebuild or another version of this program tries again.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+import structlog
+
+from dicomscp import __version__
+from dicomscp.archive.disk import Disk
+from dicomscp.archive.filing import bare_attributes, read_header
+from dicomscp.archive.index import Held, Index, Publication, Snapshot
+from dicomscp.dicom.jsonmodel import Compiler, Header
+from dicomscp.dicom.matching import Level, Query
+from dicomscp.errors import BusyError, DamagedError, DicomscpError, RefusedError
+from dicomscp.publish.directory import Edition, deflate
+from dicomscp.publish.series import (
+    Contents,
+    Identity,
+    Made,
+    Names,
+    read_contents,
+    sections,
+    write_contents,
+    write_series,
+)
+from dicomscp.study import layout
+from dicomscp.study.compile import lines
+
+log = structlog.get_logger()
+
+_RECENT_STUDIES = 1000
+_WARNINGS_SHOWN = 100
+_BATCH = 32  # studies that share two syncs
+_MOST_SUSPECTS = 16  # instances of one study that may end the process before it is set aside
+_SOP_UID_BYTES = 64
+_PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_PR_SET_PDEATHSIG = 1
+
+
+class Documents(NamedTuple):
+    """How documents are made.
+
+    *base_url* begins every link in them; binary values up to *inline_bytes* stand in them.
+    """
+
+    base_url: str
+    inline_bytes: int
+
+    @property
+    def made_by(self) -> str:
+        """Names all that documents depend on beside what is held."""
+        return orjson.dumps([__version__, *self]).decode()
+
+
+class Compiled(NamedTuple):
+    """A study's documents, written and not yet shown, and what is to be recorded of them.
+
+    *contents* are those of its series, in order; there are none of a study of which nothing is held.
+    """
+
+    study_uid: str
+    changes: int
+    edition: Edition
+    revision: str
+    contents: list[Contents]
+    warnings: list[str]
+    last_received_at: int
+    seconds: float
+
+    @property
+    def instances(self) -> int:
+        """How many stand in the documents."""
+        return sum(len(part.members) for contents in self.contents for part in contents.parts)
+
+
+class Outcome(NamedTuple):
+    """What became of one study that was to be published: its documents show *changes* of it if it was."""
+
+    study_uid: str
+    changes: int
+    published: bool
+    set_aside: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Work:
+    """A study that is being compiled."""
+
+    edition: Edition
+    attempt: "Attempt | None"
+    warnings: list[str] = field(default_factory=list)  # of what is left out
+
+    @property
+    def suspects(self) -> Collection[str]:
+        """Instances whose headers are not to be compiled."""
+        return self.attempt.suspects if self.attempt is not None else ()
+
+
+class Publisher:
+    """Compiles studies and publishes them; one thread at a time."""
+
+    def __init__(
+        self,
+        root: Path,
+        index: Index,
+        disk: Disk,
+        folder: Path,
+        *,
+        documents: Documents,
+        attempts: int,
+        contents: Path | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Publish under *folder* what is held under *root*.
+
+        After *attempts* a study is set aside.  What documents are made of is kept under *contents*, beside
+        the states of studies if that is None.  *now* is in seconds since 1970.
+        """
+        self._root, self._index, self._disk, self._folder = root, index, disk, folder
+        self._documents, self._attempts, self._now = documents, attempts, now
+        self._contents = contents or root
+        self._compiler = Compiler(inline_bytes=documents.inline_bytes)
+        disk.make_directory(root / "state" / "attempts")
+        self._root_descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    # Whole publishes
+
+    def publish(self, study_uids: Iterable[str]) -> list[Outcome]:
+        """Publish these studies as they are held now, and record it; what fails is logged."""
+        return self.finish([self.attempt(study_uid) for study_uid in study_uids])
+
+    def attempt(self, study_uid: str) -> Compiled | Outcome:
+        """The study's documents, to be finished; or what became of the attempt.
+
+        It counts as one, unless what failed is a disk or an index that may do later.
+        """
+        began = time.monotonic()
+        attempt = None
+        try:
+            snapshot = self._index.snapshot(study_uid)
+            attempt = Attempt(self._root, self._disk, study_uid, snapshot.changes)
+            if attempt.count >= self._attempts:
+                log.error("study_set_aside", study_uid=study_uid)
+                return Outcome(study_uid, snapshot.changes, published=False, set_aside=True)
+            attempt.begin()
+        except (DicomscpError, OSError) as error:
+            log.error("study_not_published", study_uid=study_uid, reason=str(error))
+            return Outcome(study_uid, 0, published=False)
+        edition = Edition(self._folder)
+        try:
+            if attempt.is_repeated:
+                self._sweep(study_uid)
+            compiled = self._compile(study_uid, snapshot, edition, attempt)
+            attempt.pause()
+        except Exception as error:  # one study is one unit of work; it is tried again, and counted
+            log.exception("study_not_published", study_uid=study_uid)
+            edition.forget()
+            attempt.fail(excused=isinstance(error, BusyError) or _is_passing(error))
+            return Outcome(study_uid, snapshot.changes, published=False, seconds=time.monotonic() - began)
+        return compiled._replace(seconds=time.monotonic() - began)
+
+    def finish(self, attempted: Sequence[Compiled | Outcome]) -> list[Outcome]:
+        """Show and record what was compiled, with two syncs in all."""
+        outcomes = [one for one in attempted if isinstance(one, Outcome)]
+        waiting = [one for one in attempted if isinstance(one, Compiled)]
+        shown: list[Compiled] = []
+        began = time.monotonic()
+        try:
+            if waiting:
+                self._sync()
+                if not all(one.contents for one in waiting):
+                    self.publish_recent()
+            shown = [one for one in waiting if self._shown(one)]
+            if shown:
+                self._sync()
+        except OSError as error:
+            log.error("studies_not_published", studies=len(waiting), reason=str(error))
+            for one in waiting:
+                Attempt(self._root, self._disk, one.study_uid, one.changes).fail(excused=True)
+                one.edition.forget()
+            shown = []
+        for one in shown:
+            self._record(one)
+        share = (time.monotonic() - began) / max(1, len(waiting))
+        return outcomes + [
+            Outcome(one.study_uid, one.changes, published=one in shown, seconds=one.seconds + share)
+            for one in waiting
+        ]
+
+    def publish_recent(self) -> None:
+        """Publish the list of the newest studies that have documents."""
+        found = list(self._index.find(Query(Level.STUDY, (), None, _RECENT_STUDIES)))
+        standing = self._index.announced([study["0020000D"]["Value"][0] for study in found])
+        listed = [orjson.dumps(one) for one in found if one["0020000D"]["Value"][0] in standing]
+        edition = Edition(self._folder)
+        with edition.document(layout.STUDIES_INDEX) as document:
+            if listed:
+                document.add(deflate(listed))
+        self._sync()
+        edition.show()
+
+    def compile(self, study_uid: str) -> Compiled:
+        """The study's documents as its instances give them, beside their places; nothing is recorded."""
+        return self._compile(study_uid, self._index.snapshot(study_uid), Edition(self._folder), None)
+
+    def adopt(self) -> None:
+        """Documents that were made in another way than this one makes them are due."""
+        self._index.publish_as(self._documents.made_by)
+
+    def begin_anew(self) -> None:
+        """Withdraw everything: from now on every study is due, and what failed is forgotten."""
+        self._index.mark_unpublished()
+        self._index.make_durable()
+        shutil.rmtree(self._folder / "studies", ignore_errors=True)
+        for path in (self._root / "state").iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        self._disk.make_directory(self._root / "state" / "attempts")
+
+    def set_aside(self) -> list[dict[str, object]]:
+        """The studies that are not compiled any more until something of them arrives."""
+        return [record for record in attempts(self._root) if _count(record) >= self._attempts]
+
+    def free_bytes(self) -> int:
+        """What may still be written under the root."""
+        return self._disk.free_bytes(self._root)
+
+    def close(self) -> None:
+        """Let go of the root."""
+        os.close(self._root_descriptor)
+
+    def _sync(self) -> None:
+        self._disk.sync_all(self._root_descriptor)
+
+    # Compiling
+
+    def _compile(
+        self, study_uid: str, snapshot: Snapshot, edition: Edition, attempt: "Attempt | None"
+    ) -> Compiled:
+        if snapshot.study is None:
+            return Compiled(study_uid, snapshot.changes, edition, "", [], [], 0, 0.0)
+        work = _Work(edition, attempt)
+        contents = [
+            self._compile_series(work, study_uid, series_uid, held)
+            for series_uid, held in groupby(snapshot.held, key=lambda one: one.key.series_uid)
+        ]
+        for path, objects in (
+            (layout.series_index(study_uid), snapshot.series),
+            (layout.study_metadata(study_uid), None),
+            (layout.study_index(study_uid), [snapshot.study]),
+        ):
+            with edition.document(path) as document:
+                if objects is not None:
+                    document.add(deflate([orjson.dumps(one) for one in objects]))
+                    continue
+                for one in contents:
+                    for section in sections(edition, _names(one), one):
+                        document.add(section)
+        kept = {layout.component(one.series_uid) for one in contents}
+        edition.keep_only(f"{layout.study_directory(study_uid)}/series", kept)
+        said = [
+            f"{member.identity.sop_uid}: {warning}"
+            for one in contents
+            for member in one.members
+            for warning in member.warnings
+        ]
+        return Compiled(
+            study_uid,
+            snapshot.changes,
+            edition,
+            _revision(snapshot, contents),
+            contents,
+            work.warnings + said,
+            max(one.received_at for one in snapshot.held),
+            0.0,
+        )
+
+    def _compile_series(
+        self, work: "_Work", study_uid: str, series_uid: str, held: Iterable[Held]
+    ) -> Contents:
+        empty = Contents(self._documents.made_by, study_uid, series_uid)
+        standing = read_contents(self._contents / layout.contents_path(study_uid, series_uid), empty)
+        wanted = {_identity(one): one for one in held}
+
+        def make(identity: Identity) -> Made | None:
+            if work.attempt is not None:
+                work.attempt.at(identity.sop_uid)
+            try:
+                return self._made(wanted[identity], work.suspects)
+            except DamagedError as error:
+                log.error("instance_not_published", sop_uid=identity.sop_uid, reason=str(error))
+                work.warnings.append(f"{identity.sop_uid}: not published: {error}")
+                return None
+
+        return write_series(work.edition, _names(empty), standing, list(wanted), make)
+
+    def _made(self, held: Held, suspects: Collection[str]) -> Made:
+        """The lines of an instance; with its UIDs alone if its header cannot be compiled.
+
+        Raises DamagedError if its file is missing or cannot be read from the disk.
+        """
+        if held.key.sop_uid in suspects:
+            return self._bare(held, "the process ended twice while its header was compiled")
+        try:
+            header = self._header(held)
+        except RefusedError as error:
+            return self._bare(held, str(error))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise DamagedError(f"the disk cannot read its file: {error.strerror}") from error
+        except (DicomscpError, MemoryError):
+            raise
+        except Exception as error:  # one header is one unit of work; its study is published without it
+            log.exception("header_not_compiled", study_uid=held.key.study_uid, sop_uid=held.key.sop_uid)
+            return self._bare(held, f"its header could not be compiled ({type(error).__name__})")
+        made = lines(held.key, header.body, header.fragments, self._documents.base_url)
+        return Made(made, header.warnings)
+
+    def _header(self, held: Held) -> Header:
+        uri = layout.bulk_uri(self._documents.base_url, held.key)
+        return read_header(self._compiler, self._root / held.path, bulk_uri=uri)
+
+    def _bare(self, held: Held, warning: str) -> Made:
+        fragments = bare_attributes(held.key, held.sop_class_uid)
+        body = b",".join(fragments.values())
+        return Made(lines(held.key, body, fragments, self._documents.base_url), (warning,))
+
+    # Showing and recording
+
+    def _shown(self, compiled: Compiled) -> bool:
+        """Let a study's documents be read, and note what they are made of; False if that failed."""
+        try:
+            if compiled.contents:
+                compiled.edition.show()
+                self.note(compiled)
+            else:
+                self._withdraw(compiled)
+        except OSError as error:
+            if _is_passing(error):
+                raise
+            log.exception("study_not_published", study_uid=compiled.study_uid)
+            compiled.edition.forget()
+            return False
+        return True
+
+    def note(self, compiled: Compiled) -> None:
+        """Keep what documents that are shown are made of, for the next time, and the study's state."""
+        for one in compiled.contents:
+            write_contents(self._contents / layout.contents_path(one.study_uid, one.series_uid), one)
+        path = self._root / layout.state_path(compiled.study_uid)
+        making = path.with_name(f".{path.name}.new")
+        self._disk.make_directory(path.parent)
+        making.write_bytes(orjson.dumps(self._state(compiled), option=orjson.OPT_INDENT_2))
+        making.replace(path)
+
+    def _state(self, compiled: Compiled) -> dict[str, Any]:
+        return {
+            "study_uid": compiled.study_uid,
+            "revision": compiled.revision,
+            "changes": compiled.changes,
+            "series": len(compiled.contents),
+            "instances": compiled.instances,
+            "last_received_at": _timestamp(compiled.last_received_at / 1e6),
+            "published_at": _timestamp(self._now()),
+            "warnings": compiled.warnings[:_WARNINGS_SHOWN],
+            "warnings_count": len(compiled.warnings),
+        }
+
+    def _withdraw(self, compiled: Compiled) -> None:
+        """Take a study's documents away, those that name others first, and what was noted of them."""
+        directory = layout.study_directory(compiled.study_uid)
+        compiled.edition.withdraw(
+            directory,
+            layout.study_index(compiled.study_uid),
+            layout.study_metadata(compiled.study_uid),
+            layout.series_index(compiled.study_uid),
+        )
+        state = self._root / layout.state_path(compiled.study_uid)
+        state.unlink(missing_ok=True)
+        shutil.rmtree(self._contents / layout.contents_directory(compiled.study_uid), ignore_errors=True)
+
+    def _record(self, compiled: Compiled) -> None:
+        published = Publication(
+            compiled.study_uid,
+            compiled.revision,
+            len(compiled.contents),
+            compiled.instances,
+            int(self._now() * 1e6),
+        )
+        self._index.mark_published(compiled.changes, published)
+        Attempt(self._root, self._disk, compiled.study_uid, compiled.changes).end()
+
+    def _sweep(self, study_uid: str) -> None:
+        """Take away what an attempt that was cut short wrote beside documents."""
+        for path in (self._folder / layout.study_directory(study_uid)).rglob(".*.new"):
+            path.unlink()
+
+
+def _identity(held: Held) -> Identity:
+    return Identity(held.key.sop_uid, held.digest.hex(), held.received_at)
+
+
+def _names(contents: Contents) -> Names:
+    return Names(
+        layout.series_metadata(contents.study_uid, contents.series_uid),
+        layout.instances_index(contents.study_uid, contents.series_uid),
+    )
+
+
+def _revision(snapshot: Snapshot, contents: Sequence[Contents]) -> str:
+    """SHA-256 over what the documents say, each under its place."""
+    digest = hashlib.sha256(orjson.dumps([snapshot.study, snapshot.series]))
+    for one in contents:
+        digest.update(f"\n{one.series_uid}\n".encode())
+        digest.update("".join(member.lines for member in one.members).encode())
+    return digest.hexdigest()
+
+
+def _timestamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _is_passing(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _PASSING
+
+
+# ── attempts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Attempt:
+    """The record that a study is being compiled: there until it is published.
+
+    `state/attempts/<study>.json` is synced; beside it `<study>.at`, which is not, holds the SOP Instance
+    UID that is being compiled.
+    """
+
+    def __init__(self, root: Path, disk: Disk, study_uid: str, changes: int) -> None:
+        """What is on record of the study; `count` is how often this count of *changes* of it was tried."""
+        self._path = root / layout.attempt_path(study_uid)
+        self._at_path = self._path.with_suffix(".at")
+        self._disk, self._study_uid, self.changes = disk, study_uid, changes
+        record = _read(self._path)
+        self.is_repeated = bool(record)
+        self.count = _count(record) if record.get("changes") == changes else 0
+        self.suspects = [str(one) for one in _list(record.get("suspects"))]
+        self._ended_at = self._where_it_ended()
+        if self._ended_at and self._ended_at == record.get("ended_at") and self._may_suspect():
+            self.suspects.append(self._ended_at)
+            self.count = 0
+        self._descriptor = -1
+
+    def begin(self) -> None:
+        """Put it on record that the study is compiled; durable when this returns."""
+        self.count += 1
+        self._write()
+        self._descriptor = self._disk.open(self._at_path, os.O_WRONLY | os.O_CREAT)
+        self.at("")
+
+    def at(self, sop_uid: str) -> None:
+        """This instance is being compiled now."""
+        os.pwrite(self._descriptor, sop_uid.encode().ljust(_SOP_UID_BYTES), 0)
+
+    def pause(self) -> None:
+        """No instance is being compiled any more."""
+        self.at("")
+        self._close()
+
+    def fail(self, *, excused: bool) -> None:
+        """The attempt that was begun is over; it does not count if it is *excused*."""
+        self._close()
+        with contextlib.suppress(OSError):  # then it counts
+            self._at_path.unlink(missing_ok=True)
+            if excused:
+                self.count -= 1
+                self._write()
+
+    def end(self) -> None:
+        """The study is published."""
+        self._close()
+        self._disk.unlink(self._at_path)
+        self._disk.unlink(self._path)
+
+    def _may_suspect(self) -> bool:
+        return self._ended_at not in self.suspects and len(self.suspects) < _MOST_SUSPECTS
+
+    def _where_it_ended(self) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return self._at_path.read_text(errors="replace").strip()
+        return ""
+
+    def _write(self) -> None:
+        record = orjson.dumps(
+            {
+                "study_uid": self._study_uid,
+                "changes": self.changes,
+                "attempts": self.count,
+                "ended_at": self._ended_at,
+                "suspects": self.suspects,
+            }
+        )
+        descriptor = self._disk.open(self._path, os.O_WRONLY | os.O_CREAT)
+        try:
+            self._disk.write(descriptor, [record], 0)
+            self._disk.truncate(descriptor, len(record))
+            self._disk.sync(descriptor)
+        finally:
+            self._disk.close(descriptor)
+        if not self.is_repeated:
+            self._disk.sync_directory(self._path.parent)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            self._disk.close(self._descriptor)
+            self._descriptor = -1
+
+
+def attempts(root: Path) -> list[dict[str, object]]:
+    """The compiles that were begun and not ended."""
+    folder = root / "state" / "attempts"
+    return [_read(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+
+
+def _count(record: dict[str, object]) -> int:
+    count = record.get("attempts")
+    return count if isinstance(count, int) else 0
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        record = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+# ── on all cores ─────────────────────────────────────────────────────────────────────────────────
+
+
+def publish_all(
+    publisher: Publisher,
+    study_uids: Iterable[str],
+    *,
+    make: Callable[[], Publisher],
+    workers: int,
+) -> Iterator[Outcome]:
+    """Publish these studies, compiled by as many processes, each with what *make* makes.
+
+    *publisher* alone shows and records.  If a process dies, what was being compiled is tried again, one study
+    at a time, so that none but the one that ends processes is set aside.  *make* must be picklable.
+    """
+    waiting, again = iter(study_uids), deque[str]()
+    if workers == 1:
+        while batch := list(islice(waiting, _BATCH)):
+            yield from publisher.publish(batch)
+        return
+    left = True
+    while left:
+        with ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), _begin_worker, (make, os.getpid())
+        ) as pool:
+            left = yield from _publish_with(pool, publisher, waiting, again, 2 * workers)
+
+
+def _publish_with(
+    pool: ProcessPoolExecutor,
+    publisher: Publisher,
+    waiting: Iterator[str],
+    again: deque[str],
+    at_a_time: int,
+) -> Generator[Outcome, None, bool]:
+    """Publish until nothing is left, or a process dies: then those it may have died of stand in *again*."""
+    running: dict[Future[Compiled | Outcome], str] = {}
+    compiled: list[Compiled | Outcome] = []
+    try:
+        while True:
+            if again and not running:
+                study_uid = again.popleft()
+                running[pool.submit(_attempt, study_uid)] = study_uid
+            while not again and len(running) < at_a_time and (study_uid := next(waiting, "")):
+                running[pool.submit(_attempt, study_uid)] = study_uid
+            if not running:
+                break
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                compiled.append(future.result())
+                del running[future]
+            if len(compiled) >= _BATCH:
+                yield from publisher.finish(compiled)
+                compiled.clear()
+    except BrokenProcessPool:
+        log.error("compiling_process_died", studies=len(running))
+        again.extend(running.values())
+    yield from publisher.finish(compiled)
+    return bool(again)
+
+
+_worker: Publisher
+
+
+def _begin_worker(make: Callable[[], Publisher], parent: int) -> None:
+    """What a process does first: it ends with the one that started it, even if that is killed."""
+    global _worker  # noqa: PLW0603 - a process of a pool has no other place of its own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    _worker = make()
+
+
+def _attempt(study_uid: str) -> Compiled | Outcome:
+    return _worker.attempt(study_uid)

@@ -1,0 +1,335 @@
+"""The publisher: an instance is compiled once, a bad one costs its study nothing else, a crash costs time."""
+
+import gzip
+import json
+import multiprocessing
+import os
+from functools import partial
+
+import pytest
+
+from dicomscp import daemon
+from dicomscp.archive.disk import Disk
+from dicomscp.config import Config
+from dicomscp.errors import BusyError
+from dicomscp.publisher import Attempt, Documents, Publisher, attempts, publish_all
+from dicomscp.study import layout
+from tests.unit.test_pipeline import Parts
+
+
+class Counting(Publisher):
+    """Knows which instances it compiled; fails at some, as it is told."""
+
+    compiled: tuple[str, ...] = ()
+    fails_at: dict[str, Exception] = {}  # noqa: RUF012 - set by tests, on the object
+
+    def _header(self, held):
+        self.compiled += (held.key.sop_uid,)
+        if held.key.sop_uid in self.fails_at:
+            raise self.fails_at[held.key.sop_uid]
+        return super()._header(held)
+
+
+class Held(Parts):
+    """Studies that are held and indexed, to be published one by one."""
+
+    def add(self, study_uid, *numbers):
+        for number in numbers:
+            self.admit(study_uid, number)
+        while self.pipeline.recover():
+            pass
+
+    def publish(self, study_uid, publisher=None):
+        publisher = publisher or self.counting()
+        (outcome,) = publisher.publish([study_uid])
+        publisher.close()
+        return publisher, outcome
+
+    def counting(self, **fails_at):
+        publisher = self.make_publisher(Counting)
+        publisher.fails_at = fails_at
+        return publisher
+
+    def metadata(self, study_uid):
+        path = self.root / "dicomweb" / layout.study_metadata(study_uid)
+        return json.loads(gzip.decompress(path.read_bytes()))
+
+    def sop_uids(self, study_uid):
+        return [one["00080018"]["Value"][0] for one in self.metadata(study_uid)]
+
+    def state(self, study_uid):
+        return json.loads((self.root / layout.state_path(study_uid)).read_bytes())
+
+    def tree(self):
+        return {
+            str(path.relative_to(self.root / "dicomweb")): gzip.decompress(path.read_bytes())
+            for path in sorted((self.root / "dicomweb").rglob("*.gz"))
+        }
+
+    def anew(self, study_uid):
+        """The documents as the instances give them, with nothing to go by."""
+        folder = self.root / "anew"
+        publisher = Publisher(
+            self.root,
+            self.index,
+            Disk(),
+            folder,
+            documents=Documents("/dicomweb", 1024),
+            attempts=2,
+            contents=folder,
+        )
+        publisher.compile(study_uid).edition.show()
+        publisher.close()
+        return {
+            str(path.relative_to(folder)): gzip.decompress(path.read_bytes())
+            for path in sorted(folder.rglob("*.gz"))
+        }
+
+
+@pytest.fixture
+def held(root, ct_small):
+    made = Held(root, ct_small)
+    yield made
+    made.close()
+
+
+def test_one_instance_more_costs_the_reading_of_one(held):
+    held.add("1.2", *range(100))
+    assert len(held.publish("1.2")[0].compiled) == 100
+    held.add("1.2", 100)
+    publisher, outcome = held.publish("1.2")
+    assert outcome.published
+    assert publisher.compiled == ("1.2.1.100",)
+    assert len(held.metadata("1.2")) == 101
+    assert held.tree().items() >= held.anew("1.2").items()
+
+
+def test_a_publish_of_what_did_not_change_reads_no_instance(held):
+    held.add("1.2", 1, 2, 3)
+    held.publish("1.2")
+    before = held.state("1.2")
+    assert held.publish("1.2")[0].compiled == ()
+    assert held.state("1.2")["revision"] == before["revision"]
+
+
+def test_the_state_says_how_things_stand(held):
+    held.add("1.2", 1, 2)
+    held.publish("1.2")
+    state = held.state("1.2")
+    assert (state["study_uid"], state["series"], state["instances"]) == ("1.2", 1, 2)
+    assert (state["warnings"], state["warnings_count"]) == ([], 0)
+    assert len(state["revision"]) == 64
+    assert state["last_received_at"] <= state["published_at"]
+    first = state["revision"]
+    held.add("1.2", 3)
+    held.publish("1.2")
+    assert held.state("1.2")["revision"] != first
+
+
+def test_the_feed_moves_with_the_revision(held):
+    held.add("1.2", 1)
+    held.publish("1.2")
+    token = held.index.feed("", 10).token
+    held.publish("1.2")
+    assert held.index.feed(token, 10).publications == []
+    held.add("1.2", 2)
+    held.publish("1.2")
+    (one,) = held.index.feed(token, 10).publications
+    assert (one.study_uid, one.instances, one.revision) == ("1.2", 2, held.state("1.2")["revision"])
+
+
+def test_a_study_of_which_nothing_is_left_is_withdrawn(held):
+    held.add("1.2", 1)
+    held.add("1.3", 1)
+    held.publish("1.2")
+    held.publish("1.3")
+    held.index.remove([(one.key.sop_uid, one.digest) for one in held.index.held("1.2")])
+    _, outcome = held.publish("1.2")
+    assert outcome.published
+    assert not (held.root / "dicomweb" / layout.study_directory("1.2")).exists()
+    assert not (held.root / layout.state_path("1.2")).exists()
+    assert not (held.root / layout.contents_directory("1.2")).exists()
+    recent = json.loads(gzip.decompress((held.root / "dicomweb" / layout.STUDIES_INDEX).read_bytes()))
+    assert [one["0020000D"]["Value"] for one in recent] == [["1.3"]]
+    assert [one.revision for one in held.index.feed("", 10).publications][-1] == ""
+
+
+def test_an_instance_at_which_the_compiler_fails_is_published_with_its_uids(held):
+    held.add("1.2", 1, 2, 3)
+    _, outcome = held.publish("1.2", held.counting(**{"1.2.1.2": ValueError("a bug")}))
+    assert outcome.published
+    assert held.sop_uids("1.2") == ["1.2.1.1", "1.2.1.2", "1.2.1.3"]
+    assert len(held.metadata("1.2")[1]) == 4
+    assert held.state("1.2")["warnings"] == ["1.2.1.2: its header could not be compiled (ValueError)"]
+
+
+def test_an_instance_whose_file_is_gone_is_left_out_and_tried_again(held):
+    held.add("1.2", 1, 2)
+    (gone, _) = held.index.held("1.2")
+    (held.root / gone.path).rename(held.root / "aside")
+    assert held.publish("1.2")[1].published
+    assert len(held.metadata("1.2")) == 1
+    assert "not published" in held.state("1.2")["warnings"][0]
+    (held.root / "aside").rename(held.root / gone.path)
+    publisher, _ = held.publish("1.2")
+    assert publisher.compiled == (gone.key.sop_uid,)
+    assert len(held.metadata("1.2")) == 2
+    assert held.state("1.2")["warnings"] == []
+
+
+def test_a_failing_disk_does_not_count(held):
+    held.add("1.2", 1)
+    for _ in range(5):
+        _, outcome = held.publish("1.2", held.counting(**{"1.2.1.1": OSError(28, "No space left on device")}))
+        assert not outcome.published
+        assert not outcome.set_aside
+    assert held.publish("1.2")[1].published
+
+
+def test_other_failures_count_until_the_study_is_set_aside(held):
+    held.add("1.2", 1)
+    outcomes = [held.publish("1.2", held.counting(**{"1.2.1.1": MemoryError()}))[1] for _ in range(3)]
+    assert [one.set_aside for one in outcomes] == [False, False, True]
+    assert [(one["study_uid"], one["attempts"]) for one in attempts(held.root)] == [("1.2", 2)]
+    held.add("1.2", 2)
+    assert held.publish("1.2")[1].published
+    assert attempts(held.root) == []
+
+
+def die_at(held, sop_uid):
+    """Publish in a process of its own that ends, as if it were killed, at an instance."""
+
+    class Dying(Publisher):
+        def _header(self, one):
+            if one.key.sop_uid == sop_uid:
+                os._exit(137)
+            return super()._header(one)
+
+    def run():
+        (outcome,) = held.make_publisher(Dying).publish(["1.2"])
+        os._exit(0 if outcome.published else 1)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_an_instance_at_which_the_process_ended_twice_is_published_with_its_uids(held):
+    held.add("1.2", 1, 2, 3)
+    assert [die_at(held, "1.2.1.2") for _ in range(3)] == [137, 137, 0]
+    assert held.sop_uids("1.2") == ["1.2.1.1", "1.2.1.2", "1.2.1.3"]
+    assert len(held.metadata("1.2")[1]) == 4
+    assert "ended twice" in held.state("1.2")["warnings"][0]
+    assert attempts(held.root) == []
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_ending_once_at_each_of_two_instances_convicts_neither(held):
+    held.add("1.2", 1, 2, 3)
+    assert [die_at(held, uid) for uid in ("1.2.1.2", "1.2.1.3")] == [137, 137]
+    assert Attempt(held.root, Disk(), "1.2", 3).suspects == []
+
+
+def test_what_a_killed_process_wrote_beside_documents_is_swept(held):
+    held.add("1.2", 1)
+    folder = held.root / "dicomweb" / layout.study_directory("1.2")
+    folder.mkdir(parents=True)
+    (folder / ".metadata.gz.new").write_bytes(b"half")
+    (folder / ".other.gz.new").write_bytes(b"half")
+    Attempt(held.root, Disk(), "1.2", 1).begin()
+    assert held.publish("1.2")[1].published
+    assert list(folder.rglob(".*")) == []
+
+
+def test_a_crash_at_any_step_costs_only_time(held):
+    """Each write, name and sync fails in turn; the next try publishes what one without a failure does."""
+    held.add("1.2", *range(30))
+    held.publish("1.2")
+    held.add("1.2", *range(30, 40))
+    wanted = held.anew("1.2")
+    for step in range(1, 1000):
+        disk = FailingDisk(step)
+        publisher = Publisher(
+            held.root,
+            held.index,
+            disk,
+            held.root / "dicomweb",
+            documents=Documents("/dicomweb", 1024),
+            attempts=9,
+        )
+        (outcome,) = publisher.publish(["1.2"])
+        publisher.close()
+        if outcome.published:
+            break
+        assert disk.steps <= 0
+    assert 4 < step < 50
+    assert held.tree().items() >= wanted.items()
+    assert list(held.index.due()) == []
+
+
+class FailingDisk(Disk):
+    """Fails at one call, the nth, of those that change something."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def _step(self):
+        self.steps -= 1
+        if self.steps == 0:
+            raise OSError(5, "Input/output error")
+
+    def open(self, path, flags):
+        self._step()
+        return super().open(path, flags)
+
+    def write(self, descriptor, buffers, offset):
+        self._step()
+        super().write(descriptor, buffers, offset)
+
+    def sync(self, descriptor):
+        self._step()
+        super().sync(descriptor)
+
+    def sync_all(self, descriptor):
+        self._step()
+        super().sync_all(descriptor)
+
+    def sync_directory(self, path):
+        self._step()
+        super().sync_directory(path)
+
+
+def test_studies_are_compiled_by_several_processes(held):
+    for study in range(12):
+        held.add(f"1.{study}", 1, 2)
+    make = partial(daemon.publisher_process, Config(root=held.root))
+    outcomes = list(
+        publish_all(held.make_publisher(), [uid for uid, _ in held.index.due()], make=make, workers=2)
+    )
+    assert len(outcomes) == 12
+    assert all(outcome.published for outcome in outcomes)
+    assert list(held.index.due()) == []
+    assert attempts(held.root) == []
+    wanted = {}
+    for study in range(12):
+        wanted |= held.anew(f"1.{study}")
+    assert held.tree().items() >= wanted.items()
+
+
+def test_an_index_that_cannot_be_read_costs_no_study_an_attempt(held):
+    held.add("1.2", 1)
+
+    class Busy:
+        def snapshot(self, study_uid):
+            raise BusyError("the index cannot be used now")
+
+    publisher = Publisher(
+        held.root, Busy(), Disk(), held.root / "dicomweb", documents=Documents("/dicomweb", 1024), attempts=2
+    )
+    (outcome,) = publisher.publish(["1.2"])
+    publisher.close()
+    assert not outcome.published
+    assert not outcome.set_aside
+    assert attempts(held.root) == []
