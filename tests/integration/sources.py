@@ -10,7 +10,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pydicom
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
@@ -22,8 +24,9 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-from tests.conformance.test_dicom_json import DAMAGED
+from tests.conformance.readings import DAMAGED
 
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 PYDICOM = "pydicom"
 COLLECTION = (
     "series-ct/philips-abdomen",
@@ -145,3 +148,35 @@ def _transfer_syntax(dataset: pydicom.Dataset) -> str:
     return str(
         dataset.file_meta.get("TransferSyntaxUID", written if is_little_endian else ExplicitVRBigEndian)
     )
+
+
+def number_of_frames(dataset: pydicom.Dataset) -> int:
+    stated = str(dataset.get("NumberOfFrames") or 1)
+    return int(stated) if stated.isdigit() else 1  # "1A" is in one of the files
+
+
+def native_frames(dataset: pydicom.Dataset) -> list[bytes]:
+    """Little endian, each from a byte on, cut out of the pixel data by what PS3.5 and PS3.3 say of them."""
+    count = number_of_frames(dataset)
+    bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
+    if dataset.PhotometricInterpretation == "YBR_FULL_422":
+        bits = bits * 2 // 3
+    element = next(dataset[keyword] for keyword in PIXELS if keyword in dataset)
+    data = element.value
+    if dataset.BitsAllocated == 1:
+        cells = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+        frames = (cells[bits * number : bits * (number + 1)] for number in range(count))
+        return [np.packbits(frame, bitorder="little").tobytes() for frame in frames]
+    if dataset.original_encoding == (False, False) and element.VR != "OB":
+        word = max(2, dataset.BitsAllocated // 8)
+        data = np.frombuffer(data, f">u{word}").astype(f"<u{word}").tobytes()
+    size = bits // 8
+    return [data[size * number : size * (number + 1)] for number in range(count)]
+
+
+def frames_of(dataset: pydicom.Dataset) -> list[bytes]:
+    if not any(dataset.get(keyword) for keyword in PIXELS):
+        return []
+    if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
+        return list(generate_frames(dataset.PixelData, number_of_frames=number_of_frames(dataset)))
+    return native_frames(dataset)

@@ -8,9 +8,8 @@ import gzip
 import itertools
 import json
 import subprocess
-import sys
 import time
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,31 +22,29 @@ import numpy as np
 import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
-from pydicom.encaps import generate_frames
 from pydicom.uid import ExplicitVRBigEndian, generate_uid
 from pynetdicom import AE
 
-from tests.conformance.test_dicom_json import (
+from tests.conformance.readings import (
     DCM2JSON,
     PYDICOM,
     Deviation,
     differences,
-    encapsulated_pixels,
-    links,
+    explanations,
     read_by_dcm2json,
     read_by_pydicom,
     split,
-    unexplained,
+    with_bulk_values,
 )
-from tests.gateway import REPOSITORY, Gateway, wait_for_instances
+from tests.gateway import Gateway, wait_for_instances
 from tests.integration import sources
-from tests.integration.sources import Source
+from tests.integration.sending import send_all
+from tests.integration.sources import PIXELS, Source, frames_of
 from tests.peers import DCMTK, require
 from tests.processes import wait_until
 
 STORESCU, SEND = "storescu", "dicomscp send"
 PUBLISH_SECONDS = 60
-PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 FRESH_SECONDS = 10  # generous: what it takes on a quiet machine, the benchmark says
 
 # DCMTK 3.6.7 does not know these: HTJ2K, and deflated frames.
@@ -56,8 +53,9 @@ UNREADABLE_FOR_DCMTK = {"SC_rgb_jpeg.dcm"}  # implicit VR in its first elements,
 
 # What storescu changes on the way; all else must be as it is in the file.
 RE_ENCODING = (
-    Deviation("it drops trailing padding", lambda it: it.ours is None and it.path == "FFFCFFFC"),
+    Deviation("S-padding", "it drops trailing padding", lambda it: it.ours is None and it.path == "FFFCFFFC"),
     Deviation(
+        "S-odd",
         "it pads a value of odd length (PS3.5 7.1.1)",
         lambda it: (
             it.vrs == ("OB", "OB")
@@ -91,6 +89,9 @@ class Held:
             if source.study_uid == study_uid:
                 found[source.series_uid].add(source.sop_uid)
         return found
+
+    def bulk_value(self, uri: str) -> bytes:
+        return self.gateway.get(uri, accept='application/octet-stream; transfer-syntax="*"')
 
     def patients(self) -> dict[str, set[str]]:
         """Studies by Patient ID, those alone whose files all say the same one."""
@@ -141,7 +142,7 @@ def by_storescu(folders, stage, tmp_path_factory) -> Iterator[Held]:
 @pytest.fixture(scope="module")
 def by_send(folders, stage, tmp_path_factory) -> Iterator[Held]:
     with running(SEND, folders, tmp_path_factory.mktemp("send")) as held:
-        send(held.gateway, [stage.directory / name for name in folders])
+        send_all(held.gateway, [stage.directory / name for name in folders])
         wait_until_published(held)
         yield held
 
@@ -164,15 +165,6 @@ def is_readable_for_dcmtk(source: Source) -> bool:
 
 
 # --- sending and waiting ------------------------------------------------------------------------------------
-
-
-def send(gateway: Gateway, paths: Sequence[Path]) -> dict[str, Any]:
-    peer = f"{gateway.ae_title}@127.0.0.1:{gateway.port}"
-    command = [sys.executable, "-m", "dicomscp", "send", "--json", peer, *map(str, paths)]
-    run = subprocess.run(command, capture_output=True, check=False, cwd=REPOSITORY, timeout=120)
-    assert run.returncode == 0, run.stderr.decode()
-    report: dict[str, Any] = json.loads(run.stdout)
-    return report
 
 
 def send_with_storescu(held: Held, directory: Path, name: str) -> None:
@@ -245,45 +237,6 @@ def test_every_study_series_and_instance_is_listed_and_counted(held, folder):
 # --- Instances and frames -----------------------------------------------------------------------------------
 
 
-def number_of_frames(dataset: pydicom.Dataset) -> int:
-    stated = str(dataset.get("NumberOfFrames") or 1)
-    return int(stated) if stated.isdigit() else 1  # "1A" is in one of the files
-
-
-def native_frames(dataset: pydicom.Dataset) -> list[bytes]:
-    """Little endian, each from a byte on, cut out of the pixel data by what PS3.5 and PS3.3 say of them."""
-    count = number_of_frames(dataset)
-    bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
-    if dataset.PhotometricInterpretation == "YBR_FULL_422":
-        bits = bits * 2 // 3
-    element = next(dataset[keyword] for keyword in PIXELS if keyword in dataset)
-    data = element.value
-    if dataset.BitsAllocated == 1:
-        cells = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-        frames = (cells[bits * number : bits * (number + 1)] for number in range(count))
-        return [np.packbits(frame, bitorder="little").tobytes() for frame in frames]
-    if dataset.original_encoding == (False, False) and element.VR != "OB":
-        word = max(2, dataset.BitsAllocated // 8)
-        data = np.frombuffer(data, f">u{word}").astype(f"<u{word}").tobytes()
-    size = bits // 8
-    return [data[size * number : size * (number + 1)] for number in range(count)]
-
-
-def frames_of(dataset: pydicom.Dataset) -> list[bytes]:
-    if not any(keyword in dataset for keyword in PIXELS):
-        return []
-    if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
-        return list(generate_frames(dataset.PixelData, number_of_frames=number_of_frames(dataset)))
-    return native_frames(dataset)
-
-
-def is_same(sender: str, sent: bytes | None, came: bytes | None) -> bool:
-    """storescu pads a value to even length, as PS3.5 7.1.1 wants it."""
-    return came == sent or (
-        sender == STORESCU and sent is not None and came == sent + b"\0" * (len(sent) % 2)
-    )
-
-
 def test_a_series_sent_with_storescu_comes_back_with_the_pixels_of_its_files(by_storescu, folder):
     wrong = []
     found = by_storescu.folders[folder]
@@ -304,25 +257,20 @@ def test_a_series_sent_with_storescu_comes_back_with_the_pixels_of_its_files(by_
     assert wrong == []
 
 
-def test_instances_and_frames_come_back_as_they_were_sent(by_send, folder):
-    wrong = []
-    for source in by_send.folders[folder]:
-        dataset = pydicom.dcmread(source.path, force=True)
-        retrieved = by_send.client.retrieve_instance(*source.key)
-        wrong += [f"{source.path.name}: {one}" for one in PIXELS if dataset.get(one) != retrieved.get(one)]
-        if frames := frames_of(dataset):
+def test_frames_come_back_of_files_that_had_to_be_given_uids(by_send):
+    """Those that need none are sent as they are in test_round_trip."""
+    wrong, count = [], 0
+    for source in itertools.chain(*by_send.folders.values()):
+        if source.path.is_symlink():
+            continue
+        if frames := frames_of(pydicom.dcmread(source.path, force=True)):
             numbers = list(range(1, len(frames) + 1))
             came = by_send.client.retrieve_instance_frames(*source.key, numbers)
             wrong += [f"{source.path.name}: frame {n}" for n in numbers if came[n - 1] != frames[n - 1]]
+            count += len(frames)
 
     assert wrong == []
-
-
-def test_a_dataset_comes_back_byte_for_byte(by_send, folder):
-    for source in by_send.folders[folder]:
-        path = "/dicomweb/studies/{}/series/{}/instances/{}".format(*source.key)
-        came = by_send.gateway.get(path, accept='application/dicom; transfer-syntax="*"')
-        assert split(came) == split(source.path.read_bytes()), source.path.name
+    assert count > 20
 
 
 # --- C-FIND -------------------------------------------------------------------------------------------------
@@ -431,20 +379,6 @@ def charset_sources(held: Held) -> list[tuple[Source, pydicom.FileDataset]]:
 # --- Metadata -----------------------------------------------------------------------------------------------
 
 
-def with_bulk_values(
-    held: Held, metadata: dict[str, Any], dataset: bytes, transfer_syntax_uid: str
-) -> dict[str, Any]:
-    """The metadata of an instance with what it links to fetched; encapsulated pixel data are left out."""
-    if pixels := encapsulated_pixels(dataset, transfer_syntax_uid):
-        del metadata[f"{pixels.tag:08X}"]
-    for attribute in links(metadata):
-        value = held.gateway.get(
-            attribute.pop("BulkDataURI"), accept='application/octet-stream; transfer-syntax="*"'
-        )
-        attribute["InlineBinary"] = b64encode(value).decode()
-    return metadata
-
-
 def metadata_of(held: Held, found: Sequence[Source]) -> dict[str, dict[str, Any]]:
     """By SOP Instance UID, from the metadata of the series."""
     series = (held.client.retrieve_series_metadata(*uids) for uids in series_of(found))
@@ -474,13 +408,14 @@ def not_explained(
     readings: Sequence[tuple[dict[str, Any] | None, tuple[Deviation, ...]]],
 ) -> list[str]:
     dataset, syntax = split(source.path.read_bytes())
-    ours = with_bulk_values(held, metadata, dataset, syntax)
+    ours = with_bulk_values(metadata, dataset, syntax, held.bulk_value)
     wrong: list[str] = []
     for theirs, deviations in readings:
         if theirs is not None:
             found = differences(ours, theirs, big_endian=syntax == ExplicitVRBigEndian)
             by_sender = RE_ENCODING if held.sender == STORESCU else ()
-            wrong += unexplained(f"{held.sender} {source.path.name}", found, deviations + by_sender, set())
+            _, unexplained = explanations(found, deviations + by_sender)
+            wrong += [f"{held.sender} {source.path.name} {one}" for one in unexplained]
     return wrong
 
 
@@ -551,7 +486,7 @@ def test_300_instances_are_found_at_once_and_published_within_seconds(ct_small, 
     metadata = "/dicomweb/studies/{}/series/{}/metadata".format(*keys.values())
 
     with Gateway(root, settings={"pipeline.quiet_seconds": 2}) as gateway:
-        report = send(gateway, [sent])
+        report = send_all(gateway, [sent])
         began = time.monotonic()
         held = Held(gateway, SEND, {})
         found = find(held, tmp_path, "-S", "IMAGE", keys | {"SOPInstanceUID": ""})
