@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pydicom
 import pytest
@@ -296,7 +296,7 @@ class Importing:
         assert "Traceback" not in err, err
         return self.process.returncode, json.loads(out), err
 
-    def __enter__(self) -> "Importing":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
