@@ -494,15 +494,17 @@ def _duration(seconds: float) -> str:
 
 
 class _Lines:
-    """Progress as plain lines, one every few seconds."""
+    """Progress as plain lines, one every few seconds after the first thing is done."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._next = now() + _LINE_SECONDS
+        self._next = math.inf
         self._paces: dict[str, _Pace] = {}
 
     def __call__(self, done: int, total: int | None, message: str) -> None:
         now = self._now()
+        if not self._paces:
+            self._next = now + _LINE_SECONDS
         pace = self._paces.setdefault(message, _Pace())
         pace.reached(done, now)
         if now >= self._next:

@@ -150,7 +150,7 @@ class _Import:
         filing = threading.Thread(target=self._file, args=(pipeline, ended), name="filing")
         filing.start()
         try:
-            self.admit(lambda: pipeline.lag_bytes() > _LAG_BYTES and not self._stops())
+            self.admit(lambda: pipeline.lag_bytes() > _LAG_BYTES and filing.is_alive() and not self._stops())
         finally:
             ended.set()
             filing.join()

@@ -113,15 +113,16 @@ def test_all_settings_in_force_are_one_json_object():
 
 
 def test_what_takes_long_is_a_line_at_times_away_from_a_terminal(capsys):
-    seconds = iter([0.0, 1.0, 2.0, 2.5, 4.0])
+    seconds = iter([7.0, 8.0, 9.0, 9.5, 11.0])
     lines = cli._Lines(now=lambda: next(seconds))
+    lines(1, 5000, "importing")
     lines(100, 5000, "importing")
-    lines(200, 5000, "importing")
+    lines(201, 5000, "importing")
     lines(250, 5000, "importing")
     lines(3, None, "looking")
 
     captured = capsys.readouterr()
-    assert captured.err == ("importing: 200 of 5000, 100/s, 48 s left\nlooking: 3, total not known yet\n")
+    assert captured.err == ("importing: 201 of 5000, 100/s, 48 s left\nlooking: 3, total not known yet\n")
     assert captured.out == ""
 
 
