@@ -30,6 +30,7 @@ _RETRY_SECONDS, _RETRY_SECONDS_AT_MOST = 1.0, 60.0
 _LOOK_SECONDS = 0.05
 _TELL_SECONDS = 2.0
 _RECENT_SECONDS = 2.0
+_FEW_INSTANCES = 1000  # take less than it takes to start processes
 _BATCH = 16  # studies published together; what becomes due meanwhile waits for them
 
 
@@ -129,7 +130,7 @@ class Pipeline:
         waiting = [study_uid for study_uid, _ in self._index.due()]
         published = 0
         progress(0, len(waiting))
-        workers = min(self._workers, max(1, len(waiting)))
+        workers = self._workers if self._index.due_instances() > _FEW_INSTANCES and len(waiting) > 1 else 1
         outcomes = publish_all(self._publisher, waiting, make=self._make, workers=workers)
         for done, outcome in enumerate(outcomes, 1):
             published += outcome.published
