@@ -74,11 +74,11 @@ def admit_file(archive: Archive, path: Path, source: Source, *, sync: bool = Tru
     and `archive.admit` raise, to which *sync* goes.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     except OSError as error:
         raise _unreadable(error) from error
-    with io.FileIO(descriptor) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise RefusedError("This is not a regular file.")
         try:
             return _admit(archive, file, source, sync=sync)

@@ -351,7 +351,7 @@ def test_a_file_that_fails_for_no_known_reason_is_put_away_after_some_tries(root
     class Failing(Archive):
         tries = 0
 
-        def admit(self, reception):
+        def admit(self, reception, *, sync=True):
             self.tries += 1
             reception.discard()
             raise ZeroDivisionError
@@ -512,6 +512,9 @@ def test_a_file_that_cannot_be_read_is_refused(gateway, tmp_path):
         admit_file(gateway.archive, tmp_path, IMPORT)
     with pytest.raises(RefusedError, match="cannot be read: No such file"):
         admit_file(gateway.archive, tmp_path / "none", IMPORT)
+    os.mkfifo(tmp_path / "pipe")  # to open one for reading would wait for a writer
+    with pytest.raises(RefusedError, match="not a regular file"):
+        admit_file(gateway.archive, tmp_path / "pipe", IMPORT)
 
 
 def test_a_large_file_that_is_refused_at_its_end_leaves_nothing(gateway, ct_small, tmp_path):
