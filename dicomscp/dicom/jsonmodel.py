@@ -674,7 +674,7 @@ class _Compilation:
                         fragments[tag] = fragment
                         pos = stop
                         continue
-                self._compile(level, Element(tag, vr, pos, value, length, stop), data)
+                self._compile(level, Element._make((tag, vr, pos, value, length, stop)), data)
                 pos = stop
                 continue
             stop = self._element_or_stop(level, data, pos, end)
@@ -722,7 +722,7 @@ class _Compilation:
                         fragments[tag] = fragment
                         pos = stop
                         continue
-                self._compile(level, Element(tag, b"", pos, value, length, stop), data)
+                self._compile(level, Element._make((tag, b"", pos, value, length, stop)), data)
                 pos = stop
                 continue
             stop = self._element_or_stop(level, data, pos, end)
