@@ -1002,6 +1002,16 @@ def test_runs_serve_datasets_whose_elements_stand_in_any_order():
     assert found[3]["00111011"]["Value"] == ["again"]
 
 
+def test_what_it_costs_to_split_a_run_is_bounded():
+    compiler = Compiler()
+    for _ in range(9):
+        header(b"".join(explicit(0x00111000 + number, "LO", "x") for number in range(700)), compiler=compiler)
+
+    (context,) = compiler._compilation._cache.contexts.values()
+    lengths = [len(run.pieces) for run in context.runs[None].by_head.values()]
+    assert lengths == [256, 256, 188]
+
+
 def test_runs_of_what_is_wanted_are_its_own():
     compiler = Compiler()
     data = dataset(explicit(NAME, "PN", "A"), explicit(0x00190010, "LO", "GEMS_ACQU_01"))
