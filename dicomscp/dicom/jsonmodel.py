@@ -25,7 +25,7 @@ Choices that Annex F leaves open:
   the range of a 64-bit float, stays the string it is, and is counted.
 - NaN and infinities of FL and FD are the strings "NaN", "Infinity" and "-Infinity", as fo-dicom and dicom-rs
   write and read them.
-- Text is UTF-8, so (0008,0005), where there is one, says ISO_IR 192.  Bytes that stand for nothing are U+FFFD.
+- Text is UTF-8, so (0008,0005), where there is one, says ISO_IR 192.  Bytes that are no text are U+FFFD.
 - Padding is dropped: trailing everywhere, leading where PS3.5 Table 6.2-1 calls it insignificant.
 - Numbers and binary values of big endian datasets are given in little endian order.
 - A VR that is not written is that of PS3.5 A.1: OW for pixel data that are not encapsulated, overlays, curves
