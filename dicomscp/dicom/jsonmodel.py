@@ -4,30 +4,46 @@ A dataset is walked once, element by element, and each element becomes its *frag
 
     "00080060":{"vr":"CS","Value":["CT"]}
 
-Most elements of a series repeat from instance to instance, so fragments are kept by the element's encoded
-bytes and most elements cost two dictionary look-ups.  A fragment is a function of its key alone: of the
-element's bytes (tag, VR, value, everything inside a sequence); of what its *context* fixes (byte order,
-implicit or explicit, character set); where the VR is not written and not in the standard's dictionary by
-tag alone, also of the resolved VR or the private creator.  What depends on anything else (a link to bulk
-data, an enclosing dataset) is never kept.
+Most elements of a series repeat from instance to instance, so two things are remembered.  *Fragments*, by the
+element's encoded bytes; and *runs*, elements of the top level that stood one after another byte for byte
+alike, by the bytes of all of them: one comparison gives their joined fragments.  The first instance makes
+runs of all it has; where a later one differs they are split, and what stands still long enough is joined
+again, so that of a series only what varies is compiled.
+
+Both are functions of their key alone: of the bytes (tags, VRs, values, everything inside a sequence); of what
+their *context* fixes (byte order, implicit or explicit, character set); where the VR is not written and not
+in the standard's dictionary by tag alone, also of the resolved VR or the private creator, which for a run is
+within it or compared beside it.  What depends on anything else (a link to bulk data, an enclosing dataset) is
+never remembered, and what depends on other elements (US or SS) is in no run.  A header is the same, byte for
+byte, whatever is remembered.
 
 Choices that Annex F leaves open:
 
-- DS and IS are JSON numbers with the very digits of the dataset.  What is no number by the VR's rules, or is
-  out of the range of a 64-bit float, stays a string, as do SV and UV beyond 53 bits.
+- DS and IS are JSON numbers with the very digits of the dataset: a reader of 64-bit floats gets the nearest
+  there is, as by converting the text.  A whole number that such a float would turn into another (beyond 2^53)
+  is a string of its digits, as are SV and UV beyond 53 bits.  What is no number by the VR's rules, or out of
+  the range of a 64-bit float, stays the string it is, and is counted.
 - NaN and infinities of FL and FD are the strings "NaN", "Infinity" and "-Infinity", as fo-dicom and dicom-rs
   write and read them.
-- Text is UTF-8, so (0008,0005), where there is one, says ISO_IR 192.
+- Text is UTF-8, so (0008,0005), where there is one, says ISO_IR 192.  Bytes that are no text are U+FFFD.
 - Padding is dropped: trailing everywhere, leading where PS3.5 Table 6.2-1 calls it insignificant.
 - Numbers and binary values of big endian datasets are given in little endian order.
+- A VR that is not written is that of PS3.5 A.1: OW for pixel data that are not encapsulated, overlays, curves
+  and waveforms, whatever their bits allocated (section 8.3).  US or SS follows Pixel Representation, of the
+  item itself or the nearest dataset around it.
+- Binary values (OB OD OF OL OV OW UN) longer than a bound, and pixel data of any length, are links to bulk
+  data (BulkDataURI); all other values are in the header, however long.
 
-What cannot be read as it should is read as far as it can be, and counted in `Header.warnings`.
+What cannot be read as it should is read as far as it can be, and counted in `Header.warnings`: of a sequence
+in which the dataset ends, the items that are there; of damage in an item, what stands before it.
 """
 
 import struct
 from base64 import b64encode
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -78,6 +94,8 @@ _MAX_NEXT = 64  # character sets that may follow one
 _PIECE_BYTES = 350  # the same of an element in a run
 _LESSON = 4  # instances of which one is learned from, as long as nothing changes
 _MAX_PATIENCE = 8  # lessons
+_MAX_PIECES = 256  # elements in a run: what it costs to split it
+_MAX_TRACE = 8192  # elements of one dataset that may come into runs; real ones have some hundreds
 
 _MALFORMED = "{} elements could not be read"
 _CUT_SHORT = "the dataset is cut short"
@@ -334,24 +352,28 @@ class _Runs:
         """Join what stood one after another in an instance; None is where nothing joins."""
         self.unlearned = 0
         stretch: list[_Run | _Piece] = []
-        last = 0
+        last = size = 0
         for part in trace:
             if part is None:
                 self._join(stretch)
                 stretch = []
                 continue
             if isinstance(part, _Run):
-                head, key, first, end = part.head, None, part.first, part.last
+                head, key, first, end, pieces = part.head, None, part.first, part.last, len(part.pieces)
             else:
-                key, first = part[1], part[0]
+                key, first, pieces = part[1], part[0], 1
                 head, end = key[:4], first
             seam = self.seams.get(head)
             settled = seam is None or seam.is_settled(key)
-            if not settled or last < _CHARSET < first or last < _AVAILABLE_TRANSFER_SYNTAX_UID < first:
+            parted = size + pieces > _MAX_PIECES
+            # Where a dataset may have none, these are put in.
+            parted = parted or last < _CHARSET < first or last < _AVAILABLE_TRANSFER_SYNTAX_UID < first
+            if not settled or parted or not stretch:
                 self._join(stretch)
-                stretch = []
+                stretch, size = [], 0
             if settled or key is None:
                 stretch.append(part)
+                size += pieces
             last = end
         self._join(stretch)
 
@@ -473,9 +495,10 @@ class _Level:
         """The fragment of *tag*, if there was one."""
         fragment = self.fragments.get(tag)
         if fragment is None and self.parent is None:
-            for first, _, members in self.parts:
-                if first <= tag and members is not None and tag in members:
-                    return members[tag]
+            # The last run that begins at it or before.
+            at = bisect_right(self.parts, tag, key=itemgetter(0))
+            members = self.parts[at - 1][2] if at else None
+            fragment = members.get(tag) if members is not None else None
         return fragment
 
 
@@ -620,7 +643,8 @@ class _Compilation:
         """Give *tag* its *fragment*, which is a function of *piece* if there is one."""
         level.fragments[tag] = fragment
         if level.trace is not None:
-            level.trace.append(piece)
+            if len(level.trace) < _MAX_TRACE:
+                level.trace.append(piece)
             if tag <= level.last:
                 level.ascending = False
             level.last = tag
@@ -674,7 +698,7 @@ class _Compilation:
                         fragments[tag] = fragment
                         pos = stop
                         continue
-                self._compile(level, Element(tag, vr, pos, value, length, stop), data)
+                self._compile(level, Element._make((tag, vr, pos, value, length, stop)), data)
                 pos = stop
                 continue
             stop = self._element_or_stop(level, data, pos, end)
@@ -722,7 +746,7 @@ class _Compilation:
                         fragments[tag] = fragment
                         pos = stop
                         continue
-                self._compile(level, Element(tag, b"", pos, value, length, stop), data)
+                self._compile(level, Element._make((tag, b"", pos, value, length, stop)), data)
                 pos = stop
                 continue
             stop = self._element_or_stop(level, data, pos, end)
@@ -746,14 +770,16 @@ class _Compilation:
         if run.first <= level.last:
             level.ascending = False
         level.last = run.last
-        if level.trace is not None:
+        if level.trace is not None and len(level.trace) < _MAX_TRACE:
             level.trace.append(run)
         return pos + len(run.key)
 
     def _pass_by(self, level: _Level, tag: int, data: bytes, pos: int, stop: int) -> None:
         """Note an element that has no place in the header."""
         if level.trace is not None:
-            level.trace.append((tag, data[pos:stop], b"", 0, None) if stop - pos <= _MAX_KEY_BYTES else None)
+            if len(level.trace) < _MAX_TRACE:
+                piece = (tag, data[pos:stop], b"", 0, None)
+                level.trace.append(piece if stop - pos <= _MAX_KEY_BYTES else None)
             if tag <= level.last:
                 level.ascending = False
             level.last = tag

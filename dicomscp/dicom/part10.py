@@ -32,7 +32,7 @@ from dicomscp.dicom.elements import (
 from dicomscp.errors import RefusedError
 
 _SOP_CLASS_UID, _SOP_UID = _UIDS = 0x00080016, 0x00080018
-_META_LENGTH = 0x00020000
+_META_LENGTH = _GROUP_2 = 0x00020000
 _META_SOP_CLASS_UID, _META_SOP_UID, _META_TRANSFER_SYNTAX_UID = 0x00020002, 0x00020003, 0x00020010
 _SENDING_AE, _RECEIVING_AE, _CREATOR_UID, _PRIVATE = 0x00020017, 0x00020018, 0x00020100, 0x00020102
 _MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
@@ -180,32 +180,24 @@ def _read_group_2(data: Buffer, pos: int) -> tuple[dict[int, bytes], int, str]:
         # Deflated bytes can look like anything, so there alone the group length is relied upon.
         pos == declared_end and is_deflated(transfer_syntax_uid)
     ):
-        tag, _, _, start, length, pos = _element(data, pos, _EXPLICIT, _META_CUT_SHORT)
+        try:
+            _, number, vr, length = _SHORT.unpack_from(data, pos)  # read_element costs twice as much
+            start = pos + 8
+            if vr not in SHORT_VRS:
+                _, _, _, start, length, pos = read_element(data, pos, _EXPLICIT)
+            else:
+                pos = start + length
+        except (PrefixError, struct.error) as error:
+            raise RefusedError(_META_CUT_SHORT) from error
         if pos > len(data) or length == UNDEFINED:
             raise RefusedError(_META_CUT_SHORT)
+        tag = _GROUP_2 | number
         value = values[tag] = bytes(data[start:pos])
         if tag == _META_LENGTH and len(value) == 4:
             declared_end = pos + int.from_bytes(value, "little")
         elif tag == _META_TRANSFER_SYNTAX_UID:
             transfer_syntax_uid = _text(values, _META_TRANSFER_SYNTAX_UID)
     return values, pos, transfer_syntax_uid
-
-
-def _element(
-    data: Buffer, pos: int, encoding: Encoding, cut_short: str
-) -> tuple[int, bytes, int, int, int, int]:
-    """As `read_element`, and faster for most of what stands at the beginning of a file.
-
-    Raises RefusedError, saying *cut_short*, if the bytes run out.
-    """
-    try:
-        if encoding == _EXPLICIT:
-            group, number, vr, length = _SHORT.unpack_from(data, pos)
-            if vr in SHORT_VRS:
-                return group << 16 | number, vr, pos, pos + 8, length, pos + 8 + length
-        return read_element(data, pos, encoding)
-    except (PrefixError, struct.error) as error:
-        raise RefusedError(cut_short) from error
 
 
 def _text(values: dict[int, bytes], tag: int) -> str:
@@ -231,13 +223,13 @@ def _dataset_uids(dataset: Buffer, transfer_syntax_uid: str) -> tuple[str, str]:
             dataset = inflate(dataset, _UIDS_WITHIN)[0]
         encoding, pos, tag = encoding_of(dataset, transfer_syntax_uid), 0, 0
         while tag < _SOP_UID:
-            number, _, _, start, _, end = _element(dataset, pos, encoding, "")
+            number, _, _, start, _, end = read_element(dataset, pos, encoding)
             if number <= tag or end > len(dataset):
                 break
             tag, pos = number, end
             if tag in _UIDS:
                 values[tag] = bytes(dataset[start:end])
-    except RefusedError:
+    except (PrefixError, RefusedError):
         pass  # whatever it is, it shows no UIDs; the caller says so
     return _text(values, _SOP_CLASS_UID), _text(values, _SOP_UID)
 

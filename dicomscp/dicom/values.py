@@ -64,10 +64,9 @@ def _array(values: list[str]) -> bytes:
     return orjson.dumps([value or None for value in values])
 
 
-def _plain_array(values: list[bytes]) -> bytes:
-    """As `_array`, of values that can go into JSON as they are."""
-    if len(values) == 1:
-        return b'["' + values[0] + b'"]' if values[0] else b""
+def _plain_array(value: bytes, strip: Callable[[bytes, bytes], bytes]) -> bytes:
+    """As `_array`, of values that can go into JSON as they are but for the spaces between."""
+    values = [strip(part, b" ") for part in value.split(b"\\")]
     if all(values):
         return b'["' + b'","'.join(values) + b'"]'
     return b"[" + b",".join([b'"' + value + b'"' if value else b"null" for value in values]) + b"]"
@@ -75,15 +74,21 @@ def _plain_array(values: list[bytes]) -> bytes:
 
 def _codes(value: bytes, given: Circumstances, _vr: str) -> bytes:
     """Strings of the default repertoire; leading spaces mean nothing."""
-    if _PLAIN_OR_SEVERAL.fullmatch(value := value.strip(b" \0")):
-        return _plain_array([part.strip(b" ") for part in value.split(b"\\")])
+    value = value.strip(b" \0")
+    if _PLAIN.fullmatch(value):
+        return b'["' + value + b'"]' if value else b""
+    if _PLAIN_OR_SEVERAL.fullmatch(value):
+        return _plain_array(value, bytes.strip)
     return _array([part.strip(" \0") for part in _latin_1(value, given).split("\\")])
 
 
 def _spaced_codes(value: bytes, given: Circumstances, _vr: str) -> bytes:
     """As `_codes`; a leading space is part of the value."""
-    if _PLAIN_OR_SEVERAL.fullmatch(value := value.rstrip(b" \0")):
-        return _plain_array([part.rstrip(b" ") for part in value.split(b"\\")])
+    value = value.rstrip(b" \0")
+    if _PLAIN.fullmatch(value):
+        return b'["' + value + b'"]' if value else b""
+    if _PLAIN_OR_SEVERAL.fullmatch(value):
+        return _plain_array(value, bytes.rstrip)
     return _array([part.rstrip(" \0") for part in _latin_1(value, given).split("\\")])
 
 
@@ -98,21 +103,26 @@ def _latin_1(value: bytes, given: Circumstances) -> str:
 
 
 def _texts(value: bytes, given: Circumstances, _vr: str) -> bytes:
-    if _PLAIN_OR_SEVERAL.fullmatch(plain := value.strip(b" \0")):
-        return _plain_array([part.strip(b" ") for part in plain.split(b"\\")])
+    plain = value.strip(b" \0")
+    if _PLAIN.fullmatch(plain):
+        return b'["' + plain + b'"]' if plain else b""
+    if _PLAIN_OR_SEVERAL.fullmatch(plain):
+        return _plain_array(plain, bytes.strip)
     return _array([part.strip(" \0") for part in _decoded(value, given, b"\\\r\n\f\t").split("\\")])
 
 
 def _spaced_texts(value: bytes, given: Circumstances, _vr: str) -> bytes:
     """As `_texts`; a leading space is part of the value."""
-    if _PLAIN_OR_SEVERAL.fullmatch(plain := value.rstrip(b" \0")):
-        return _plain_array([part.rstrip(b" ") for part in plain.split(b"\\")])
+    plain = value.rstrip(b" \0")
+    if _PLAIN_OR_SEVERAL.fullmatch(plain):
+        return _plain_array(plain, bytes.rstrip) if plain else b""
     return _array([part.rstrip(" \0") for part in _decoded(value, given, b"\\\r\n\f\t").split("\\")])
 
 
 def _paragraph(value: bytes, given: Circumstances, _vr: str) -> bytes:
-    if _PLAIN.fullmatch(plain := value.rstrip(b" \0")):
-        return _plain_array([plain])
+    plain = value.rstrip(b" \0")
+    if _PLAIN.fullmatch(plain):
+        return b'["' + plain + b'"]' if plain else b""
     return _array([_decoded(value, given, b"\r\n\f\t").rstrip(" \0")])
 
 

@@ -84,7 +84,7 @@ def test_leading_spaces_are_kept_where_they_may_mean_something(vr):
 @pytest.mark.parametrize("vr", [vr.decode() for vr in sorted(LONG_VRS | SHORT_VRS)])
 def test_an_empty_attribute_has_a_vr_only(vr):
     assert one(explicit(0x00111010, vr)) == ({"vr": vr}, ())
-    if vr in ("AE", "CS", "DA", "DS", "IS", "LO", "LT", "PN", "SH", "ST", "UC", "UI", "UT"):
+    if vr in ("AE", "CS", "DA", "DS", "IS", "LO", "LT", "PN", "SH", "ST", "UC", "UI", "UR", "UT"):
         assert one(explicit(0x00111010, vr, "  ")) == ({"vr": vr}, ())
 
 
@@ -1000,6 +1000,35 @@ def test_runs_serve_datasets_whose_elements_stand_in_any_order():
 
     assert [list(one)[1:] for one in found] == [["00111010", "00111011", "00111012", "00111013"]] * 5
     assert found[3]["00111011"]["Value"] == ["again"]
+
+
+def test_what_it_costs_to_split_a_run_is_bounded():
+    compiler = Compiler()
+    for _ in range(9):
+        header(b"".join(explicit(0x00111000 + number, "LO", "x") for number in range(700)), compiler=compiler)
+
+    (context,) = compiler._compilation._cache.contexts.values()
+    lengths = [len(run.pieces) for run in context.runs[None].by_head.values()]
+    assert lengths == [256, 256, 188]
+
+
+def test_a_dataset_of_very_many_elements_reads_alike_and_leaves_a_bounded_trace():
+    compiler = Compiler()
+    for last in (b"a ", b"a ", b"b "):
+        elements = [implicit(0x00111000 + number, b"x ") for number in range(10_000)]
+        data = b"".join(elements) + implicit(0x00200010, last)
+        assert header(data, IMPLICIT_LITTLE, compiler=compiler) == header(data, IMPLICIT_LITTLE)
+
+    (context,) = compiler._compilation._cache.contexts.values()
+    assert sum(len(run.pieces) for run in context.runs[None].by_head.values()) == 8192
+
+
+def test_what_is_past_what_is_wanted_need_not_be_there_in_implicit_vr_either():
+    data = implicit(0x00080018, b"1.2 ") + implicit(NAME, b"A ") + implicit(PIXELS, bytes(1 << 17))
+    for _ in range(2):
+        found = header(data[:70_000], IMPLICIT_LITTLE, total_bytes=len(data), wanted=frozenset({NAME}))
+        assert list(found.fragments) == [NAME]
+    assert header(data[:70_000], IMPLICIT_LITTLE, total_bytes=len(data)) == header(data, IMPLICIT_LITTLE)
 
 
 def test_runs_of_what_is_wanted_are_its_own():
