@@ -1,14 +1,18 @@
 """The command line: parse, call, print, exit.
 
-    0 done        1 failed in part or whole        2 configuration or usage
+    0 done        1 failed in part or whole        2 configuration or usage        130 interrupted
 
 Results go to standard output, as JSON if asked; progress, refusals and errors to standard error.
 """
 
 import contextlib
 import functools
+import math
 import os
+import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -17,7 +21,7 @@ import click
 import orjson
 from pydicom.datadict import keyword_for_tag
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from dicomscp import __version__, config, daemon, upkeep
@@ -26,9 +30,10 @@ from dicomscp.dimse import client
 from dicomscp.errors import ConfigError, DicomscpError, UnreachableError
 from dicomscp.telemetry import log as telemetry_log
 
-FAILED, MISCONFIGURED = 1, 2
+FAILED, MISCONFIGURED, INTERRUPTED = 1, 2, 128 + signal.SIGINT
 
 _LINE_SECONDS = 2.0  # between lines of progress away from a terminal; what is done by then shows none
+_PACE_SECONDS, _PACE_STEP_SECONDS = 10.0, 0.25  # what a rate is taken over, and how finely
 
 _SERVE_FLAGS = {
     "ae_title": "dimse.ae_title",
@@ -52,6 +57,9 @@ class _Commands(click.Group):
             _fail(error, MISCONFIGURED)
         except DicomscpError as error:
             _fail(error, FAILED)
+        except KeyboardInterrupt:
+            click.echo("dicomscp: interrupted", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -108,6 +116,12 @@ def _settings(command: Command) -> Command:
 
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+_jobs = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that read files.  [default: one a core]",
+)
 
 
 def _load(file: Path | None, root: str | None, flags: dict[str, Any] | None = None) -> Config:
@@ -154,25 +168,48 @@ def check_config(file: Path | None, root: str | None, as_json: bool) -> None:
 @click.argument(
     "paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH..."
 )
+@_jobs
 @_as_json
-def import_(settings: Config, paths: tuple[Path, ...], as_json: bool) -> None:
+def import_(settings: Config, paths: tuple[Path, ...], jobs: int | None, as_json: bool) -> None:
     """Take DICOM files, and those in folders, into custody; they stay where they are.
 
     The same checks as for C-STORE; works beside a running serve, too.  Exit status 1 if a file was refused.
+    After Ctrl-C what was taken is held; the same import may be begun again.
     """
-    with _progress() as progress:
-        report = upkeep.import_paths(settings, paths, progress)
-    _print_refusals(report.refused)
+    with _interruptible() as interrupted, _progress() as progress:
+        report = upkeep.import_paths(settings, paths, progress, jobs=jobs, interrupted=interrupted)
+    refused = [(_readable(path), reason) for path, reason in report.refused]
+    stopped = _readable(report.stopped or ("interrupted" if report.interrupted else ""))
+    _print_refusals(refused)
     if as_json:
-        refused = [{"path": str(path), "reason": reason} for path, reason in report.refused]
-        _print_json({"admitted": report.admitted, "refused": refused, "stopped": report.stopped})
+        reasons = [{"path": path, "reason": reason} for path, reason in refused]
+        _print_json({"admitted": report.admitted, "refused": reasons, "stopped": stopped})
     else:
-        click.echo(f"{report.admitted} taken, {len(report.refused)} refused")
-    if report.stopped:
-        click.echo(f"Stopped at {report.stopped}", err=True)
+        click.echo(f"{report.admitted} taken, {len(refused)} refused")
+    if report.interrupted:
+        click.echo("Interrupted; the next serve or import publishes what is not published yet", err=True)
+        raise click.exceptions.Exit(INTERRUPTED)
+    if stopped:
+        click.echo(f"Stopped at {stopped}", err=True)
     if report.unpublished:
         click.echo(f"{report.unpublished} studies could not be published; see the log", err=True)
-    _exit(failed=bool(report.refused or report.stopped or report.unpublished))
+    _exit(failed=bool(refused or stopped or report.unpublished))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed.  The first lets what is under way end well, a second ends at once."""
+    pressed = threading.Event()
+
+    def press(*_: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @cli.command()
@@ -216,11 +253,14 @@ def verify(settings: Config, repair: bool, as_json: bool) -> None:
 @_settings
 @click.option("--index", is_flag=True, help="Only the index.")
 @click.option("--published", is_flag=True, help="Only the published tree.")
-def rebuild(settings: Config, index: bool, published: bool) -> None:
+@_jobs
+def rebuild(settings: Config, index: bool, published: bool, jobs: int | None) -> None:
     """Make index and published tree anew from the instances alone; needs serve stopped."""
     both = index == published
     with _progress() as progress:
-        report = upkeep.rebuild(settings, index=index or both, published=published or both, progress=progress)
+        report = upkeep.rebuild(
+            settings, index=index or both, published=published or both, progress=progress, jobs=jobs
+        )
     for line in report.unreadable:
         click.echo(line, err=True)
     click.echo(f"{report.instances} instances indexed, {report.studies} studies published")
@@ -388,32 +428,86 @@ def _size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
 
 
+def _readable(path: str) -> str:
+    """A path as text, whatever bytes it is made of."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
-    """Shows how much is done of how much: a bar on a terminal, a line at times elsewhere."""
+    """Shows what is done of how much, how fast, and the time left: a bar on a terminal, lines elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+    )
     with Bar(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
+        tasks: dict[str, tuple[TaskID, _Pace]] = {}
 
         def show(done: int, total: int | None, message: str) -> None:
             if message not in tasks:
-                tasks[message] = bar.add_task(message, total=total)
-            bar.update(tasks[message], completed=done, total=total)
+                tasks[message] = bar.add_task(message, total=total, pace=""), _Pace()
+            task, pace = tasks[message]
+            pace.reached(done, time.monotonic())
+            bar.update(task, completed=done, total=total, pace=pace.text(total))
 
         yield show
 
 
-class _Lines:
-    """Progress as plain lines, one every few seconds."""
+class _Pace:
+    """How fast something goes on, seen over its last seconds."""
 
     def __init__(self) -> None:
-        self._next = time.monotonic() + _LINE_SECONDS
+        self._seen: deque[tuple[float, int]] = deque()  # times, and what was done by then
+
+    def reached(self, done: int, now: float) -> None:
+        """Note that *done* are done at the time *now*."""
+        if len(self._seen) > 1 and now - self._seen[-2][0] < _PACE_STEP_SECONDS:
+            self._seen.pop()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= _PACE_SECONDS:
+            self._seen.popleft()
+
+    def text(self, total: int | None) -> str:
+        """The rate, and the time that is left of *total* at that rate."""
+        (began, before), (now, done) = self._seen[0], self._seen[-1]
+        if done == before or now == began:
+            return "total not known yet" if total is None else ""
+        rate = (done - before) / (now - began)
+        shown = f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+        if total is None:
+            return f"{shown}, total not known yet"
+        return f"{shown}, {_duration(max(0, total - done) / rate)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class _Lines:
+    """Progress as plain lines, one every few seconds after the first thing is done."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._next = math.inf
+        self._paces: dict[str, _Pace] = {}
 
     def __call__(self, done: int, total: int | None, message: str) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + _LINE_SECONDS
-            click.echo(f"{message}: {done}" + (f" of {total}" if total is not None else ""), err=True)
+        now = self._now()
+        if not self._paces:
+            self._next = now + _LINE_SECONDS
+        pace = self._paces.setdefault(message, _Pace())
+        pace.reached(done, now)
+        if now >= self._next:
+            self._next = now + _LINE_SECONDS
+            count = f"{done}" if total is None else f"{done} of {total}"
+            click.echo(f"{message}: " + ", ".join(filter(None, (count, pace.text(total)))), err=True)

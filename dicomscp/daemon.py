@@ -7,6 +7,7 @@ at once, as after a crash.  A child that is ready says so by a byte on its statu
 
 import contextlib
 import fcntl
+import functools
 import ipaddress
 import mmap
 import os
@@ -32,8 +33,9 @@ from dicomscp.archive.archive import Archive, Intake, rebuild_marker
 from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
-from dicomscp.archive.rebuild import mark_rebuilding, rebuild_index
+from dicomscp.archive.rebuild import mark_if_missing, rebuild_index
 from dicomscp.config import Config, is_loopback
+from dicomscp.crew import cores
 from dicomscp.dimse.server import KnownAe, Listener, ListenerSettings
 from dicomscp.errors import BusyError, ConfigError, DicomscpError
 from dicomscp.inbox import Inbox
@@ -69,8 +71,7 @@ def serve(config: Config) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         _clear_run(root)
-        if not (root / "index.sqlite").exists() and next((root / "instances").glob("*/*/*/*.dcm"), None):
-            mark_rebuilding(root)
+        mark_if_missing(root)
         make_index(config, read_only=False)  # made, or found unusable, before anybody is let in
         seats = Seats(root / "run" / "associations", 0, cells=config.dimse.listeners, limit=0)
         parts = _parts(config, dimse.fileno(), web.fileno(), lock)
@@ -174,7 +175,7 @@ class Supervisor:
     def _spawn(self, part: Part) -> None:
         ours, theirs = os.pipe()
         part.process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "dicomscp.daemon", part.name, str(theirs)],
+            [sys.executable, "-P", "-m", "dicomscp.daemon", part.name, str(theirs)],
             stdin=subprocess.PIPE,
             pass_fds=(theirs, *part.descriptors),
         )
@@ -459,8 +460,8 @@ def make_archive(config: Config, intake: Intake | None = None) -> Archive:
     )
 
 
-def make_pipeline(config: Config) -> Pipeline:
-    """The pipeline, to be closed by the caller, who holds the root's lock."""
+def make_pipeline(config: Config, *, jobs: int = 1) -> Pipeline:
+    """The pipeline, to be closed by the caller, who has the root locked.  It drains with *jobs* processes."""
     index, disk = make_index(config, read_only=False), Disk()
     publisher = make_publisher(config, index, config.root / "dicomweb")
     counting = metrics.PipelineMetrics()
@@ -479,6 +480,8 @@ def make_pipeline(config: Config) -> Pipeline:
         quiet_seconds=config.pipeline.quiet_seconds,
         patience_seconds=config.pipeline.patience_seconds,
         metrics=counting,
+        make=functools.partial(publisher_process, config),
+        workers=jobs,
     )
 
 
@@ -489,16 +492,19 @@ def make_publisher(config: Config, index: Index, folder: Path, *, contents: Path
         index,
         Disk(),
         folder,
-        documents=Documents(config.publish.base_url, config.publish.inline_max),
+        documents=Documents(
+            config.publish.base_url,
+            config.publish.inline_max,
+            config.publish.private_un,
+            config.publish.frames,
+        ),
         attempts=config.pipeline.attempts,
         contents=contents,
     )
 
 
 def publisher_process(config: Config) -> Publisher:
-    """What a process that compiles for another one begins with; settles its log as well."""
-    os.umask(0o077)
-    telemetry_log.configure("error", config.log.format)
+    """What a process that compiles for another one begins with."""
     return make_publisher(config, make_index(config, read_only=True), config.root / "dicomweb")
 
 
@@ -519,7 +525,7 @@ class Life:
 def _run_pipeline(life: Life) -> None:
     os.nice(5)  # receiving comes first; what this costs is lag, which is shown
     pipeline = make_pipeline(life.config)
-    _mend_index(life.config)
+    mend_index(life.config)  # workers have our priority
     filed = pipeline.recover()
     if filed:
         log.info("recovered", instances=filed)
@@ -527,11 +533,12 @@ def _run_pipeline(life: Life) -> None:
     pipeline.run(life.stop)
 
 
-def _mend_index(config: Config) -> None:
+def mend_index(config: Config, progress: Callable[[int, int | None], None] = lambda *_: None) -> None:
     """Make the index anew if it was taken away, or if making it anew was cut short."""
     if rebuild_marker(config.root).exists():
         log.warning("index_rebuilding", reason="it is missing, or was not finished")
-        made = rebuild_index(config.root, make_index(config, read_only=False), lambda *_: None)
+        index = make_index(config, read_only=False)
+        made = rebuild_index(config.root, index, jobs=cores(), progress=progress)
         log.warning("index_rebuilt", instances=made.instances, unreadable=len(made.unreadable))
 
 

@@ -66,22 +66,31 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def admit_file(archive: Archive, path: Path, source: Source) -> Identity:
+def admit_file(archive: Archive, path: Path, source: Source, *, sync: bool = True) -> Identity:
     """Take custody of the instance in the Part 10 file at *path*, which stays as it is.
 
     The file is streamed: memory does not grow with it.  Raises RefusedError for what is no DICOM
-    instance or cannot be read, BusyError for a file that is being written to, and whatever
-    `archive.receive` and `archive.admit` raise.
+    instance, no regular file, cannot be read or is being written to, and whatever `archive.receive`
+    and `archive.admit` raise, to which *sync* goes.
     """
     try:
-        file = path.open("rb", buffering=0)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _unreadable(error) from error
-    with file:
-        return _admit(archive, file, source)
+    with io.FileIO(descriptor) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise RefusedError("This is not a regular file.")
+        try:
+            return _admit(archive, file, source, sync=sync)
+        except _ChangingError as error:
+            raise RefusedError(str(error)) from error
 
 
-def _admit(archive: Archive, file: io.FileIO, source: Source) -> Identity:
+class _ChangingError(BusyError):
+    """The file may be taken once nobody writes to it."""
+
+
+def _admit(archive: Archive, file: io.FileIO, source: Source, *, sync: bool = True) -> Identity:
     before = _Signature.of(os.fstat(file.fileno()))
     block = memoryview(bytearray(min(_BLOCK, max(_META_WITHIN, before.size))))
     first = block[: _fill(file, block)]
@@ -97,12 +106,12 @@ def _admit(archive: Archive, file: io.FileIO, source: Source) -> Identity:
     except BaseException:
         incoming.discard()
         raise
-    return archive.admit(incoming)
+    return archive.admit(incoming, sync=sync)
 
 
 def _check_unchanged(file: io.FileIO, signature: "_Signature") -> None:
     if _Signature.of(os.fstat(file.fileno())) != signature:
-        raise BusyError("The file is being written to.")
+        raise _ChangingError("The file is being written to.")
 
 
 def _fill(file: io.FileIO, block: memoryview) -> int:

@@ -30,6 +30,7 @@ _RETRY_SECONDS, _RETRY_SECONDS_AT_MOST = 1.0, 60.0
 _LOOK_SECONDS = 0.05
 _TELL_SECONDS = 2.0
 _RECENT_SECONDS = 2.0
+_FEW_INSTANCES = 1000  # take less than it takes to start processes
 _BATCH = 16  # studies published together; what becomes due meanwhile waits for them
 
 
@@ -46,10 +47,13 @@ class Pipeline:
         quiet_seconds: float,
         patience_seconds: float,
         metrics: PipelineMetrics,
+        make: Callable[[], Publisher],
+        workers: int = 1,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """*make* makes what each of the *workers* publishes with that drain and republish start."""
         self._root, self._index, self._filing, self._publisher = root, index, filing, publisher
-        self._metrics, self._now = metrics, now
+        self._metrics, self._make, self._workers, self._now = metrics, make, workers, now
         self._schedule = Schedule(quiet_seconds=quiet_seconds, patience_seconds=patience_seconds)
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -91,35 +95,43 @@ class Pipeline:
             publishing.join()
             self.close()
 
-    def drain(
-        self, progress: Callable[[int, int], None], *, make: Callable[[], Publisher], workers: int
-    ) -> int:
+    def file(self) -> Round:
+        """File what is journalled now, one round of it, and go on settling when there is much.
+
+        For whoever files while others still take in.  Raises OSError or our own errors if that cannot
+        be done; then nothing of the round counts as done.
+        """
+        done = self._filing.step()
+        if self._filing.is_full:
+            self._filing.settle()
+        return done
+
+    def lag_bytes(self) -> int:
+        """About how much is journalled and not yet filed; may be asked by another thread."""
+        return self._filing.lag_bytes()
+
+    def drain(self, progress: Callable[[int, int], None]) -> int:
         """File what is journalled, publish everything that is due now; returns how many studies failed.
 
-        Studies are compiled by as many *workers*, processes that have what *make* makes.
+        Studies are compiled by as many processes as there are *workers*.
         """
         self.recover()
-        published, waiting = self._publish_due_now(progress, make, workers)
+        published, waiting = self._publish_due_now(progress)
         self._filing.settle(wait=True)
         return waiting - published
 
-    def republish(
-        self, progress: Callable[[int, int], None], *, make: Callable[[], Publisher], workers: int
-    ) -> int:
+    def republish(self, progress: Callable[[int, int], None]) -> int:
         """Publish every study anew, as `drain` does; returns how many were published."""
         self._publisher.begin_anew()
-        return self._publish_due_now(progress, make, workers)[0]
+        return self._publish_due_now(progress)[0]
 
-    def _publish_due_now(
-        self, progress: Callable[[int, int], None], make: Callable[[], Publisher], workers: int
-    ) -> tuple[int, int]:
+    def _publish_due_now(self, progress: Callable[[int, int], None]) -> tuple[int, int]:
         """How many of how many studies were published."""
         waiting = [study_uid for study_uid, _ in self._index.due()]
         published = 0
         progress(0, len(waiting))
-        outcomes = publish_all(
-            self._publisher, waiting, make=make, workers=min(workers, max(1, len(waiting)))
-        )
+        workers = self._workers if self._index.due_instances() > _FEW_INSTANCES and len(waiting) > 1 else 1
+        outcomes = publish_all(self._publisher, waiting, make=self._make, workers=workers)
         for done, outcome in enumerate(outcomes, 1):
             published += outcome.published
             progress(done, len(waiting))

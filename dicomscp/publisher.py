@@ -12,30 +12,27 @@ more than what is held; a rebuild or another version of this program tries again
 """
 
 import contextlib
-import ctypes
 import errno
 import hashlib
-import multiprocessing
 import os
 import shutil
-import signal
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from functools import partial
+from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 import structlog
 
 from dicomscp import __version__
+from dicomscp.archive.archive import OpenInstance
 from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import bare_attributes, read_header
 from dicomscp.archive.index import Held, Index, Publication, Snapshot
+from dicomscp.crew import Work, share
 from dicomscp.dicom.jsonmodel import Compiler, Header
 from dicomscp.dicom.matching import Level, Query
 from dicomscp.errors import BusyError, DamagedError, DicomscpError, RefusedError
@@ -52,6 +49,7 @@ from dicomscp.publish.series import (
 )
 from dicomscp.study import layout
 from dicomscp.study.compile import lines
+from dicomscp.study.static import bulk_paths, instance_files
 
 log = structlog.get_logger()
 
@@ -60,18 +58,23 @@ _WARNINGS_SHOWN = 100
 _BATCH = 32  # studies that share two syncs
 _MOST_SUSPECTS = 16  # instances of one study that may end the process before it is set aside
 _SOP_UID_BYTES = 64
+_MOST_FILES = 250_000  # of one instance: more than slides have, and less than fills a disk with names
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-_PR_SET_PDEATHSIG = 1
+_MOST_DEATHS = 20  # of processes, before what they had is left for the next time
 
 
 class Documents(NamedTuple):
     """How documents are made.
 
-    *base_url* begins every link in them; binary values up to *inline_bytes* stand in them.
+    *base_url* begins every link in them; binary values up to *inline_bytes* stand in them.  Private elements
+    written as UN are read as *private_un* says (`Compiler`).  With *frames* "files" every frame and bulk
+    value is a file beside them, too.
     """
 
     base_url: str
     inline_bytes: int
+    private_un: Literal["parse", "keep"] = "parse"
+    frames: Literal["range", "files"] = "range"
 
     @property
     def made_by(self) -> str:
@@ -147,7 +150,7 @@ class Publisher:
         self._root, self._index, self._disk, self._folder = root, index, disk, folder
         self._documents, self._attempts, self._now = documents, attempts, now
         self._contents = contents or root
-        self._compiler = Compiler(inline_bytes=documents.inline_bytes)
+        self._compiler = Compiler(inline_bytes=documents.inline_bytes, private_un=documents.private_un)
         disk.make_directory(root / "state" / "attempts")
         self._root_descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -284,8 +287,7 @@ class Publisher:
                 for one in contents:
                     for section in sections(edition, _names(one), one):
                         document.add(section)
-        kept = {layout.component(one.series_uid) for one in contents}
-        edition.keep_only(f"{layout.study_directory(study_uid)}/series", kept)
+        self._keep(edition, study_uid, contents)
         said = [
             f"{member.identity.sop_uid}: {warning}"
             for one in contents
@@ -303,6 +305,18 @@ class Publisher:
             0.0,
         )
 
+    def _keep(self, edition: Edition, study_uid: str, contents: Sequence[Contents]) -> None:
+        """Have taken away, once all is shown, what belongs to no series and no instance of the study."""
+        study = layout.study_directory(study_uid)
+        has_files = self._documents.frames == "files"
+        series = {layout.component(one.series_uid): one for one in contents}
+        edition.keep_only(f"{study}/series", series)
+        edition.keep_only(f"{study}/bulkdata", series if has_files else ())
+        for name, one in series.items():
+            instances = {layout.component(member.identity.sop_uid) for member in one.members if has_files}
+            edition.keep_only(f"{study}/series/{name}/instances", instances)
+            edition.keep_only(f"{study}/bulkdata/{name}", instances)
+
     def _compile_series(
         self, work: "_Work", study_uid: str, series_uid: str, held: Iterable[Held]
     ) -> Contents:
@@ -314,7 +328,7 @@ class Publisher:
             if work.attempt is not None:
                 work.attempt.at(identity.sop_uid)
             try:
-                return self._made(wanted[identity], work.suspects)
+                return self._made(work, wanted[identity])
             except DamagedError as error:
                 log.error("instance_not_published", sop_uid=identity.sop_uid, reason=str(error))
                 work.warnings.append(f"{identity.sop_uid}: not published: {error}")
@@ -322,15 +336,16 @@ class Publisher:
 
         return write_series(work.edition, _names(empty), standing, list(wanted), make)
 
-    def _made(self, held: Held, suspects: Collection[str]) -> Made:
+    def _made(self, work: "_Work", held: Held) -> Made:
         """The lines of an instance; with its UIDs alone if its header cannot be compiled.
 
         Raises DamagedError if its file is missing or cannot be read from the disk.
         """
-        if held.key.sop_uid in suspects:
+        if held.key.sop_uid in work.suspects:
             return self._bare(held, "the process ended twice while its header was compiled")
         try:
             header = self._header(held)
+            warnings = header.warnings + self._files_written(work.edition, held, header)
         except RefusedError as error:
             return self._bare(held, str(error))
         except OSError as error:
@@ -343,11 +358,35 @@ class Publisher:
             log.exception("header_not_compiled", study_uid=held.key.study_uid, sop_uid=held.key.sop_uid)
             return self._bare(held, f"its header could not be compiled ({type(error).__name__})")
         made = lines(held.key, header.body, header.fragments, self._documents.base_url)
-        return Made(made, header.warnings)
+        return Made(made, warnings)
 
     def _header(self, held: Held) -> Header:
         uri = layout.bulk_uri(self._documents.base_url, held.key)
         return read_header(self._compiler, self._root / held.path, bulk_uri=uri)
+
+    def _files_written(self, edition: Edition, held: Held, header: Header) -> tuple[str, ...]:
+        """Write the frames and bulk values of an instance, in place of those of another variant of it.
+
+        Returns what is to be said of them.
+        """
+        if self._documents.frames != "files":
+            return ()
+        written: list[str] = []
+        warnings: tuple[str, ...] = ()
+        paths = bulk_paths(header.body, layout.bulk_uri(self._documents.base_url, held.key))
+        try:
+            with OpenInstance(self._root / held.path) as instance:
+                files = instance_files(held.key, instance.dataset, instance.transfer_syntax_uid, paths)
+                for path, pieces in islice(files, _MOST_FILES):
+                    edition.file(path, pieces)
+                    written.append(path)
+        except RefusedError as error:
+            warnings = (f"its frames are not published as files: {error}",)
+        if len(written) == _MOST_FILES:
+            warnings = (f"only its first {_MOST_FILES} frames are published as files",)
+        for folder in (layout.instance_directory(held.key), layout.bulk_directory(held.key)):
+            edition.keep_files(folder, [path for path in written if path.startswith(f"{folder}/")])
+        return warnings
 
     def _bare(self, held: Held, warning: str) -> Made:
         fragments = bare_attributes(held.key, held.sop_class_uid)
@@ -578,67 +617,49 @@ def publish_all(
 ) -> Iterator[Outcome]:
     """Publish these studies, compiled by as many processes, each with what *make* makes.
 
-    *publisher* alone shows and records.  If a process dies, what was being compiled is tried again, one study
-    at a time, so that none but the one that ends processes is set aside.  *make* must be picklable.
+    *publisher* alone shows and records.  If a process dies, what it had is tried again, within the bounds
+    that hold for every attempt.  *make* must be picklable.  Raises what *make* raises of our own errors.
     """
-    waiting, again = iter(study_uids), deque[str]()
+    waiting = iter(study_uids)
     if workers == 1:
         while batch := list(islice(waiting, _BATCH)):
             yield from publisher.publish(batch)
         return
-    left = True
-    while left:
-        with ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), _begin_worker, (make, os.getpid())
-        ) as pool:
-            left = yield from _publish_with(pool, publisher, waiting, again, 2 * workers)
+    given: dict[str, None] = {}
+    for _ in range(_MOST_DEATHS):
+        stream = chain(list(given), waiting)
+        given.clear()
+        attempted: list[Compiled | Outcome] = []
+        try:
+            for one in share(_noting(stream, given), partial(_compiling, make), jobs=workers):
+                del given[one.study_uid]
+                attempted.append(one)
+                if len(attempted) >= _BATCH:
+                    yield from publisher.finish(attempted)
+                    attempted.clear()
+        except BusyError as error:
+            log.error("compiling_interrupted", studies=len(given), reason=str(error))
+        yield from publisher.finish(attempted)
+        if not given:
+            return
+    for study_uid in given:
+        yield Outcome(study_uid, 0, published=False)
 
 
-def _publish_with(
-    pool: ProcessPoolExecutor,
-    publisher: Publisher,
-    waiting: Iterator[str],
-    again: deque[str],
-    at_a_time: int,
-) -> Generator[Outcome, None, bool]:
-    """Publish until nothing is left, or a process dies: then those it may have died of stand in *again*."""
-    running: dict[Future[Compiled | Outcome], str] = {}
-    compiled: list[Compiled | Outcome] = []
+def _noting(study_uids: Iterable[str], given: dict[str, None]) -> Iterator[str]:
+    for study_uid in study_uids:
+        given[study_uid] = None
+        yield study_uid
+
+
+@contextlib.contextmanager
+def _compiling(make: Callable[[], Publisher]) -> Iterator[Work[str, Compiled | Outcome]]:
+    publisher = make()
+
+    def compile_some(study_uids: Iterable[str]) -> list[Compiled | Outcome]:
+        return [publisher.attempt(study_uid) for study_uid in study_uids]
+
     try:
-        while True:
-            if again and not running:
-                study_uid = again.popleft()
-                running[pool.submit(_attempt, study_uid)] = study_uid
-            while not again and len(running) < at_a_time and (study_uid := next(waiting, "")):
-                running[pool.submit(_attempt, study_uid)] = study_uid
-            if not running:
-                break
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                compiled.append(future.result())
-                del running[future]
-            if len(compiled) >= _BATCH:
-                yield from publisher.finish(compiled)
-                compiled.clear()
-    except BrokenProcessPool:
-        log.error("compiling_process_died", studies=len(running))
-        again.extend(running.values())
-    yield from publisher.finish(compiled)
-    return bool(again)
-
-
-_worker: Publisher
-
-
-def _begin_worker(make: Callable[[], Publisher], parent: int) -> None:
-    """What a process does first: it ends with the one that started it, even if that is killed."""
-    global _worker  # noqa: PLW0603 - a process of a pool has no other place of its own
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    _worker = make()
-
-
-def _attempt(study_uid: str) -> Compiled | Outcome:
-    return _worker.attempt(study_uid)
+        yield compile_some
+    finally:
+        publisher.close()

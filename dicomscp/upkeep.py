@@ -4,24 +4,27 @@ Parts come from `daemon`, which alone turns Config into them; what is said to pe
 """
 
 import contextlib
+import functools
 import gzip
 import os
 import shutil
 import tempfile
+import threading
+import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dicomscp.archive import journal
-from dicomscp.archive.archive import Archive, Source
+from dicomscp.archive.archive import Source
 from dicomscp.archive.disk import Disk
 from dicomscp.archive.index import Index
-from dicomscp.archive.rebuild import rebuild_index
+from dicomscp.archive.rebuild import held_paths, mark_if_missing, rebuild_index, study_folders, study_paths
 from dicomscp.archive.store import intact_digest
 from dicomscp.config import Config
+from dicomscp.crew import Count, Work, cores, share
 from dicomscp.daemon import (
     is_alive,
     make_archive,
@@ -29,86 +32,239 @@ from dicomscp.daemon import (
     make_intake,
     make_pipeline,
     make_publisher,
+    mend_index,
     prepare_root,
-    publisher_process,
     root_lock,
     running,
 )
 from dicomscp.dicom.part10 import Origin
 from dicomscp.errors import BusyError, ConfigError, DicomscpError
 from dicomscp.inbox import admit_file
+from dicomscp.pipeline import Pipeline
 from dicomscp.publisher import attempts
 from dicomscp.study import layout
 
 Progress = Callable[[int, int | None, str], None]
+"""Told how many of how many things are done, if that is known yet, and what is done with them."""
+
+_LAG_BYTES = 64 << 20  # journalled and not yet filed; what is admitted more waits
+_LAG_LOOK_FILES = 32
+_ROUND_SECONDS = 0.1  # between rounds of filing: larger ones cost less
+
+
+# ── import ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)
 class ImportReport:
-    """What became of the files given to an import."""
+    """What became of the files given to an import; refusals are in the order of their paths."""
 
     admitted: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
     unpublished: int = 0
     stopped: str = ""
+    interrupted: bool = False
 
 
-def import_paths(config: Config, paths: Sequence[Path], progress: Progress) -> ImportReport:
-    """Take the files at and under *paths* into custody; publish them too if no serve is running.
+class _Outcome(NamedTuple):
+    """What became of one file: taken if there is no reason; *is_busy* if no other would be taken either."""
 
-    When the disk does not take more, `stopped` says so, and what was admitted until then stays.
+    path: str
+    reason: str = ""
+    is_busy: bool = False
+
+
+def import_paths(
+    config: Config,
+    paths: Sequence[Path],
+    progress: Progress,
+    *,
+    jobs: int | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> ImportReport:
+    """Take the files at and under *paths* into custody; file and publish them too if no serve is running.
+
+    *jobs* processes, by default one a core, read and journal.  When the disk does not take more, or
+    one of them dies, `stopped` says so; once *interrupted* says so, nothing more is begun.  What was
+    admitted until then stays.
     """
     root = prepare_root(config)
     config = config.model_copy(update={"root": root})
-    report = ImportReport()
+    importing = _Import(config, paths, progress, jobs=jobs or cores(), interrupted=interrupted)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(root_lock(root))
         except BusyError:
-            alone = False
+            importing.admit()
         else:
-            alone = True
-        if alone:
-            make_index(config, read_only=False)  # made, if this is the first that is done with the root
-        archive = make_archive(config, make_intake(config, "import", lambda: None))
-        try:
-            _admit_all(archive, list(_files(paths)), report, progress)
-        finally:
-            archive.close()
-        if alone:
-            pipeline = make_pipeline(config)
-            report.unpublished = pipeline.drain(
-                lambda done, total: progress(done, total, "publishing"),
-                make=partial(publisher_process, config),
-                workers=os.cpu_count() or 1,
-            )
-            pipeline.close()
-    return report
+            mark_if_missing(root)
+            pipeline = make_pipeline(config, jobs=importing.jobs)
+            stack.callback(pipeline.close)
+            mend_index(config, lambda done, total: progress(done, total, "indexing"))
+            importing.admit_and_file(pipeline)
+            importing.publish(pipeline)
+    return importing.report()
 
 
-def _admit_all(archive: Archive, files: list[Path], report: ImportReport, progress: Progress) -> None:
-    for done, path in enumerate(files):
-        progress(done, len(files), "importing")
+class _Import:
+    """One import: what is given to the workers, and what comes back."""
+
+    def __init__(
+        self,
+        config: Config,
+        paths: Sequence[Path],
+        progress: Progress,
+        *,
+        jobs: int,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        self._config, self._paths, self._progress = config, paths, progress
+        self.jobs, self._interrupted = jobs, interrupted
+        self._admitted = self._unpublished = 0
+        self._filing_failed = False
+        self._refused: list[tuple[str, str]] = []
+        self._stopped: list[str] = []  # several processes may meet a full disk
+
+    def admit(self, waits: Callable[[], bool] = lambda: False) -> None:
+        """Admit all files; none is begun while *waits* says so."""
+        files = _files(self._paths, self._config.root, lambda *refusal: self._refused.append(refusal))
+        count = Count(_files(self._paths, self._config.root, lambda *_: None))
+        outcomes = share(
+            self._held_back(files, waits),
+            functools.partial(_admitting, self._config),
+            jobs=self.jobs,
+            stop=self._stops,
+        )
+        done = 0
         try:
-            admit_file(archive, path, Source(Origin.IMPORT, "", ""))
+            for done, outcome in enumerate(outcomes, 1):
+                self._note(outcome)
+                self._progress(done, count.total, "importing")
         except BusyError as error:
-            report.stopped = f"{path}: {error}"
-            return
-        except DicomscpError as error:
-            report.refused.append((str(path), str(error)))
-        else:
-            report.admitted += 1
-    progress(len(files), len(files), "importing")
+            self._stopped.append(str(error))
 
+    def admit_and_file(self, pipeline: Pipeline) -> None:
+        """Admit all files while *pipeline* files what is journalled, so that the journal stays small."""
+        ended = threading.Event()
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(
-                child for child in path.rglob("*") if child.is_file() and not child.is_symlink()
-            )
+        filing = threading.Thread(target=self._file, args=(pipeline, ended), name="filing")
+        filing.start()
+        try:
+            self.admit(lambda: pipeline.lag_bytes() > _LAG_BYTES and filing.is_alive() and not self._stops())
+        finally:
+            ended.set()
+            filing.join()
+
+    def publish(self, pipeline: Pipeline) -> None:
+        """Publish what is due, unless filing failed."""
+
+        def told(done: int, total: int) -> None:
+            if self._interrupted():
+                raise KeyboardInterrupt
+            self._progress(done, total, "publishing")
+
+        with contextlib.suppress(KeyboardInterrupt):
+            if not self._filing_failed and not self._interrupted():
+                self._unpublished = pipeline.drain(told)
+
+    def report(self) -> ImportReport:
+        """What became of it all."""
+        stopped = min(self._stopped, default="")
+        refused = sorted(self._refused)
+        return ImportReport(self._admitted, refused, self._unpublished, stopped, self._interrupted())
+
+    def _stops(self) -> bool:
+        return bool(self._stopped) or self._interrupted()
+
+    def _note(self, outcome: _Outcome) -> None:
+        if outcome.is_busy:
+            self._stopped.append(f"{outcome.path}: {outcome.reason}")
+        elif outcome.reason:
+            self._refused.append((outcome.path, outcome.reason))
         else:
+            self._admitted += 1
+
+    def _held_back(self, files: Iterator[str], waits: Callable[[], bool]) -> Iterator[str]:
+        for number, path in enumerate(files):
+            while number % _LAG_LOOK_FILES == 0 and waits():
+                time.sleep(_ROUND_SECONDS)
             yield path
+
+    def _file(self, pipeline: Pipeline, ended: threading.Event) -> None:
+        """File until all workers have ended and nothing is left, or somebody wants to leave."""
+        try:
+            while not self._interrupted():
+                is_last = ended.is_set()
+                done = pipeline.file()
+                if is_last and not done.entries:
+                    return
+                if not done.more:
+                    ended.wait(_ROUND_SECONDS)
+        except (OSError, DicomscpError) as error:
+            self._filing_failed = True
+            self._stopped.append(f"filing: {error}")
+
+
+@contextlib.contextmanager
+def _admitting(config: Config) -> Iterator[Work[str, _Outcome]]:
+    """What takes files into custody by a journal of its own, some with one sync."""
+    source = Source(Origin.IMPORT, "", "")
+    archive = make_archive(config, make_intake(config, "import", lambda: None))
+
+    def admit(path: str) -> _Outcome:
+        try:
+            admit_file(archive, Path(path), source, sync=False)
+        except DicomscpError as error:
+            return _Outcome(path, str(error), isinstance(error, BusyError))
+        return _Outcome(path)
+
+    def admit_some(paths: Iterable[str]) -> list[_Outcome]:
+        outcomes = [admit(path) for path in paths]
+        try:
+            archive.sync()
+        except BusyError as error:
+            return [one if one.reason else _Outcome(one.path, str(error), is_busy=True) for one in outcomes]
+        return outcomes
+
+    try:
+        yield admit_some
+    finally:
+        archive.close()
+
+
+def _files(paths: Sequence[Path], root: Path, refuse: Callable[[str, str], None]) -> Iterator[str]:
+    """The files at and under *paths*, as they come; links below are not followed, *root* is not entered."""
+    for path in paths:
+        if not path.is_dir():
+            yield str(path)
+        elif path.samefile(root):
+            refuse(str(path), "This is where the gateway itself keeps everything.")
+        else:
+            yield from _files_under(str(path), root, refuse)
+
+
+def _files_under(folder: str, root: Path, refuse: Callable[[str, str], None]) -> Iterator[str]:
+    above = [_entries(folder, refuse)]  # open folders, each within the one before
+    while above:
+        entry = next(above[-1], None)
+        if entry is None:
+            above.pop()
+        elif entry.is_dir(follow_symlinks=False):
+            if entry.name != root.name or not Path(entry.path).samefile(root):
+                above.append(_entries(entry.path, refuse))
+        elif entry.is_file(follow_symlinks=False):
+            yield entry.path
+
+
+def _entries(folder: str, refuse: Callable[[str, str], None]) -> Iterator["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        refuse(folder, f"The folder cannot be read: {error.strerror}.")
+
+
+# ── status ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def status(config: Config) -> dict[str, Any]:
@@ -175,30 +331,29 @@ class RebuildReport:
     unreadable: list[str] = field(default_factory=list)
 
 
-def rebuild(config: Config, *, index: bool, published: bool, progress: Progress) -> RebuildReport:
+def rebuild(
+    config: Config, *, index: bool, published: bool, progress: Progress, jobs: int | None = None
+) -> RebuildReport:
     """Make the index, the published tree, or both anew from the instances alone.
 
-    Raises BusyError while serve runs.
+    *jobs* processes, by default one a core, read the instances.  Raises BusyError while serve runs.
     """
     config = _existing(config)
     root = prepare_root(config)
     report = RebuildReport()
     with root_lock(root):
-        pipeline = make_pipeline(config)
+        pipeline = make_pipeline(config, jobs=jobs or cores())
         pipeline.recover()
         if index:
             made = rebuild_index(
                 root,
                 make_index(config, read_only=False),
-                lambda done, total: progress(done, total, "indexing"),
+                jobs=jobs or cores(),
+                progress=lambda done, total: progress(done, total, "indexing"),
             )
             report.instances, report.unreadable = made.instances, made.unreadable
         if published:
-            report.studies = pipeline.republish(
-                lambda done, total: progress(done, total, "publishing"),
-                make=partial(publisher_process, config),
-                workers=os.cpu_count() or 1,
-            )
+            report.studies = pipeline.republish(lambda done, total: progress(done, total, "publishing"))
         pipeline.close()
     return report
 
@@ -214,21 +369,11 @@ def verify(config: Config, *, repair: bool, progress: Progress) -> VerifyReport:
     with contextlib.ExitStack() as stack:
         if repair:
             stack.enter_context(root_lock(root))
-            pipeline = make_pipeline(config)
-            pipeline.drain(
-                lambda done, total: progress(done, total, "catching up"),
-                make=partial(publisher_process, config),
-                workers=os.cpu_count() or 1,
-            )
+            pipeline = make_pipeline(config, jobs=cores())
+            pipeline.drain(lambda done, total: progress(done, total, "catching up"))
             pipeline.close()
         index = make_index(config, read_only=True)
-        indexed = {held.path: held for study in index.studies() for held in index.variants(study)}
-        on_disk = {str(p.relative_to(root)): p for p in sorted((root / "instances").glob("*/*/*/*.dcm"))}
-        for done, (path, file) in enumerate(on_disk.items()):
-            progress(done, len(on_disk), "verifying")
-            _verify_instance(path, file, indexed.get(path), report)
-        report.findings += [f"{path}: is in the index but not on disk" for path in indexed.keys() - on_disk]
-        progress(len(on_disk), len(on_disk), "verifying")
+        _verify_instances(root, index, report, progress)
         report.findings += _verify_published(config, index, progress)
     if repair and report.findings:
         before = len(report.findings)
@@ -239,19 +384,58 @@ def verify(config: Config, *, repair: bool, progress: Progress) -> VerifyReport:
     return report
 
 
-def _verify_instance(path: str, file: Path, held: Any, report: VerifyReport) -> None:
-    report.checked += 1
-    try:
-        digest = intact_digest(file)
-    except DicomscpError as error:
-        report.findings.append(f"{path}: cannot be read: {error}")
-        return
-    if digest is None:
-        report.findings.append(f"{path}: its dataset is not what was received")
-    elif held is None:
-        report.findings.append(f"{path}: is not in the index")
-    elif held.digest != digest:
-        report.findings.append(f"{path}: the index says it is another instance")
+def _verify_instances(root: Path, index: Index, report: VerifyReport, progress: Progress) -> None:
+    """Compare all files with their receipts and with the index, study by study."""
+    count = Count(held_paths(root))
+    findings: list[str] = []
+    files = _held_and_indexed(root, index, findings.append)
+    for finding in share(files, functools.partial(_comparing, root), jobs=cores()):
+        report.checked += 1
+        progress(report.checked, count.total, "verifying")
+        if finding:
+            findings.append(finding)
+    report.findings += sorted(findings)
+
+
+def _held_and_indexed(
+    root: Path, index: Index, tell: Callable[[str], None]
+) -> Iterator[tuple[str, bytes | None]]:
+    """The path of every file that is held, and the digest that the index has for it, if any.
+
+    Tells of what is in the index alone.
+    """
+    known = set()
+    for study_uid in index.studies():
+        indexed = {held.path: held.digest for held in index.variants(study_uid)}
+        folder = next((str(Path(path).parents[1]) for path in indexed), "")
+        known.add(folder)
+        for path in study_paths(root, folder) if folder and (root / folder).is_dir() else ():
+            yield path, indexed.pop(path, None)
+        for path in indexed:
+            tell(f"{path}: is in the index but not on disk")
+    for folder in study_folders(root):
+        if folder not in known:
+            for path in study_paths(root, folder):
+                yield path, None
+
+
+@contextlib.contextmanager
+def _comparing(root: Path) -> Iterator[Work[tuple[str, bytes | None], str]]:
+    """What says how each file differs from its receipt or the index; nothing if it does not."""
+
+    def compare(file: tuple[str, bytes | None]) -> str:
+        path, indexed = file
+        try:
+            digest = intact_digest(root / path)
+        except (DicomscpError, OSError) as error:
+            return f"{path}: cannot be read: {error}"
+        if digest is None:
+            return f"{path}: its dataset is not what was received"
+        if indexed is None:
+            return f"{path}: is not in the index"
+        return f"{path}: the index says it is another instance" if indexed != digest else ""
+
+    yield lambda files: map(compare, files)
 
 
 def _verify_published(config: Config, index: Index, progress: Progress) -> Iterator[str]:

@@ -20,7 +20,7 @@ import structlog
 
 from dicomscp.archive.disk import Disk
 from dicomscp.archive.index import Feed, Held, Index
-from dicomscp.archive.journal import INLINE, SLOT, JournalWriter, Word, writers
+from dicomscp.archive.journal import INLINE, SLOT, JournalWriter, Ticket, Word, writers
 from dicomscp.archive.store import Slots, Spool, Stages
 from dicomscp.dicom import part10
 from dicomscp.dicom.elements import is_deflated
@@ -133,6 +133,7 @@ class Archive:
         self._inflating = threading.Semaphore(_INFLATING)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._words: dict[str, tuple[Word, Word]] = {}
+        self._unsynced: list[Ticket] = []
 
     def receive(self, claim: Claim, source: Source) -> Incoming:
         """Begin to receive a dataset: write to what is returned, then `admit` it.
@@ -158,9 +159,10 @@ class Archive:
         )
         return Incoming(claim, source, spool)
 
-    def admit(self, incoming: Incoming) -> Identity:
+    def admit(self, incoming: Incoming, *, sync: bool = True) -> Identity:
         """Take custody: once this returns, the instance survives loss of power and Success may be said.
 
+        Without *sync* that holds only once `sync` has returned, which one thread may call for many.
         On any error nothing is kept.  Raises RefusedError if the dataset cannot be read or is cut
         short, MismatchError if it is not what was claimed, CrowdedError if too many variants of it are
         held, BusyError if the disk does not take it.
@@ -169,12 +171,21 @@ class Archive:
         try:
             identity = self._identify(spool, incoming.claim)
             self._check_variants(identity.key, spool)
-            self._journal(spool, incoming, identity)
+            self._journal(spool, incoming, identity, sync=sync)
         except BaseException:
             spool.discard()
             raise
         spool.release()
         return identity
+
+    def sync(self) -> None:
+        """Return once what was admitted without sync survives loss of power.
+
+        Raises BusyError if that cannot be said of all of it.
+        """
+        unsynced, self._unsynced = self._unsynced, []
+        for ticket in unsynced:
+            self._taking().journal.sync(ticket)
 
     def find(self, query: Query) -> Iterator[dict[str, Any]]:
         """The matches of *query*, each a DICOM JSON object, in a stable order.
@@ -272,7 +283,7 @@ class Archive:
         if len(digests) >= self._taking().max_variants and spool.digest() not in digests:
             raise CrowdedError("Too many variants held of this SOP Instance")
 
-    def _journal(self, spool: Spool, incoming: Incoming, identity: Identity) -> None:
+    def _journal(self, spool: Spool, incoming: Incoming, identity: Identity, *, sync: bool) -> None:
         intake, source, claim = self._taking(), incoming.source, incoming.claim
         received_at = time.time_ns() // 1000
         digest = spool.digest()
@@ -296,7 +307,10 @@ class Archive:
             spool.sync(meta, relaxed=intake.relaxed)
             head["slot"] = str(spool.slot.relative_to(self._root))
             ticket = intake.journal.append(SLOT, head, ())
-        intake.journal.sync(ticket)
+        if sync:
+            intake.journal.sync(ticket)
+        else:
+            self._unsynced.append(ticket)
 
     def _journal_words(self) -> list[tuple[Word, Word]]:
         there = {directory.name: directory for directory in writers(self._root / "journal")}

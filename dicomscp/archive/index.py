@@ -740,6 +740,12 @@ class Index:
         """The studies whose documents do not show what is published of them, and their changes by now."""
         yield from ((row.study_uid, row.changes) for row in self._paged(_IS_DUE))
 
+    def due_instances(self) -> int:
+        """How many published instances the studies have that are due."""
+        with self._reading() as connection:
+            total = select(func.coalesce(func.sum(study.c.instances), 0)).where(_IS_DUE)
+            return int(connection.execute(total).scalar() or 0)
+
     def changes(self, study_uids: Iterable[str]) -> dict[str, int]:
         """How often what is published of each of these studies has changed by now."""
         with self._reading() as connection:

@@ -182,8 +182,10 @@ def bulk_value(dataset: Buffer, transfer_syntax_uid: str, path: str) -> BulkValu
     for tag, number in zip(steps[::2], steps[1::2], strict=True):
         level = _item(level, tag, number)
     element, vr = _find(level, last)
-    if vr == "SQ" or element.end > len(level.view):
+    if vr == "SQ":
         raise _no_bulk_value()
+    if element.end > len(level.view):
+        raise RefusedError("The dataset ends before this value does.")
     if last in PIXEL_TAGS:
         return _pixel_value(level, element, vr, transfer_syntax_uid)
     if element.length == UNDEFINED:

@@ -574,14 +574,31 @@ class _Compilation:
                 raise
             if any(view[pos:]):
                 self.warn(_CUT_SHORT)
+                self._what_is_left(level, view, pos)
             return len(view)
         if element.end > total:
             self.warn(_CUT_SHORT)
+            if len(view) == total:
+                self._what_is_left(level, view, pos)
         if _is_listed(element.tag, level.wanted):
             self._compile_alone(level, view, element, total, ends)
         if len(view) < element.end < total:
             raise PrefixError
         return min(element.end, total)
+
+    def _what_is_left(self, level: _Level, view: memoryview, pos: int) -> None:
+        """Compile the items, as far as they are there, of a sequence at *pos* in which the dataset ends."""
+        size = len(view) - pos
+        ends = {pos + 8: len(view), pos + 12: len(view)}  # wherever its value begins
+        try:
+            element = read_element(view, pos, level.encoding, ends=ends)
+        except PrefixError:
+            return
+        vr, _ = self._vr(level, element.tag, element.vr, element.length)
+        if vr == "SQ" and _is_listed(element.tag, level.wanted):
+            level.ends = {}
+            there = Element(element.tag, element.vr, 0, element.value - pos, element.length, size)
+            self._place(level, element.tag, self._fragment(level, there, vr, bytes(view[pos:])))
 
     def _compile_alone(
         self, level: _Level, view: memoryview, element: Element, total: int, ends: dict[int, int]
@@ -905,24 +922,31 @@ class _Compilation:
                 break
             number += 1
             end = stop if length == UNDEFINED else pos + length
-            item = _Level(level.context, data, level, pos)
+            item = self._item(level, data, pos, encoding)
             item.sequence, item.number = element.tag, number
-            own = encoding
-            if not own.explicit or data[pos + 4 : pos + 6] not in SHORT_VRS:
-                own = item_encoding(data, pos, encoding)
-            if own is not level.encoding and own != level.encoding:
-                item.context, item.encoding = self.context(own, level.context.charset), own
             reached = self._walk(item, data, pos, min(end, stop))
-            if (length == UNDEFINED and not item.ended) or (length != UNDEFINED and reached != end):
-                self.warn(_MALFORMED)
-            pos = reached if length == UNDEFINED else end
             out.append(b"{" if number == 1 else b",{")
             out.append(b",".join(_ascending(item.fragments)))
             out.append(b"}")
+            if length != UNDEFINED and reached != end:
+                self.warn(_MALFORMED)
+            elif length == UNDEFINED and not item.ended:
+                self.warn(_MALFORMED)
+                break  # nobody knows where the next begins
+            pos = reached if length == UNDEFINED else end
         if number == 0:
             return opening + b"}"
         out.append(b"]}")
         return b"".join(out)
+
+    def _item(self, level: _Level, data: bytes, pos: int, encoding: Encoding) -> _Level:
+        """The item of a sequence in *level* whose elements begin at *pos*, in *encoding* or another."""
+        item = _Level(level.context, data, level, pos)
+        if not encoding.explicit or data[pos + 4 : pos + 6] not in SHORT_VRS:
+            encoding = item_encoding(data, pos, encoding)
+        if encoding != level.encoding:
+            item.context, item.encoding = self.context(encoding, level.context.charset), encoding
+        return item
 
 
 _VRS = {vr: vr.decode("ascii") for vr in SHORT_VRS | LONG_VRS if vr != b"UN"}

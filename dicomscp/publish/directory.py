@@ -107,6 +107,7 @@ class Edition:
     folder: Path
     _written: deque[str] = field(default_factory=deque)
     _kept: deque[tuple[str, frozenset[str]]] = field(default_factory=deque)
+    _kept_files: deque[tuple[str, frozenset[str]]] = field(default_factory=deque)
 
     def document(self, path: str) -> Writer:
         """Begin the document to be read at *path*, relative to the folder."""
@@ -129,6 +130,10 @@ class Edition:
         """Once all is shown, remove the folders under *path* that are not among *names*."""
         self._kept.append((path, frozenset(names)))
 
+    def keep_files(self, path: str, files: Collection[str]) -> None:
+        """Once all is shown, remove the files below *path* that are not among *files*, relative as it is."""
+        self._kept_files.append((path, frozenset(files)))
+
     def show(self) -> None:
         """Let everything written be read, in the order in which it was written; then remove the rest."""
         while self._written:
@@ -139,14 +144,18 @@ class Edition:
                 _making(final).replace(final)
             self._written.popleft()
         while self._kept:
-            self._remove_others(*self._kept[0])
+            self._remove_other_folders(*self._kept[0])
             self._kept.popleft()
+        while self._kept_files:
+            self._remove_other_files(*self._kept_files[0])
+            self._kept_files.popleft()
 
     def forget(self) -> None:
         """Take away what was written and not shown."""
         while self._written:
             _making(self.folder / self._written.pop()).unlink(missing_ok=True)
         self._kept.clear()
+        self._kept_files.clear()
 
     def withdraw(self, path: str, *first: str) -> None:
         """Remove the folder *path*, the documents *first*, which name others, before the rest."""
@@ -162,11 +171,16 @@ class Edition:
         self._written.append(path)
         return file
 
-    def _remove_others(self, path: str, names: Collection[str]) -> None:
+    def _remove_other_folders(self, path: str, names: Collection[str]) -> None:
         folder = self.folder / path
         for child in folder.iterdir() if folder.is_dir() else ():
             if child.is_dir() and child.name not in names:
                 shutil.rmtree(child)
+
+    def _remove_other_files(self, path: str, files: Collection[str]) -> None:
+        for child in (self.folder / path).rglob("*"):
+            if child.is_file() and str(child.relative_to(self.folder)) not in files:
+                child.unlink()
 
 
 def _making(final: Path) -> Path:

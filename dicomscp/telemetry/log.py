@@ -20,6 +20,7 @@ Format = Literal["auto", "json", "console"]
 
 _FIRST = ("time", "level", "part", "event")
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_configured: list[tuple[Level, Format]] = []
 
 
 def configure(level: Level, format: Format, stream: TextIO = sys.stderr, *, part: str = "") -> None:  # noqa: A002 - the setting's name
@@ -45,6 +46,12 @@ def configure(level: Level, format: Format, stream: TextIO = sys.stderr, *, part
     _route_standard_library(stream, before, after)
     sys.excepthook = _crashed
     threading.excepthook = _thread_crashed
+    _configured[:] = [(level, format)]
+
+
+def settings() -> tuple[Level, Format] | None:
+    """The level and format that this process was configured with, for a process that it starts."""
+    return _configured[0] if _configured else None
 
 
 class _Part:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -12,18 +13,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pydicom
 import pytest
 from pynetdicom import AE
 
+from tests.bench.instances import SIZES, Template
 from tests.gateway import REPOSITORY, Gateway, wait_for_instances
 from tests.peers import DCMTK, Peer, PynetdicomScp, StoreScp, find_program, require
-from tests.processes import wait_until
+from tests.processes import command_of, descendants, session_of, wait_until
 
 COMMANDS = ["serve", "check-config", "import", "status", "verify", "rebuild", "echo", "send", "find"]
-DONE, FAILED, MISCONFIGURED = 0, 1, 2
+DONE, FAILED, MISCONFIGURED, INTERRUPTED = 0, 1, 2, 130
 
 CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"
 MR_STUDY = "1.3.6.1.4.1.5962.1.2.4.20040826185059.5457"
@@ -240,6 +242,157 @@ def test_a_root_that_is_not_there_is_told_and_not_made(tmp_path, command):
     assert (result.status, result.out) == (MISCONFIGURED, "")
     assert "does not exist" in result.err
     assert not (tmp_path / "none").exists()
+
+
+# ── import with several processes ────────────────────────────────────────────────────────────────
+
+
+def _tree(folder: Path, studies: int, instances: int) -> Path:
+    """Made studies, each in a folder of its own."""
+    template = Template(SIZES["15 KB"])
+    for number in range(studies):
+        template.write_series(folder / str(number), instances)
+    return folder
+
+
+class Importing:
+    """An import that runs, in a session of its own; what it says is there when it has ended."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root = root
+        command = [
+            sys.executable,
+            "-m",
+            "dicomscp",
+            "import",
+            "--json",
+            "--jobs",
+            "2",
+            "--root",
+            root,
+            folder,
+        ]
+        self.process = subprocess.Popen(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            start_new_session=True,
+        )
+
+    def workers(self) -> list[int]:
+        """The processes that read and journal."""
+        return [pid for pid in descendants(self.process.pid) if "dicomscp.crew" in command_of(pid)]
+
+    def wait_until_filed(self, count: int) -> None:
+        """Return once *count* instances have their names: others are still to be read."""
+        instances = self.root / "instances"
+        wait_until(lambda: sum(1 for _ in instances.rglob("*.dcm")) >= count, 60, "instances to be filed")
+
+    def result(self) -> tuple[int, dict, str]:
+        """Exit status, report, and what was said besides."""
+        out, err = self.process.communicate(timeout=120)
+        assert "Traceback" not in err, err
+        return self.process.returncode, json.loads(out), err
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+        wait_until(lambda: not session_of(self.process.pid), 20, "its workers to end with it")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """So many files that an import of them can be met on its way."""
+    folder = _tree(tmp_path_factory.mktemp("large") / "in", studies=4, instances=500)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_several_processes_take_everything_and_say_in_order_what_is_refused(tmp_path):
+    folder = _tree(tmp_path / "in", studies=3, instances=100)
+    letters = sorted(folder / str(number % 3) / f"letter-{number}" for number in range(30))
+    for letter in letters:
+        letter.write_text("Dear colleague")
+
+    result = run("import", "--json", "--jobs", "3", "--root", tmp_path / "root", folder)
+
+    assert result.status == FAILED
+    report = json.loads(result.out)
+    assert report["admitted"] == 300
+    assert [one["path"] for one in report["refused"]] == list(map(str, letters))
+    held = counts(tmp_path / "root")
+    assert (held["studies"], held["instances"], held["variants"]) == (3, 300, 300)
+    assert _findings(tmp_path / "root") == []
+    assert not list((tmp_path / "root" / "journal").glob("import*"))
+
+
+def test_a_process_that_is_killed_is_told_and_what_it_admitted_is_held(tmp_path, large):
+    with Importing(tmp_path / "root", large) as importing:
+        importing.wait_until_filed(50)
+        os.kill(importing.workers()[0], signal.SIGKILL)
+        status, report, err = importing.result()
+
+    assert status == FAILED
+    assert "SIGKILL" in report["stopped"]
+    assert "Stopped at A worker process was ended by SIGKILL" in err
+    assert report["admitted"] < 2000
+    # It may have admitted more than it could say.
+    assert counts(tmp_path / "root")["instances"] >= report["admitted"] >= 50
+    assert run("import", "--root", tmp_path / "root", large).out == "2000 taken, 0 refused\n"
+    assert counts(tmp_path / "root")["variants"] == 2000
+
+
+def test_an_import_that_is_interrupted_ends_well_and_holds_what_it_says(tmp_path, large):
+    with Importing(tmp_path / "root", large) as importing:
+        importing.wait_until_filed(50)
+        importing.process.send_signal(signal.SIGINT)
+        status, report, err = importing.result()
+
+    assert (status, report["stopped"]) == (INTERRUPTED, "interrupted")
+    assert "Interrupted" in err
+    assert 50 <= report["admitted"] < 2000
+    assert run("rebuild", "--index", "--root", tmp_path / "root").out == (
+        f"{report['admitted']} instances indexed, 0 studies published\n"
+    )
+    assert run("import", "--root", tmp_path / "root", large).out == "2000 taken, 0 refused\n"
+    assert counts(tmp_path / "root")["variants"] == 2000
+
+
+def test_an_import_that_is_killed_leaves_no_process_and_loses_nothing(tmp_path, large):
+    with Importing(tmp_path / "root", large) as importing:
+        importing.wait_until_filed(50)
+        importing.process.kill()
+
+    assert run("import", "--root", tmp_path / "root", large).out == "2000 taken, 0 refused\n"
+    assert counts(tmp_path / "root")["variants"] == 2000
+
+
+def test_a_disk_at_its_reserve_stops_an_import(tmp_path, large):
+    result = run("import", "--json", "--root", tmp_path / "root", large, DICOMSCP_STORAGE__RESERVE="1000TiB")
+
+    assert result.status == FAILED
+    report = json.loads(result.out)
+    assert (report["admitted"], report["refused"]) == (0, [])
+    assert report["stopped"].startswith(str(large))
+    assert "reserve" in report["stopped"]
+
+
+def test_an_import_without_an_index_makes_it_from_all_that_is_held(copied, pydicom_files):
+    before = documents(copied)
+    for path in copied.glob("index.sqlite*"):
+        path.unlink()
+
+    assert run("import", "--root", copied, pydicom_files / "JPEG2000.dcm").status == DONE
+
+    assert counts(copied)["instances"] == len(STUDIES) + 1
+    assert before.keys() < documents(copied).keys()
+    assert _findings(copied) == []
 
 
 # ── verify ───────────────────────────────────────────────────────────────────────────────────────
@@ -499,6 +652,16 @@ def test_an_import_beside_serve_is_published_by_it(serving, pydicom_files):
     assert (result.status, result.out) == (DONE, "1 taken, 0 refused\n")
     document = serving.root / "dicomweb" / "studies" / STUDIES["rtplan.dcm"] / "metadata.gz"
     wait_until(document.exists, 20, "the study to be published")
+
+
+def test_an_import_of_many_beside_serve_is_filed_by_it(serving, tmp_path):
+    folder = _tree(tmp_path / "in", studies=2, instances=150)
+
+    result = run("import", "--jobs", "2", "--root", serving.root, folder)
+
+    assert (result.status, result.out) == (DONE, "300 taken, 0 refused\n")
+    for number in range(2):
+        wait_for_instances(serving, _study_of(folder / str(number) / "00001.dcm"), 150)
 
 
 def test_two_imports_at_once_beside_serve_both_take_their_files(serving, pydicom_files):

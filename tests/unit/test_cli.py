@@ -1,18 +1,23 @@
 """The command line: what is said, where, and with which exit status."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
-import time
+import termios
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from dicomscp import __version__, cli
+from tests.bench.instances import SIZES, Template
 from tests.processes import Server
 
 PROJECT = Path(__file__).parents[2]
@@ -108,17 +113,59 @@ def test_all_settings_in_force_are_one_json_object():
 
 
 def test_what_takes_long_is_a_line_at_times_away_from_a_terminal(capsys):
-    lines = cli._Lines()
-    lines(1, 10, "importing")
-    lines._next = time.monotonic()
-    lines(2, 10, "importing")
-    lines(3, 10, "importing")
-    lines._next = time.monotonic()
-    lines(4, None, "looking")
+    seconds = iter([7.0, 8.0, 9.0, 9.5, 11.0])
+    lines = cli._Lines(now=lambda: next(seconds))
+    lines(1, 5000, "importing")
+    lines(100, 5000, "importing")
+    lines(201, 5000, "importing")
+    lines(250, 5000, "importing")
+    lines(3, None, "looking")
 
     captured = capsys.readouterr()
-    assert captured.err == "importing: 2 of 10\nlooking: 4\n"
+    assert captured.err == ("importing: 201 of 5000, 100/s, 48 s left\nlooking: 3, total not known yet\n")
     assert captured.out == ""
+
+
+def test_a_rate_is_that_of_the_last_seconds():
+    pace = cli._Pace()
+    for second in range(20):
+        pace.reached(1000 * second, second)
+    assert pace.text(39_000) == "1000/s, 20 s left"
+
+    for second in range(20, 40):
+        pace.reached(19_000 + 5 * (second - 19), second)
+    assert pace.text(39_000) == "5.0/s, 1 h 6 min left"
+    assert pace.text(None) == "5.0/s, total not known yet"
+
+
+def test_noting_the_pace_often_does_not_take_more_memory():
+    pace = cli._Pace()
+    for number in range(100_000):
+        pace.reached(number, number / 1000)
+
+    assert len(pace._seen) < 100
+    assert pace.text(None) == "1000/s, total not known yet"
+
+
+def test_what_goes_on_at_a_terminal_is_a_bar_with_rate_and_time_left(tmp_path):
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+    folder = tmp_path / "in"
+    Template(SIZES["15 KB"]).write_series(folder, 400)
+    command = [sys.executable, "-m", "dicomscp", "import", "--root", str(tmp_path / "root"), str(folder)]
+    with subprocess.Popen(
+        command, stderr=follower, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(PROJECT)}
+    ) as process:
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other side has closed it
+            while piece := os.read(leader, 1 << 16):
+                shown += piece
+        os.close(leader)
+        out = process.stdout.read()
+
+    assert (process.returncode, out) == (DONE, b"400 taken, 0 refused\n")
+    assert re.search(rb"importing .* \d+/400 .*\d/s, \d+ s left", shown)
 
 
 def test_a_report_is_lines_for_people():

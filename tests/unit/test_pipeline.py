@@ -47,6 +47,7 @@ class Parts:
             quiet_seconds=2,
             patience_seconds=30,
             metrics=PipelineMetrics(),
+            make=self.make_publisher,
         )
 
     def make_publisher(self, kind=Publisher):
@@ -72,7 +73,7 @@ class Parts:
         self.archive.admit(incoming)
 
     def drain(self):
-        return self.pipeline.drain(lambda *_: None, make=self.make_publisher, workers=1)
+        return self.pipeline.drain(lambda *_: None)
 
     def published(self, study_uid):
         path = self.root / "dicomweb" / "studies" / study_uid / "metadata.gz"

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from functools import partial
 
+import pydicom
 import pytest
 
 from dicomscp import daemon
@@ -213,6 +214,50 @@ def die_at(held, sop_uid):
     process.start()
     process.join(60)
     return process.exitcode
+
+
+def test_frames_and_bulk_values_are_files_if_that_is_asked_for(held):
+    def publish(frames):
+        publisher = Publisher(
+            held.root,
+            held.index,
+            Disk(),
+            held.root / "dicomweb",
+            documents=Documents("/dicomweb", 16, frames=frames),
+            attempts=2,
+        )
+        publisher.adopt()
+        (outcome,) = publisher.publish(["1.2"])
+        publisher.close()
+        assert outcome.published
+
+    def files():
+        study = held.root / "dicomweb" / layout.study_directory("1.2")
+        return sorted(
+            str(path.relative_to(study))
+            for path in study.rglob("*")
+            if path.is_file() and ({"bulkdata", "frames"} & set(path.parts))
+        )
+
+    held.add("1.2", 1, 2)
+    publish("files")
+    there = files()
+    assert [f"series/1.2.1/instances/1.2.1.{n}/frames/1.mht.gz" for n in (1, 2)] == there[-2:]
+    assert "bulkdata/1.2.1/1.2.1.1/00431029" in there
+    body = gzip.decompress((held.root / "dicomweb/studies/1.2" / there[-1]).read_bytes())
+    with pydicom.dcmread(held.source) as dataset:
+        assert dataset.PixelData in body
+        assert (held.root / "dicomweb/studies/1.2/bulkdata/1.2.1/1.2.1.1/00431029").read_bytes() == dataset[
+            0x00431029
+        ].value
+    stale = held.root / "dicomweb" / layout.frame_path(held.index.held("1.2")[0].key, 9, compressed=True)
+    stale.write_bytes(b"of another variant")
+    (gone, _) = held.index.held("1.2")
+    held.index.remove([(gone.key.sop_uid, gone.digest)])
+    publish("files")
+    assert files() == [name for name in there if "1.2.1.2" in name]
+    publish("range")
+    assert files() == []
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

@@ -854,7 +854,7 @@ def test_a_deflated_bulk_value_is_inflated():
 
 
 def test_a_bulk_value_cut_short_is_refused():
-    with pytest.raises(RefusedError):
+    with pytest.raises(RefusedError, match="ends before this value does"):
         value(explicit(0x00420011, "OB", b"%PDF")[:-1], "00420011")
 
 

@@ -138,6 +138,10 @@ def test_what_is_no_finite_number_is_a_string(vr, typecode):
         ("-0", b"-0"),
         ("000", b"0"),
         ("0e5", b"0e5"),
+        ("123456789.12345678901", b"123456789.12345678901"),
+        ("0.10000000000000001", b"0.10000000000000001"),
+        ("9007199254740992", b"9007199254740992"),
+        ("12345678901234567890e3", b"12345678901234567890e3"),
         ("1e400", b'"1e400"'),
         ("1e-400", b'"1e-400"'),
         ("NaN", b'"NaN"'),
@@ -153,6 +157,22 @@ def test_a_decimal_string_keeps_its_digits_or_stays_a_string(text, json):
 
     assert found == b'"00111010":{"vr":"DS","Value":[' + json + b"]}"
     assert bool(header(explicit(0x00111010, "DS", text)).warnings) is json.startswith(b'"')
+
+
+@pytest.mark.parametrize(
+    "text", ["9007199254740993", "-9007199254740993", "9999999999999999", "12345678901234567."]
+)
+def test_a_whole_decimal_that_a_float_would_change_is_a_string_of_its_digits(text):
+    attribute, warnings = one(explicit(0x00111010, "DS", "1.5\\" + text))
+
+    assert attribute["Value"] == [1.5, text.rstrip(".")]
+    assert warnings == ()
+
+
+@pytest.mark.parametrize("vr", ["DS", "IS"])
+def test_empty_values_among_numbers_are_null(vr):
+    assert told(vr, "1\\\\2\\ ") == [1, None, 2, None]
+    assert told(vr, "\\") == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +204,29 @@ def test_person_names_are_groups_of_components():
     assert told("PN", "A==E ") == [{"Alphabetic": "A", "Phonetic": "E"}]
     assert told("PN", "A\\\\B") == [{"Alphabetic": "A"}, None, {"Alphabetic": "B"}]
     assert told("PN", "==") is None
+    assert told("PN", "A^B^^^") == [{"Alphabetic": "A^B^^^"}]
+    assert told("PN", 'A"\\B\0') == [{"Alphabetic": 'A"'}, {"Alphabetic": "B"}]
+
+
+def test_a_fourth_component_group_is_left_out_and_counted():
+    attribute, warnings = one(explicit(0x00111010, "PN", "A=B=C=D"))
+
+    assert attribute["Value"] == [{"Alphabetic": "A", "Ideographic": "B", "Phonetic": "C"}]
+    assert warnings == ("1 person names have more than three component groups",)
+
+
+@pytest.mark.parametrize("vr", ["AE", "CS", "LO", "SH", "UC", "UI", "PN", "LT", "UT", "UR", "DS", "IS"])
+def test_values_of_odd_length_and_any_padding_read_alike(vr):
+    expected = told(vr, "12")
+    for value in (b"12", b"12\0", b"12 ", b"12  \0 ", b"12\0\0\0"):
+        assert one(explicit(0x00111010, vr, value)) == ({"vr": vr, "Value": expected}, ())
+
+
+def test_text_that_needs_no_escape_reads_as_text_that_does():
+    for vr in ("AE", "AS", "CS", "DA", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"):
+        for text in (" a b ", "~{|}", "a\\b", "a\\ b ", "\\a", "", "  "):
+            plain, quoted = told(vr, text + "x"), told(vr, text + '"')
+            assert orjson.dumps(quoted) == orjson.dumps(plain).replace(b"x", b'\\"')
 
 
 @pytest.mark.parametrize(
@@ -321,6 +364,43 @@ def test_un_is_read_by_the_standards_vr_and_in_little_endian_order():
     assert one(explicit(0x00081140, "UN", inner))[0] == expected
 
 
+def test_un_of_defined_length_holds_implicit_vr_in_either_byte_order():
+    inner = item(implicit(0x00081150, "1.2") + implicit(0x00280106, b"\2\0"))
+    expected = [{"00081150": {"vr": "UI", "Value": ["1.2"]}, "00280106": {"vr": "US", "Value": [2]}}]
+
+    for element, syntax in ((explicit, EXPLICIT_LITTLE), (big, EXPLICIT_BIG)):
+        assert one(element(0x00081140, "UN", inner), syntax) == ({"vr": "SQ", "Value": expected}, ())
+
+
+def test_private_un_is_left_as_it_is_if_so_configured():
+    compiler = Compiler(private_un="keep")
+    private = explicit(0x00190010, "UN", b"GEMS_ACQU_01") + explicit(0x0019100F, "UN", b"1.5 ")
+    items = open_item(implicit(0x00081150, "1.2")) + SEQUENCE_END
+    sequence = explicit(0x00191010, "UN", items, length=UNDEFINED)
+    written = explicit(0x001910E0, "DS", "2")
+    data = explicit(0x00080060, "UN", b"CT") + private + sequence + written
+    for _ in range(3):
+        found = attributes(data, compiler=compiler)
+        assert found["00080060"] == {"vr": "CS", "Value": ["CT"]}
+        assert found["00190010"] == {"vr": "LO", "Value": ["GEMS_ACQU_01"]}
+        assert found["0019100F"] == {"vr": "UN", "InlineBinary": "MS41IA=="}
+        assert found["00191010"]["Value"] == [{"00081150": {"vr": "UI", "Value": ["1.2"]}}]
+        assert found["001910E0"] == {"vr": "DS", "Value": [2]}
+        implicit_vr = implicit(0x00190010, b"GEMS_ACQU_01") + implicit(0x0019100F, b"1.5 ")
+        assert attributes(implicit_vr, IMPLICIT_LITTLE, compiler=compiler)["0019100F"]["vr"] == "DS"
+
+
+def test_a_private_creator_counts_in_its_own_item_only():
+    block = implicit(0x00190010, b"GEMS_ACQU_01") + implicit(0x0019100F, b"1.5 ")
+    without = implicit(0x0019100F, b"1.5 ")
+    data = block + implicit(0x00400275, item(block) + item(without) + item(block))
+    for first, second, third in (
+        found["00400275"]["Value"] for found in remembered(data, data, syntax=IMPLICIT_LITTLE)
+    ):
+        assert first["0019100F"] == third["0019100F"] == {"vr": "DS", "Value": [1.5]}
+        assert second["0019100F"]["vr"] == "UN"
+
+
 @pytest.mark.parametrize("write", [explicit, big])
 def test_un_of_undefined_length_is_a_sequence_in_implicit_vr(write):
     inner = open_item(implicit(0x00091001, b"ab") + implicit(0x00080060, "CT"))
@@ -376,6 +456,46 @@ def test_implicit_pixel_data_are_words_and_encapsulated_ones_bytes():
     assert one(native, IMPLICIT_LITTLE)[0] == {"vr": "OW", "BulkDataURI": "/bulk/7FE00010"}
     assert one(encapsulated, JPEG_BASELINE)[0] == {"vr": "OB", "BulkDataURI": "/bulk/7FE00010"}
     assert one(implicit(0x60003000, b"\1\0"), IMPLICIT_LITTLE)[0] == {"vr": "OW", "InlineBinary": "AQA="}
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_implicit_waveforms_are_words_whatever_their_bits(bits):
+    """PS3.5 section 8.3 and A.1: OB is for transfer syntaxes that say so."""
+    waveform = implicit(0x5400100A, b"\0\0") + implicit(0x54001004, struct.pack("<H", bits))
+    waveform = waveform + implicit(0x54001006, "SB") + implicit(0x54001010, b"\1\2")
+    (found,) = attributes(implicit(0x54000100, item(waveform)), IMPLICIT_LITTLE)["54000100"]["Value"]
+
+    assert found["5400100A"] == {"vr": "OW", "InlineBinary": "AAA="}
+    assert found["54001010"] == {"vr": "OW", "InlineBinary": "AQI="}
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr"),
+    [(0x50003000, "OW"), (0x5002200C, "OW"), (0x60023000, "OW"), (0x7F020010, "OW"), (0x00420011, "OB")],
+)
+def test_implicit_curves_overlays_and_documents_have_the_vr_of_annex_a_1(tag, vr):
+    assert one(implicit(tag, b"\1\2"), IMPLICIT_LITTLE)[0] == {"vr": vr, "InlineBinary": "AQI="}
+    assert one(explicit(tag, "UN", b"\1\2"))[0] == {"vr": vr, "InlineBinary": "AQI="}
+    assert one(explicit(tag, "OB", b"\1\2"))[0] == {"vr": "OB", "InlineBinary": "AQI="}
+
+
+@pytest.mark.parametrize("vr", ["OB", "OD", "OF", "OL", "OV", "OW", "UN"])
+def test_the_size_of_a_link_is_more_than_the_longest_that_is_inline(vr):
+    inline, link = explicit(0x00111010, vr, bytes(1024)), explicit(0x00111010, vr, bytes(1032))
+
+    assert "InlineBinary" in one(inline)[0]
+    assert one(link)[0] == {"vr": vr, "BulkDataURI": "/bulk/00111010"}
+
+
+def test_an_icon_image_links_to_its_pixel_data_however_short():
+    icon = explicit(0x00880200, "SQ", item(explicit(PIXELS, "OB", b"\1\2")))
+
+    assert one(icon)[0]["Value"] == [{"7FE00010": {"vr": "OB", "BulkDataURI": "/bulk/00880200/1/7FE00010"}}]
+
+
+def test_long_text_is_no_bulk_data():
+    for vr in ("UT", "UC", "UR", "LT"):
+        assert told(vr, "x" * 9000) == ["x" * 9000]
 
 
 def test_a_deflated_dataset_is_inflated():
@@ -461,6 +581,7 @@ CHINESE = b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab="
         ("ISO 2022 IR 13\\ISO 2022 IR 87", JAPANESE_2, ["ﾔﾏﾀﾞ^ﾀﾛｳ", "山田^太郎", "やまだ^たろう"]),
         ("\\ISO 2022 IR 149", KOREAN, ["Hong^Gildong", "洪^吉洞", "홍^길동"]),
         ("\\ISO 2022 IR 58", CHINESE, ["Zhang^XiaoDong", "张^小东"]),
+        ("\\ISO 2022 IR 87\\ISO 2022 IR 159", b"X=\x1b$(D0!\x1b(B^\x1b$B;3\x1b(B", ["X", "\u4e02^山"]),
     ],
 )
 def test_code_extensions_are_followed_and_end_at_delimiters(term, value, names):
@@ -506,6 +627,35 @@ def test_an_item_inherits_the_character_set_or_has_its_own():
     assert first == third == {"00080104": {"vr": "LO", "Value": ["Ä"]}}
     assert second["00080104"]["Value"] == ["Лю"]
     assert second["00080005"]["Value"] == ["ISO_IR 192"]
+
+
+def test_the_character_set_of_an_item_ends_with_it_and_serves_what_is_within():
+    cyrillic = explicit(CHARSET, "CS", "ISO_IR 144")
+    text = explicit(0x00080104, "LO", b"\xbb\xee")
+    within = explicit(0x00081140, "SQ", open_item(text) + SEQUENCE_END, length=UNDEFINED)
+    outer = explicit(0x00400275, "SQ", item(cyrillic + text + within) + item(text))
+    found = attributes(explicit(CHARSET, "CS", "ISO_IR 100") + outer + explicit(0x00400280, "ST", b"\xc4 "))
+    first, second = found["00400275"]["Value"]
+
+    assert first["00080104"]["Value"] == first["00081140"]["Value"][0]["00080104"]["Value"] == ["Лю"]
+    assert second["00080104"]["Value"] == ["»î"]
+    assert found["00400280"]["Value"] == ["Ä"]
+
+
+@pytest.mark.parametrize("vr", ["LO", "SH", "UN", "ST"])
+def test_a_character_set_of_the_wrong_vr_is_obeyed(vr):
+    found = attributes(explicit(CHARSET, vr, b"ISO_IR 144") + explicit(NAME, "PN", b"\xbb\xee"))
+
+    assert found["00100010"]["Value"] == [{"Alphabetic": "Лю"}]
+    assert found["00080005"] == {"vr": "CS", "Value": ["ISO_IR 192"]}
+
+
+def test_a_character_set_told_twice_holds_from_where_it_stands():
+    twice = explicit(CHARSET, "CS", "ISO_IR 144") * 2 + explicit(NAME, "PN", b"\xbb\xee")
+    other = explicit(CHARSET, "CS", "ISO_IR 100") + explicit(CHARSET, "CS", "ISO_IR 144")
+    for found in remembered(twice, other + explicit(NAME, "PN", b"\xbb\xee"), twice):
+        assert found["00100010"]["Value"] == [{"Alphabetic": "Лю"}]
+        assert list(found) == ["00080005", "00083002", "00100010"]
 
 
 def test_a_default_character_set_serves_those_that_declare_none():
@@ -628,14 +778,27 @@ def test_a_wanted_text_is_decoded_and_a_wanted_private_vr_is_found():
 
 
 def test_a_dataset_cut_short_gives_what_is_there_and_a_warning():
-    whole = dataset(
-        explicit(NAME, "PN", "A"), explicit(0x00400275, "SQ", item(explicit(0x00400007, "LO", "x" * 90)))
-    )
-    found = header(whole[:-50])
+    found = header(dataset(explicit(NAME, "PN", "A"), explicit(0x00400280, "ST", "x" * 90))[:-50])
 
     assert NAME in found.fragments
-    assert 0x00400275 not in found.fragments
+    assert 0x00400280 not in found.fragments
     assert found.warnings == ("the dataset is cut short",)
+
+
+@pytest.mark.parametrize("open_ended", [True, False])
+def test_a_dataset_cut_short_in_a_sequence_gives_the_items_that_are_there(open_ended):
+    contents = [explicit(0x00081150, "UI", "1.2") + explicit(0x00400007, "LO", text * 40) for text in "ab"]
+    framed = open_item if open_ended else item
+    items = b"".join(map(framed, contents)) + SEQUENCE_END * open_ended
+    sequence = explicit(0x00400275, "SQ", items, length=UNDEFINED if open_ended else None)
+    whole = dataset(explicit(NAME, "PN", "A")) + sequence
+    found = header(whole[:-30])
+
+    (attribute,) = orjson.loads(b"{" + found.fragments[0x00400275] + b"}").values()
+    assert [list(one) for one in attribute["Value"]] == [["00081150", "00400007"], ["00081150"]]
+    assert found.warnings == ("the dataset is cut short", "1 elements could not be read")
+    with pytest.raises(PrefixError):
+        header(whole[:-30], total_bytes=len(whole))
 
 
 def test_padding_after_the_last_element_is_no_damage():
