@@ -132,9 +132,10 @@ class Pipeline:
         progress(0, len(waiting))
         workers = self._workers if self._index.due_instances() > _FEW_INSTANCES and len(waiting) > 1 else 1
         outcomes = publish_all(self._publisher, waiting, make=self._make, workers=workers)
-        for done, outcome in enumerate(outcomes, 1):
-            published += outcome.published
-            progress(done, len(waiting))
+        with contextlib.closing(outcomes):  # what *progress* raises ends it
+            for done, outcome in enumerate(outcomes, 1):
+                published += outcome.published
+                progress(done, len(waiting))
         if waiting:
             self._publisher.publish_recent()
         return published, len(waiting)

@@ -17,7 +17,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby, islice
@@ -206,8 +206,8 @@ class Publisher:
                 self._sync()
         except OSError as error:
             log.error("studies_not_published", studies=len(waiting), reason=str(error))
+            self.excuse(one.study_uid for one in waiting)
             for one in waiting:
-                Attempt(self._root, self._disk, one.study_uid, one.changes).fail(excused=True)
                 one.edition.forget()
             shown = []
         for one in shown:
@@ -217,6 +217,13 @@ class Publisher:
             Outcome(one.study_uid, one.changes, published=one in shown, seconds=one.seconds + share)
             for one in waiting
         ]
+
+    def excuse(self, study_uids: Iterable[str]) -> None:
+        """Attempts at these studies that were begun and came to no end do not count."""
+        for study_uid in study_uids:
+            attempt = Attempt(self._root, self._disk, study_uid)
+            if attempt.is_repeated:
+                attempt.fail(excused=True)
 
     def publish_recent(self) -> None:
         """Publish the list of the newest studies that have documents."""
@@ -456,7 +463,7 @@ class Publisher:
             int(self._now() * 1e6),
         )
         self._index.mark_published(compiled.changes, published)
-        Attempt(self._root, self._disk, compiled.study_uid, compiled.changes).end()
+        Attempt(self._root, self._disk, compiled.study_uid).end()
 
     def _sweep(self, study_uid: str) -> None:
         """Take away what an attempt that was cut short wrote beside documents."""
@@ -502,14 +509,18 @@ class Attempt:
     UID that is being compiled.
     """
 
-    def __init__(self, root: Path, disk: Disk, study_uid: str, changes: int) -> None:
-        """What is on record of the study; `count` is how often this count of *changes* of it was tried."""
+    def __init__(self, root: Path, disk: Disk, study_uid: str, changes: int | None = None) -> None:
+        """What is on record of the study; `count` is how often this count of *changes* of it was tried.
+
+        Without *changes* that is the count on record.
+        """
         self._path = root / layout.attempt_path(study_uid)
         self._at_path = self._path.with_suffix(".at")
-        self._disk, self._study_uid, self.changes = disk, study_uid, changes
         record = _read(self._path)
+        self._disk, self._study_uid = disk, study_uid
+        self._changes = record.get("changes") if changes is None else changes
         self.is_repeated = bool(record)
-        self.count = _count(record) if record.get("changes") == changes else 0
+        self.count = _count(record) if record.get("changes") == self._changes else 0
         self.suspects = [str(one) for one in _list(record.get("suspects"))]
         self._ended_at = self._where_it_ended()
         if self._ended_at and self._ended_at == record.get("ended_at") and self._may_suspect():
@@ -560,7 +571,7 @@ class Attempt:
         record = orjson.dumps(
             {
                 "study_uid": self._study_uid,
-                "changes": self.changes,
+                "changes": self._changes,
                 "attempts": self.count,
                 "ended_at": self._ended_at,
                 "suspects": self.suspects,
@@ -614,7 +625,7 @@ def publish_all(
     *,
     make: Callable[[], Publisher],
     workers: int,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Publish these studies, compiled by as many processes, each with what *make* makes.
 
     *publisher* alone shows and records.  If a process dies, what it had is tried again, within the bounds
@@ -639,6 +650,10 @@ def publish_all(
                     attempted.clear()
         except BusyError as error:
             log.error("compiling_interrupted", studies=len(given), reason=str(error))
+        except GeneratorExit:  # who asked wants no more: that is no failure of the studies
+            publisher.finish(attempted)
+            publisher.excuse(given)
+            raise
         yield from publisher.finish(attempted)
         if not given:
             return
