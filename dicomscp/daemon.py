@@ -32,10 +32,10 @@ import structlog
 
 from dicomscp import __version__
 from dicomscp.archive import journal, sqlite
-from dicomscp.archive.archive import Archive, Intake, Source, rebuild_marker
+from dicomscp.archive.archive import Archive, Intake, Removable, Source, rebuild_marker
 from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing, arrival_of
-from dicomscp.archive.index import Index
+from dicomscp.archive.index import Held, Index
 from dicomscp.archive.store import intact_digest
 from dicomscp.config import Config, is_loopback
 from dicomscp.dicom.jsonmodel import Compiler
@@ -59,6 +59,8 @@ _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256
 _REBUILD_BATCH = 500
+_REMOVE_SECONDS = 120.0
+_REMOVE_LOOK_SECONDS = 0.1
 
 
 # ── serve: the supervisor ────────────────────────────────────────────────────────────────────────
@@ -723,6 +725,109 @@ def import_paths(config: Config, paths: Sequence[Path], progress: Progress) -> I
     return report
 
 
+@dataclass(slots=True)
+class Found:
+    """What may be removed, and the places where nothing is held."""
+
+    removable: list[Removable] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    @property
+    def variants(self) -> list[Held]:
+        """All of it, each variant once."""
+        found = {(one.key, one.digest): one for each in self.removable for one in each.variants}
+        return list(found.values())
+
+
+@dataclass(slots=True)
+class RemoveReport:
+    """What became of the variants that were to be removed.
+
+    Those received again since they were found are *kept*; of those *leaving*, documents or files are
+    still there, and go when serve comes to it.
+    """
+
+    removed: int = 0
+    kept: int = 0
+    leaving: int = 0
+
+
+def find_removable(config: Config, places: Sequence[Sequence[str]], progress: Progress) -> Found:
+    """What is held at *places*, each a study, series or instance by its UIDs.
+
+    Raises BusyError if it cannot be said now.
+    """
+    config = _owned(_existing(config))
+    _drain_alone(config, progress)
+    archive = _archive(config)
+    found = Found()
+    for place in places:
+        removable = archive.removable(*place)
+        if removable.variants:
+            found.removable.append(removable)
+        else:
+            found.absent.append("/".join(place))
+    return found
+
+
+def remove(config: Config, found: Found, progress: Progress) -> RemoveReport:
+    """Remove what was *found*; works beside a running serve, and without one.
+
+    Returns when it is gone from documents and disk, or when that takes too long.
+    """
+    config = _owned(_existing(config))
+    archive, variants = _archive(config), found.variants
+    for removable in found.removable:
+        archive.remove(removable, Disk())
+    applied = _finish_removing(config, archive, variants, progress)
+    known = _index(config, read_only=True).known({one.key.sop_uid for one in variants}, leaving=True)
+    there = {(one.key, one.digest): one for those in known.values() for one in those}
+    ends = [there.get((one.key, one.digest)) for one in variants]
+    held = sum(one is not None and one.leaving is None for one in ends)
+    report = RemoveReport(removed=ends.count(None), kept=held if applied else 0)
+    report.leaving = len(ends) - report.removed - report.kept
+    return report
+
+
+def _finish_removing(config: Config, archive: Archive, variants: Sequence[Held], progress: Progress) -> bool:
+    """Return when nothing of *variants* is leaving, or that takes too long; False if it has not begun."""
+    index = _index(config, read_only=True)
+    studies = {one.key.study_uid for one in variants}
+    deadline = time.monotonic() + _REMOVE_SECONDS
+    applied = False
+    while not _drain_alone(config, progress):
+        applied = applied or archive.wait_until_applied()
+        leaving = [one for one in index.leaving() if one.key.study_uid in studies]
+        if (applied and not leaving) or time.monotonic() > deadline:
+            return applied
+        progress(len(variants) - len(leaving), len(variants), "removing")
+        time.sleep(_REMOVE_LOOK_SECONDS)
+    return True
+
+
+def _drain_alone(config: Config, progress: Progress) -> bool:
+    """File, publish and remove what waits, if nobody else is there to do it; False if somebody is."""
+    if rebuild_marker(config.root).exists():
+        raise BusyError("The index is not whole: start serve, or rebuild it, and ask again")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_root_lock(config.root))
+        except BusyError:
+            return False
+        pipeline = _pipeline(config)
+        pipeline.drain(lambda done, total: progress(done, total, "publishing"))
+        pipeline.close()
+    return True
+
+
+def _owned(config: Config) -> Config:
+    """The same settings.  Raises ConfigError for another user's root: serve could not read our journal."""
+    owner = config.root.stat().st_uid
+    if owner != os.geteuid():
+        raise ConfigError(f"root: {config.root} belongs to user {owner}; run this as that user")
+    return config
+
+
 def _admit_all(archive: Archive, files: list[Path], report: ImportReport, progress: Progress) -> None:
     for done, path in enumerate(files):
         progress(done, len(files), "importing")
@@ -823,6 +928,7 @@ def rebuild(config: Config, *, index: bool, published: bool, progress: Progress)
     with _root_lock(root):
         pipeline = _pipeline(config)
         pipeline.recover()
+        pipeline.finish_removals()
         if index:
             _rebuild_index(config, report, progress)
         if published:
@@ -870,10 +976,12 @@ def verify(config: Config, *, repair: bool, progress: Progress) -> VerifyReport:
             pipeline.close()
         index = _index(config, read_only=True)
         indexed = {held.path: held for study in index.studies() for held in index.variants(study)}
+        leaving = {held.path for held in index.leaving()}
         on_disk = {str(p.relative_to(root)): p for p in sorted((root / "instances").glob("*/*/*/*.dcm"))}
         for done, (path, file) in enumerate(on_disk.items()):
             progress(done, len(on_disk), "verifying")
-            _verify_instance(path, file, indexed.get(path), report)
+            if path not in leaving:
+                _verify_instance(path, file, indexed.get(path), report)
         report.findings += [f"{path}: is in the index but not on disk" for path in indexed.keys() - on_disk]
         progress(len(on_disk), len(on_disk), "verifying")
         report.findings += _verify_published(config, index, progress)
@@ -906,7 +1014,7 @@ def _verify_published(config: Config, index: Index, progress: Progress) -> Itera
     tree = config.root / "dicomweb"
     due = {study_uid for study_uid, _ in index.due()}
     studies = list(index.studies())
-    held = {layout.component(study_uid) for study_uid in studies}
+    held = {layout.component(study_uid) for study_uid in {*studies, *index.leaving_studies()}}
     for folder in sorted((tree / "studies").iterdir()) if (tree / "studies").is_dir() else ():
         if folder.is_dir() and folder.name not in held:
             yield f"studies/{folder.name}: is published but not held"

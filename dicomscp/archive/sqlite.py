@@ -16,7 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 from dicomscp.archive import index
 from dicomscp.errors import BusyError, ConfigError, DamagedError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the tables in `index`; kept as the database's user_version."""
 
 _BUSY_SECONDS = 30  # a writer waits so long for another one: publishing and filing are two
@@ -38,6 +38,7 @@ _STATISTICS = (
     ("statement", "sqlite_autoindex_statement_1", "150000 2 1"),
     ("instance", "sqlite_autoindex_instance_1", "5000000 1 1 1"),
     ("instance", "instance_order", "5000000 50 1 1"),
+    ("instance", "instance_leaving", "1000 1"),
 )
 _CHECKPOINT_PAGES = 4000  # 16 MiB of WAL between checkpoints, each of which syncs
 
