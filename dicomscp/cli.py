@@ -8,6 +8,7 @@ Results go to standard output, as JSON if asked; progress, refusals and errors t
 import contextlib
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -188,7 +189,7 @@ def remove(settings: Config, places: tuple[str, ...], yes: bool, as_json: bool) 
     sent again later is taken again.  Exit status 1 if something was not held or is not gone.
     """
     wanted = [_place(place) for place in places]
-    if not yes and not click.get_text_stream("stdin").isatty():
+    if not yes and not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on; say --yes to remove without being asked")
     with _progress() as progress:
         found = daemon.find_removable(settings, wanted, progress)

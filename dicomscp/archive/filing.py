@@ -172,12 +172,12 @@ class Filing:
             for entry in entries:
                 changed |= self._leave(entry, {reader.name: reader.position})
             self._applied[reader.name] = reader.position
-            self._settle_all()
+            self._may_leave = True
+            reader.mark_applied(reader.position)
+            self._settle_all()  # the journal goes with it if its writer is gone
         except BaseException:  # it is read again: then it is told again which studies it changed
             reader.position, self._applied[reader.name] = position, applied
             raise
-        self._may_leave = True
-        reader.mark_applied(reader.position)
         return Round(len(entries), 0, changed, more=True, removals=True)
 
     def _leave(self, entry: Entry, positions: Mapping[str, Position]) -> dict[str, int]:

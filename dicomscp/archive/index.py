@@ -246,6 +246,7 @@ instance = Table(
     TableIndex("instance_order", "series_id", "ordinal", "sop_uid"),
 )
 _IS_LEAVING = instance.c.leaving.is_not(None)
+_READY_TO_GO = and_(_IS_LEAVING, study.c.published >= instance.c.leaving)  # no document names it
 TableIndex("instance_leaving", instance.c.leaving, sqlite_where=_IS_LEAVING, postgresql_where=_IS_LEAVING)
 
 journal_position = Table(
@@ -592,9 +593,8 @@ class Index:
 
     def left(self, limit: int) -> list[Held]:
         """At most *limit* variants that left and that no document names any more."""
-        ready = and_(_IS_LEAVING, study.c.published >= instance.c.leaving)
         with self._reading() as connection:
-            return [_held(row) for row in connection.execute(_HELD.where(ready).limit(limit))]
+            return [_held(row) for row in connection.execute(_HELD.where(_READY_TO_GO).limit(limit))]
 
     def forget_left(self, variants: Sequence[Held]) -> None:
         """The files of these variants, which left, are gone for good."""
