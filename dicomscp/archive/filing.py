@@ -101,6 +101,7 @@ class Filing:
         self._root_descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._unsettled = False
         self._doubtful: dict[str, Position] = {}
+        self._indexed: dict[str, Position] = {}
         self._index_doubtful = False
         self._may_leave = True
         self._sync_failed = sync_failed
@@ -149,9 +150,9 @@ class Filing:
             known = self._index.known([str(entry.head["sop"]) for entry in entries], leaving=True)
             for sop_uid, variants in known.items():
                 batch.variants.setdefault(sop_uid, list(variants))
-            doubtful = self._doubtful[reader.name]
+            doubtful, indexed = self._doubtful[reader.name], self._indexed.get(reader.name, _START)
             for entry in entries:
-                self._file(entry, batch, doubtful=entry.end <= doubtful)
+                self._file(entry, batch, doubtful=entry.end <= doubtful, counted=entry.end <= indexed)
         batch.positions[reader.name] = reader.position
         return len(entries)
 
@@ -308,15 +309,20 @@ class Filing:
         life, whose syncs may have failed or been cut short: it is filed anew.
         """
         there = journal.writers(self._root / "journal")
-        for directory in there:
-            if directory.name not in self._readers:
-                reader = JournalReader(directory)
-                self._readers[directory.name] = reader
-                self._doubtful[directory.name] = reader.synced() if reader.alive() else _END
+        new = [directory for directory in there if directory.name not in self._readers]
+        if new:
+            self._indexed |= self._index.positions()
+        for directory in new:
+            reader = JournalReader(directory)
+            self._readers[directory.name] = reader
+            self._doubtful[directory.name] = reader.synced() if reader.alive() else _END
         return [self._readers[directory.name] for directory in there]
 
-    def _file(self, entry: Entry, batch: _Batch, *, doubtful: bool) -> None:
-        """Give the instance of *entry* its name, unless it is the same as one held."""
+    def _file(self, entry: Entry, batch: _Batch, *, doubtful: bool, counted: bool) -> None:
+        """Give the instance of *entry* its name, unless it is the same as one held.
+
+        *counted* says that the index knows of this very entry.
+        """
         head = entry.head
         key = InstanceKey(str(head["study"]), str(head["series"]), str(head["sop"]))
         digest = bytes.fromhex(str(head["digest"]))
@@ -335,7 +341,7 @@ class Filing:
             self._put_again(entry, slot, same.path)
         same = same or next((held for held in variants if self._is_same(held, key, entry, slot)), None)
         if same is not None:
-            if same.received_at != int(str(head["received_at"])):  # or it is the very arrival, once more
+            if not counted:
                 batch.again.append((key, same.digest))
             return
         path = self._place(entry, slot, key, digest, {held.path for held in variants}, doubtful=doubtful)
@@ -504,7 +510,7 @@ class Filing:
         for segment in reader.segments():
             self._recycle(segment, damaged=reader.is_damaged(segment))
         self._index.forget_position(reader.name)
-        for known in (self._readers, self._applied, self._doubtful):
+        for known in (self._readers, self._applied, self._doubtful, self._indexed):
             known.pop(reader.name, None)
         reader.close()
         self._remove_directory(self._root / "incoming" / reader.name)

@@ -114,6 +114,13 @@ class Recorder(Disk):
             if there:
                 self.note("unlink", path=self._name(path))
 
+    def remove_directory(self, path):
+        with self._lock:
+            gone = super().remove_directory(path)
+            if gone:
+                self.note("rmdir", path=self._name(path))
+            return gone
+
     def make_directory(self, path):
         with self._lock:
             missing = [one for one in (path, *Path(path).parents) if not one.exists()]
@@ -155,6 +162,9 @@ def _replay(past, rng):
             parent = str(Path(step.path).parent)
             if parent in folders and (_name_synced(later, parent) or rng.random() < 0.7):
                 folders.add(step.path)
+        elif step.kind == "rmdir":
+            if _name_synced(later, str(Path(step.path).parent)) or rng.random() < 0.5:
+                _apply_rmdir(names, folders, step.path)
         elif step.kind in {"create", "link", "unlink", "rename"}:
             touched = [str(Path(p).parent) for p in (step.path, step.other) if p]
             if any(_name_synced(later, parent) for parent in touched) or rng.random() < 0.5:
@@ -178,6 +188,13 @@ def _apply_name(names, folders, step):
             names[step.other] = names.pop(step.path)
         elif step.path in folders:
             _move_folder(names, folders, step.path, step.other)
+
+
+def _apply_rmdir(names, folders, path):
+    """The folder goes with whatever name in it did not go before; it was empty."""
+    folders.discard(path)
+    for one in [n for n in names if n.startswith(path + "/")]:
+        del names[one]
 
 
 def _move_folder(names, folders, path, other):
