@@ -212,11 +212,24 @@ class Filing:
         return waiting
 
     def _take_away(self, held: Held) -> None:
-        """Take the file of *held* away, unless what has its name is another instance."""
-        if self._store.claims(held.path) in {None, held.digest}:
+        """Take the file of *held* away, unless it is all there is of another variant.
+
+        After a loss of power another one may have its name, filed there when this row was not known to be
+        there again, and filed anew under a name of its own since.
+        """
+        claimed = self._store.claims(held.path)
+        if claimed in {None, held.digest} or self._holds(held.key, claimed):
             self._store.remove(held.path)
         else:
             log.error("removed_file_is_another", sop_uid=held.key.sop_uid)
+
+    def _holds(self, key: InstanceKey, digest: bytes | None) -> bool:
+        """Whether a variant of that *digest* is held, and stands whole on the disk."""
+        variants = self._index.known([key.sop_uid]).get(key.sop_uid, ())
+        return any(
+            one.key == key and one.digest == digest and self._store.digest_of(one.path) == digest
+            for one in variants
+        )
 
     @property
     def settled(self) -> bool:
@@ -381,8 +394,13 @@ class Filing:
         *,
         doubtful: bool,
     ) -> str | None:
-        """File under the first name that is free or stands for this instance; None if there are no bytes."""
-        for path in (layout.instance_path(key), layout.instance_path(key, digest)):
+        """File under the first name that is free or stands for this instance; None if there are no bytes.
+
+        Its own name comes first if it was filed under that before and not indexed: what had the other
+        name then may be gone.
+        """
+        names = (layout.instance_path(key), layout.instance_path(key, digest))
+        for path in names[::-1] if (self._root / names[1]).exists() else names:
             if path in taken:
                 continue
             if self._put(entry, slot, path):
