@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from rich.progress import Progress as Bar
 
 from dicomscp import __version__, config, daemon, upkeep
 from dicomscp.config import Config
+from dicomscp.dicom.identity import is_filable
 from dicomscp.dimse import client
 from dicomscp.errors import ConfigError, DicomscpError, UnreachableError
 from dicomscp.telemetry import log as telemetry_log
@@ -210,6 +212,58 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         yield pressed.is_set
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@cli.command(epilog="Example: dicomscp remove 1.2.840.1.7 1.2.840.1.8/1.2.840.1.8.3")
+@_settings
+@click.argument("places", nargs=-1, required=True, metavar="STUDY[/SERIES[/SOP]]...")
+@click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal to ask on.")
+@_as_json
+def remove(settings: Config, places: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Remove studies, series or instances, named by their UIDs: from documents first, then from the disk.
+
+    Works beside a running serve, too.  What is received again after it was asked for stays, and what is
+    sent again later is taken again.  Exit status 1 if something was not held or is not gone.
+    """
+    wanted = [_place(place) for place in places]
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask on; say --yes to remove without being asked")
+    with _progress() as progress:
+        found = upkeep.find_removable(settings, wanted, progress)
+    for place in found.absent:
+        click.echo(f"{place}: nothing is held there", err=True)
+    agreed = bool(found.removable) and (yes or click.confirm(f"Remove {_amount(found)}?", err=True))
+    report = upkeep.RemoveReport()
+    if agreed:
+        with _progress() as progress:
+            report = upkeep.remove(settings, found, progress)
+    if as_json:
+        counts = {"removed": report.removed, "kept": report.kept, "leaving": report.leaving}
+        _print_json(counts | {"absent": found.absent})
+    else:
+        click.echo(f"{report.removed} removed")
+    if report.kept:
+        click.echo(f"{report.kept} were sent again meanwhile and stay; ask again to remove them", err=True)
+    if report.leaving:
+        click.echo(f"{report.leaving} are not gone yet; see 'dicomscp status' for what is leaving", err=True)
+    _exit(failed=bool(found.absent or report.kept or report.leaving) or not agreed)
+
+
+def _place(text: str) -> list[str]:
+    """The UIDs that *text* gives, one to three."""
+    uids = text.split("/")
+    if len(uids) > 3 or not all(map(is_filable, uids)):
+        raise click.UsageError(f"{text!r} is not STUDY, STUDY/SERIES or STUDY/SERIES/SOP, by their UIDs")
+    return uids
+
+
+def _amount(found: upkeep.Found) -> str:
+    """How much was found, in words."""
+    keys = [one.key for one in found.variants]
+    series, studies = {key[:2] for key in keys}, {key.study_uid for key in keys}
+    size = _size(sum(one.size for one in found.variants))
+    variants = f" in {len(keys)} variants" if len(keys) > len(set(keys)) else ""
+    return f"{len(set(keys))} instances{variants} of {len(series)} series in {len(studies)} studies, {size}"
 
 
 @cli.command()

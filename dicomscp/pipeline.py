@@ -9,7 +9,7 @@ and compared with what was last published.
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import structlog
@@ -28,6 +28,7 @@ _LULL_SECONDS = 0.3
 _SETTLE_SECONDS = 5.0
 _RETRY_SECONDS, _RETRY_SECONDS_AT_MOST = 1.0, 60.0
 _LOOK_SECONDS = 0.05
+_FINISH_SECONDS = 0.1
 _TELL_SECONDS = 2.0
 _RECENT_SECONDS = 2.0
 _FEW_INSTANCES = 1000  # take less than it takes to start processes
@@ -113,12 +114,25 @@ class Pipeline:
     def drain(self, progress: Callable[[int, int], None]) -> int:
         """File what is journalled, publish everything that is due now; returns how many studies failed.
 
-        Studies are compiled by as many processes as there are *workers*.
+        Studies are compiled by as many processes as there are *workers*.  Removals are finished, but for
+        those in studies that failed.
         """
         self.recover()
         published, waiting = self._publish_due_now(progress)
-        self._filing.settle(wait=True)
+        self._take_away()
         return waiting - published
+
+    def finish_removals(self) -> None:
+        """Publish the studies that something is leaving, and take away what no document names then."""
+        self._take_away()
+        self._publisher.publish(self._index.leaving_studies())
+        self._take_away()
+
+    def _take_away(self) -> None:
+        """Take away all files of what left and no document names, and settle."""
+        while self._index.left(1):
+            self._filing.finish_removals()
+        self._filing.settle(wait=True)
 
     def republish(self, progress: Callable[[int, int], None]) -> int:
         """Publish every study anew, as `drain` does; returns how many were published."""
@@ -151,37 +165,43 @@ class Pipeline:
         A round costs some, whatever it files: pausing between rounds makes them larger.  A settle
         makes receivers wait for the disk, so while they are busy it waits too, but not for long.
         """
-        settled = busy = self._now()
+        settled = busy = finished = self._now()
         while not stop.is_set():
             try:
                 done = self._filing.step()
+                self._note(done)
                 now = self._now()
                 busy = now if done.entries else busy
                 if now - busy > _LULL_SECONDS or now - settled > _SETTLE_SECONDS or self._filing.is_full:
                     self._filing.settle()
                     settled = now
+                if now - finished > _FINISH_SECONDS:
+                    finished = now
+                    self._hurry(self._filing.finish_removals())
             except (OSError, DicomscpError) as error:
                 log.error("filing_failed", reason=str(error))
                 stop.wait(_RETRY_SECONDS)
                 continue
-            self._note(done)
             if not done.more:
                 stop.wait(_ROUND_SECONDS)
 
     def _note(self, done: Round) -> None:
-        asked = self._take_asked()
         if done.changed:
             now = self._now()
             with self._lock:
                 for study_uid, changes in done.changed.items():
                     self._schedule.arrived(study_uid, changes, now)
-        with self._lock:
-            for study_uid in asked:
-                self._schedule.asked(study_uid)
-        if asked:
-            self._wake.set()
+        self._hurry([*self._take_asked(), *(done.changed if done.removals else ())])
         if done.entries:
             self._metrics.applied(done.entries)
+
+    def _hurry(self, study_uids: Collection[str]) -> None:
+        """Somebody waits for these studies, or something is leaving them: if they wait, they are due now."""
+        with self._lock:
+            for study_uid in study_uids:
+                self._schedule.asked(study_uid)
+        if study_uids:
+            self._wake.set()
 
     def _take_asked(self) -> list[str]:
         """Studies that somebody waits for, named by files that the web puts there."""

@@ -6,6 +6,7 @@ Parts come from `daemon`, which alone turns Config into them; what is said to pe
 import contextlib
 import functools
 import gzip
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dicomscp.archive import journal
-from dicomscp.archive.archive import Source
+from dicomscp.archive.archive import Archive, Removable, Source, rebuild_marker
 from dicomscp.archive.disk import Disk
-from dicomscp.archive.index import Index
+from dicomscp.archive.index import Held, Index
 from dicomscp.archive.rebuild import held_paths, mark_if_missing, rebuild_index, study_folders, study_paths
 from dicomscp.archive.store import intact_digest
 from dicomscp.config import Config
@@ -45,6 +46,10 @@ from dicomscp.publisher import attempts
 from dicomscp.study import layout
 
 Progress = Callable[[int, int | None, str], None]
+
+_REMOVE_SECONDS = 120.0
+_REMOVE_LOOK_SECONDS = 0.1
+_BLOCK_BYTES = 1 << 18
 """Told how many of how many things are done, if that is known yet, and what is done with them."""
 
 _LAG_BYTES = 64 << 20  # journalled and not yet filed; what is admitted more waits
@@ -264,6 +269,112 @@ def _entries(folder: str, refuse: Callable[[str, str], None]) -> Iterator["os.Di
         refuse(folder, f"The folder cannot be read: {error.strerror}.")
 
 
+# ── remove ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class Found:
+    """What may be removed, and the places where nothing is held."""
+
+    removable: list[Removable] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    @property
+    def variants(self) -> list[Held]:
+        """All of it, each variant once."""
+        found = {(one.key, one.digest): one for each in self.removable for one in each.variants}
+        return list(found.values())
+
+
+@dataclass(slots=True)
+class RemoveReport:
+    """What became of the variants that were to be removed.
+
+    Those received again since they were found are *kept*; of those *leaving*, documents or files are
+    still there, and go when serve comes to it.
+    """
+
+    removed: int = 0
+    kept: int = 0
+    leaving: int = 0
+
+
+def find_removable(config: Config, places: Sequence[Sequence[str]], progress: Progress) -> Found:
+    """What is held at *places*, each a study, series or instance by its UIDs.
+
+    Raises BusyError if it cannot be said now.
+    """
+    config = _owned(_existing(config))
+    _drain_alone(config, progress)
+    archive = make_archive(config)
+    found = Found()
+    for place in places:
+        removable = archive.removable(*place)
+        if removable.variants:
+            found.removable.append(removable)
+        else:
+            found.absent.append("/".join(place))
+    return found
+
+
+def remove(config: Config, found: Found, progress: Progress) -> RemoveReport:
+    """Remove what was *found*; works beside a running serve, and without one.
+
+    Returns when it is gone from documents and disk, or when that takes too long.
+    """
+    config = _owned(_existing(config))
+    archive, variants = make_archive(config), found.variants
+    for removable in found.removable:
+        archive.remove(removable, Disk())
+    applied = _finish_removing(config, archive, variants, progress)
+    known = make_index(config, read_only=True).known({one.key.sop_uid for one in variants}, leaving=True)
+    there = {(one.key, one.digest): one for those in known.values() for one in those}
+    ends = [there.get((one.key, one.digest)) for one in variants]
+    held = sum(one is not None and one.leaving is None for one in ends)
+    report = RemoveReport(removed=ends.count(None), kept=held if applied else 0)
+    report.leaving = len(ends) - report.removed - report.kept
+    return report
+
+
+def _finish_removing(config: Config, archive: Archive, variants: Sequence[Held], progress: Progress) -> bool:
+    """Return when nothing of *variants* is leaving, or that takes too long; False if it has not begun."""
+    index = make_index(config, read_only=True)
+    studies = {one.key.study_uid for one in variants}
+    deadline = time.monotonic() + _REMOVE_SECONDS
+    applied = False
+    while not _drain_alone(config, progress):
+        applied = applied or archive.wait_until_applied()
+        leaving = [one for one in index.leaving() if one.key.study_uid in studies]
+        if (applied and not leaving) or time.monotonic() > deadline:
+            return applied
+        progress(len(variants) - len(leaving), len(variants), "removing")
+        time.sleep(_REMOVE_LOOK_SECONDS)
+    return True
+
+
+def _drain_alone(config: Config, progress: Progress) -> bool:
+    """File, publish and remove what waits, if nobody else is there to do it; False if somebody is."""
+    if rebuild_marker(config.root).exists():
+        raise BusyError("The index is not whole: start serve, or rebuild it, and ask again")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(root_lock(config.root))
+        except BusyError:
+            return False
+        pipeline = make_pipeline(config, jobs=cores())
+        pipeline.drain(lambda done, total: progress(done, total, "publishing"))
+        pipeline.close()
+    return True
+
+
+def _owned(config: Config) -> Config:
+    """The same settings.  Raises ConfigError for another user's root: serve could not read our journal."""
+    owner = config.root.stat().st_uid
+    if owner != os.geteuid():
+        raise ConfigError(f"root: {config.root} belongs to user {owner}; run this as that user")
+    return config
+
+
 # ── status ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -344,6 +455,7 @@ def rebuild(
     with root_lock(root):
         pipeline = make_pipeline(config, jobs=jobs or cores())
         pipeline.recover()
+        pipeline.finish_removals()
         if index:
             made = rebuild_index(
                 root,
@@ -405,18 +517,19 @@ def _held_and_indexed(
     Tells of what is in the index alone.
     """
     known = set()
+    leaving = {held.path for held in index.leaving()}
     for study_uid in index.studies():
         indexed = {held.path: held.digest for held in index.variants(study_uid)}
         folder = next((str(Path(path).parents[1]) for path in indexed), "")
         known.add(folder)
         for path in study_paths(root, folder) if folder and (root / folder).is_dir() else ():
-            yield path, indexed.pop(path, None)
+            if path not in leaving:
+                yield path, indexed.pop(path, None)
         for path in indexed:
             tell(f"{path}: is in the index but not on disk")
     for folder in study_folders(root):
         if folder not in known:
-            for path in study_paths(root, folder):
-                yield path, None
+            yield from ((path, None) for path in study_paths(root, folder) if path not in leaving)
 
 
 @contextlib.contextmanager
@@ -443,7 +556,7 @@ def _verify_published(config: Config, index: Index, progress: Progress) -> Itera
     tree = config.root / "dicomweb"
     due = {study_uid for study_uid, _ in index.due()}
     studies = list(index.studies())
-    held = {layout.component(study_uid) for study_uid in studies}
+    held = {layout.component(study_uid) for study_uid in {*studies, *index.leaving_studies()}}
     for folder in sorted((tree / "studies").iterdir()) if (tree / "studies").is_dir() else ():
         if folder.is_dir() and folder.name not in held:
             yield f"studies/{folder.name}: is published but not held"
@@ -467,8 +580,7 @@ def _verify_published(config: Config, index: Index, progress: Progress) -> Itera
 
 
 def _differences(published: Path, compiled: Path, directory: str) -> Iterator[str]:
-    there = {path.relative_to(published): path for path in published.rglob("*.gz")}
-    here = {path.relative_to(compiled): path for path in compiled.rglob("*.gz")}
+    there, here = _files_of(published), _files_of(compiled)
     for name in sorted(there.keys() | here.keys()):
         if name not in there:
             yield f"{directory}/{name}: is not published"
@@ -478,9 +590,22 @@ def _differences(published: Path, compiled: Path, directory: str) -> Iterator[st
             yield f"{directory}/{name}: is not what the instances give"
 
 
+def _files_of(folder: Path) -> dict[Path, Path]:
+    """What can be read under *folder*, by its place there."""
+    return {
+        path.relative_to(folder): path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
 def _content(path: Path) -> bytes | None:
-    """The uncompressed bytes of a document; None if there is none, or it is damaged."""
+    """The SHA-256 of what is published as *path*, uncompressed; None if there is none, or it is damaged."""
+    digest = hashlib.sha256()
     try:
-        return gzip.decompress(path.read_bytes())
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
     except (OSError, EOFError, zlib.error):
         return None
+    return digest.digest()

@@ -2,7 +2,8 @@
 
 `admit` returns once the instance's bytes and its journal entry are on stable storage, in this order:
 the slot's bytes (if it was too large for the entry), then the entry.  Giving it its name and putting
-it into the index follow from the journal, in another process (`filing`).
+it into the index follow from the journal, in another process (`filing`).  So does removing: `remove`
+returns once the removal is journalled.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -20,7 +21,7 @@ import structlog
 
 from dicomscp.archive.disk import Disk
 from dicomscp.archive.index import Feed, Held, Index
-from dicomscp.archive.journal import INLINE, SLOT, JournalWriter, Ticket, Word, writers
+from dicomscp.archive.journal import INLINE, REMOVE, REMOVER, SLOT, JournalWriter, Ticket, Word, writers
 from dicomscp.archive.store import Slots, Spool, Stages
 from dicomscp.dicom import part10
 from dicomscp.dicom.elements import is_deflated
@@ -33,6 +34,8 @@ log = structlog.get_logger()
 
 _SPACE_LOOK_SECONDS = 0.2
 _SEEN_SOP_UIDS = 100_000
+_REMOVED_AT_ONCE = 1000  # variants in one entry: about 200 KB, and one short transaction
+_REMOVER_SEGMENT_BYTES = 1 << 20
 _INFLATING = 2  # deflated datasets at a time: each may take 16 MiB to be recognised
 
 
@@ -116,6 +119,13 @@ class Intake:
         """Sync and end the journal, take unused slots away."""
         self.journal.close()
         self.slots.close()
+
+
+class Removable(NamedTuple):
+    """Variants as they were when the index of the name *asked* was asked for them."""
+
+    asked: str
+    variants: list[Held]
 
 
 class Archive:
@@ -208,14 +218,52 @@ class Archive:
     def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
         """The published variant of each instance there, in published order.
 
-        Before it says that there is none, everything acknowledged before the call is waited for.
+        Before it says that there is none, everything acknowledged before the call is waited for.  An
+        instance that is being removed is listed nowhere, but found by all of its UIDs until its file goes:
+        documents may still name it.  Then it is *leaving*, and it is not in custody any more.
         """
         found = self._index.held(study_uid, series_uid, sop_uid)
         if not found:
             self._check_index()
         if not found and self.wait_until_applied():
             found = self._index.held(study_uid, series_uid, sop_uid)
+        if not found and series_uid is not None and sop_uid is not None:
+            found = self._index.leaving_of(InstanceKey(study_uid, series_uid, sop_uid))[:1]
         return found
+
+    def removable(
+        self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None
+    ) -> Removable:
+        """Every variant held there, published or not, for `remove`.
+
+        Raises BusyError if not everything acknowledged before the call is in the index in time.
+        """
+        self._check_index()
+        if not self.wait_until_applied():
+            raise BusyError("The index lags behind what is received; ask again later")
+        asked = self._index.name()  # first: if the index is made anew in between, nothing fits
+        return Removable(asked, self._index.variants(study_uid, series_uid, sop_uid))
+
+    def remove(self, removable: Removable, disk: Disk) -> None:
+        """Have what is *removable* removed: once this returns, that survives loss of power.
+
+        From documents first, then from the disk, by whoever files.  What is received again after it was
+        asked for stays, even if it is the same.  Raises BusyError if the disk does not take it; then some
+        of it may be removed all the same.
+        """
+        variants = removable.variants
+        try:
+            journal = JournalWriter(
+                self._root / "journal", REMOVER, disk, segment_bytes=_REMOVER_SEGMENT_BYTES, relaxed=False
+            )
+        except OSError as error:
+            raise BusyError(f"the removal cannot be journalled: {error.strerror}") from error
+        try:
+            for start in range(0, len(variants), _REMOVED_AT_ONCE):
+                head = _removal_head(variants[start : start + _REMOVED_AT_ONCE], removable.asked)
+                journal.sync(journal.append(REMOVE, head, ()))
+        finally:
+            journal.close()
 
     def open(self, held: Held) -> "OpenInstance":
         """The instance's file, to be closed by the caller.  Raises DamagedError if it is not there."""
@@ -377,3 +425,8 @@ def _meta(claim: Claim, source: Source, received_at: int, digest: bytes) -> byte
         received_at, source.origin, source.calling_ae, source.called_ae, digest, source.default_charset
     )
     return part10.file_meta(claim.sop_class_uid, claim.sop_uid, claim.transfer_syntax_uid, receipt)
+
+
+def _removal_head(variants: Sequence[Held], asked: str) -> dict[str, object]:
+    named = [[*one.key, one.digest.hex(), one.received_at, one.receipts] for one in variants]
+    return {"study": variants[0].key.study_uid, "index": asked, "variants": named}

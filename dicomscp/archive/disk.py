@@ -95,6 +95,16 @@ class Disk:
         """Make the folder *path* and those above it, private to our user, where they are missing."""
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    def remove_directory(self, path: Path) -> bool:
+        """Take the folder *path* away if it is empty; False if it stays."""
+        try:
+            os.rmdir(path)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+                raise
+            return False
+        return True
+
     def free_bytes(self, path: Path) -> int:
         """What an ordinary user may still write on the file system of *path*."""
         status = os.statvfs(path)

@@ -4,9 +4,14 @@ One process files.  It may be killed, or lose power, between any two steps: what
 not settled is filed again from the journal, and a name is believed only if the bytes behind it are
 what the receipt says.  Settling syncs the file system as a whole; only then are slots and segments
 let go.
+
+Removals are filed too, each alone: all before it is settled first, so that no arrival from before it
+is filed again; then the variants it names leave; then it is settled itself.  Their files go when the
+study's documents do not name them any more.
 """
 
 import contextlib
+import errno
 import mmap
 import os
 from collections import defaultdict
@@ -21,8 +26,8 @@ import structlog
 
 from dicomscp.archive import journal
 from dicomscp.archive.disk import Disk
-from dicomscp.archive.index import Arrival, Held, Index
-from dicomscp.archive.journal import INLINE, Entry, JournalReader, Position
+from dicomscp.archive.index import Arrival, Held, Index, Named
+from dicomscp.archive.journal import INLINE, REMOVE, Entry, JournalReader, Position
 from dicomscp.archive.store import InstanceStore
 from dicomscp.dicom import part10
 from dicomscp.dicom.identity import InstanceKey, PrefixError
@@ -37,21 +42,24 @@ log = structlog.get_logger()
 _BATCH_BYTES = 4 << 20
 _ENTRY_BYTES = 512
 _HEADER_BYTES = 1 << 16
-_END = Position(1 << 31, 0)
+_START, _END = Position(0, 0), Position(1 << 31, 0)
 _FREE_SEGMENTS = 8
 _UNSETTLED_SEGMENTS = 2
+_REMOVED_AT_ONCE = 1000  # files between two settles; arrivals wait for that long
 
 
 class Round(NamedTuple):
     """What one step did: entries read, variants among them that were not held, whether more waited.
 
-    *changed* has the studies whose published instances changed, with their changes by now.
+    *changed* has the studies whose published instances changed, with their changes by now.  Those that
+    *removals* changed are to be published at once.
     """
 
     entries: int
     arrivals: int
     changed: dict[str, int]
     more: bool
+    removals: bool = False
 
 
 @dataclass(slots=True)
@@ -59,6 +67,7 @@ class _Batch:
     """What one round files and indexes."""
 
     arrivals: list[Arrival] = field(default_factory=list)
+    again: list[tuple[InstanceKey, bytes]] = field(default_factory=list)
     positions: dict[str, Position] = field(default_factory=dict)
     variants: dict[str, list[Held]] = field(default_factory=lambda: defaultdict(list))
     size: int = 0
@@ -92,7 +101,9 @@ class Filing:
         self._root_descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._unsettled = False
         self._doubtful: dict[str, Position] = {}
+        self._indexed: dict[str, Position] = {}
         self._index_doubtful = False
+        self._may_leave = True
         self._sync_failed = sync_failed
 
     def step(self) -> Round:
@@ -101,16 +112,26 @@ class Filing:
         Raises OSError, or what the index raises, if that cannot be done; then nothing counts as
         done, and the next call begins where this one did.
         """
+        readers = self._look()
+        removers = [reader for reader in readers if reader.has_removals]
+        removed = self._remove(removers)
+        if removed is not None:
+            return removed
+        done = self._take_in([reader for reader in readers if not reader.has_removals])
+        return done if done.entries else self._remove(removers) or done
+
+    def _take_in(self, readers: list[JournalReader]) -> Round:
+        """File and index the arrivals that are next."""
         batch = _Batch()
         entries = 0
         changed: dict[str, int] = {}
-        before = {reader: reader.position for reader in self._look()}
+        before = {reader: reader.position for reader in readers}
         slots = len(self._slots)
         try:
             for reader in before:
                 entries += self._read(reader, batch)
-            if batch.arrivals:
-                changed = self._index.apply(batch.arrivals, batch.positions)
+            if batch.arrivals or batch.again:
+                changed = self._index.apply(batch.arrivals, batch.positions, batch.again)
         except BaseException:
             for reader, position in before.items():
                 reader.position = position
@@ -126,14 +147,89 @@ class Filing:
         entries = reader.read(alive=reader.alive(), limit_bytes=_BATCH_BYTES)
         batch.size += sum(len(entry.body) + _ENTRY_BYTES for entry in entries)
         if entries:
-            known = self._index.known([str(entry.head["sop"]) for entry in entries])
+            known = self._index.known([str(entry.head["sop"]) for entry in entries], leaving=True)
             for sop_uid, variants in known.items():
                 batch.variants.setdefault(sop_uid, list(variants))
-            doubtful = self._doubtful[reader.name]
+            doubtful, indexed = self._doubtful[reader.name], self._indexed.get(reader.name, _START)
             for entry in entries:
-                self._file(entry, batch, doubtful=entry.end <= doubtful)
+                self._file(entry, batch, doubtful=entry.end <= doubtful, counted=entry.end <= indexed)
         batch.positions[reader.name] = reader.position
         return len(entries)
+
+    def _remove(self, readers: list[JournalReader]) -> Round | None:
+        """Apply the removals that are next; None if there are none, or not yet.
+
+        They wait until all that an earlier life left is filed anew, for it cannot be settled before.
+        """
+        waiting = [reader for reader in readers if self._has_more(reader, alive=reader.alive())]
+        if not waiting or not self._filed_anew:
+            return None
+        self._settle_all()
+        reader = waiting[0]
+        position, applied = reader.position, self._applied.get(reader.name, reader.position)
+        changed: dict[str, int] = {}
+        try:
+            entries = reader.read(alive=reader.alive(), limit_bytes=_BATCH_BYTES)
+            for entry in entries:
+                changed |= self._leave(entry, {reader.name: reader.position})
+            self._applied[reader.name] = reader.position
+            self._may_leave = True
+            reader.mark_applied(reader.position)
+            self._settle_all()  # the journal goes with it if its writer is gone
+        except BaseException:  # it is read again: then it is told again which studies it changed
+            reader.position, self._applied[reader.name] = position, applied
+            raise
+        return Round(len(entries), 0, changed, more=True, removals=True)
+
+    def _leave(self, entry: Entry, positions: Mapping[str, Position]) -> dict[str, int]:
+        """Let what *entry* names leave, if it is still as it was when the index was asked."""
+        if entry.kind != REMOVE:
+            log.error("entry_unknown", kind=entry.kind)
+            return {}
+        named = _named(entry.head)
+        changed = self._index.leave(named, positions, str(entry.head["index"]))
+        log.info("removal_applied", study_uid=str(entry.head["study"]), named=len(named))
+        return changed
+
+    def finish_removals(self) -> set[str]:
+        """Take the files away of some of what left, where no document names it any more.
+
+        Returns the studies of which more is leaving; what they wait for is to be published.  Raises
+        OSError, or what the index raises, if it cannot be done; it is done again at the next call.
+        """
+        if not self._may_leave:
+            return set()
+        left = self._index.left(_REMOVED_AT_ONCE)
+        if left:
+            for held in left:
+                self._take_away(held)
+            self._settle_all()
+            self._index.forget_left(left)
+            self._unsettled = True
+            log.info("removal_finished", variants=len(left))
+        waiting = self._index.leaving_studies()
+        self._may_leave = bool(waiting)
+        return waiting
+
+    def _take_away(self, held: Held) -> None:
+        """Take the file of *held* away, unless it is all there is of another variant.
+
+        After a loss of power another one may have its name, filed there when this row was not known to be
+        there again, and filed anew under a name of its own since.
+        """
+        claimed = self._store.claims(held.path)
+        if claimed in {None, held.digest} or self._holds(held.key, claimed):
+            self._store.remove(held.path)
+        else:
+            log.error("removed_file_is_another", sop_uid=held.key.sop_uid)
+
+    def _holds(self, key: InstanceKey, digest: bytes | None) -> bool:
+        """Whether a variant of that *digest* is held, and stands whole on the disk."""
+        variants = self._index.known([key.sop_uid]).get(key.sop_uid, ())
+        return any(
+            one.key == key and one.digest == digest and self._store.digest_of(one.path) == digest
+            for one in variants
+        )
 
     @property
     def settled(self) -> bool:
@@ -143,11 +239,17 @@ class Filing:
     @property
     def caught_up(self) -> bool:
         """Whether all that was journalled before this life is in the index."""
-        for name, reader in self._readers.items():
-            before = self._doubtful[name]
-            if self._has_more(reader) if before == _END else reader.position < before:
-                return False
-        return True
+        return all(self._is_past(reader) for reader in self._readers.values())
+
+    @property
+    def _filed_anew(self) -> bool:
+        """The same, of arrivals alone."""
+        return all(self._is_past(reader) for reader in self._readers.values() if not reader.has_removals)
+
+    def _is_past(self, reader: JournalReader) -> bool:
+        """Whether everything is read that the journal held when it was first looked at."""
+        before = self._doubtful[reader.name]
+        return not self._has_more(reader) if before == _END else reader.position >= before
 
     @property
     def is_full(self) -> bool:
@@ -157,14 +259,14 @@ class Filing:
             for name, reader in self._readers.items()
         )
 
-    def settle(self, *, wait: bool = False) -> None:
+    def settle(self, *, wait: bool = False) -> bool:
         """Go on settling: begin a sync if one is needed, let go of what the last one covered.
 
         With *wait*, return when all that was filed before the call is settled.  A sync that fails
-        lets go of nothing, and what it did not cover is filed again.
+        lets go of nothing, and what it did not cover is filed again; then this returns False.
         """
         if not self._finish(wait=wait):
-            return
+            return False
         if self._index_doubtful:
             self._index.make_durable()
             self._index_doubtful = False
@@ -177,7 +279,20 @@ class Filing:
             future = self._syncer.submit(self._disk.sync_all, self._root_descriptor)
             self._settling = (future, positions, slots)
             if wait:
-                self._finish(wait=True)
+                return self._finish(wait=True)
+        return True
+
+    def _settle_all(self) -> None:
+        """Settle all that is filed, with every name made or taken away until now.  Raises OSError."""
+        self._unsettled = True
+        settled = self.settle(wait=True)
+        behind = [
+            reader
+            for name, reader in self._readers.items()
+            if reader.settled < self._applied.get(name, _START)
+        ]
+        if not settled or behind:
+            raise OSError(errno.EIO, "what was filed could not be settled")
 
     def lag_bytes(self) -> int:
         """About how much is journalled and not yet in the index; may be asked by another thread."""
@@ -207,15 +322,20 @@ class Filing:
         life, whose syncs may have failed or been cut short: it is filed anew.
         """
         there = journal.writers(self._root / "journal")
-        for directory in there:
-            if directory.name not in self._readers:
-                reader = JournalReader(directory)
-                self._readers[directory.name] = reader
-                self._doubtful[directory.name] = reader.synced() if reader.alive() else _END
+        new = [directory for directory in there if directory.name not in self._readers]
+        if new:
+            self._indexed |= self._index.positions()
+        for directory in new:
+            reader = JournalReader(directory)
+            self._readers[directory.name] = reader
+            self._doubtful[directory.name] = reader.synced() if reader.alive() else _END
         return [self._readers[directory.name] for directory in there]
 
-    def _file(self, entry: Entry, batch: _Batch, *, doubtful: bool) -> None:
-        """Give the instance of *entry* its name, unless it is the same as one held."""
+    def _file(self, entry: Entry, batch: _Batch, *, doubtful: bool, counted: bool) -> None:
+        """Give the instance of *entry* its name, unless it is the same as one held.
+
+        *counted* says that the index knows of this very entry.
+        """
         head = entry.head
         key = InstanceKey(str(head["study"]), str(head["series"]), str(head["sop"]))
         digest = bytes.fromhex(str(head["digest"]))
@@ -224,12 +344,18 @@ class Filing:
         if slot is not None:
             self._slots.append(slot)
         variants = batch.variants[key.sop_uid]
-        for held in variants:
-            if held.key == key and held.digest == digest:
-                if doubtful or self._store.digest_of(held.path) != digest:
-                    self._put_again(entry, slot, held.path)
-                return
-        if any(held.key == key and self._same_values(held, entry, slot) for held in variants):
+        same = next((held for held in variants if held.key == key and held.digest == digest), None)
+        if same is not None and same.leaving is not None:
+            if self._put_again(entry, slot, same.path):
+                variants.remove(same)
+                self._arrived(entry, key, digest, same.path, batch)
+            return
+        if same is not None and (doubtful or self._store.digest_of(same.path) != digest):
+            self._put_again(entry, slot, same.path)
+        same = same or next((held for held in variants if self._is_same(held, key, entry, slot)), None)
+        if same is not None:
+            if not counted:
+                batch.again.append((key, same.digest))
             return
         path = self._place(entry, slot, key, digest, {held.path for held in variants}, doubtful=doubtful)
         if path is None:
@@ -241,16 +367,22 @@ class Filing:
                 else "both its names are taken",
             )
             return
+        self._arrived(entry, key, digest, path, batch)
+
+    def _arrived(self, entry: Entry, key: InstanceKey, digest: bytes, path: str, batch: _Batch) -> None:
+        """The instance of *entry* is filed as *path*: have it indexed."""
         arrival = self._arrival(entry, key, digest, path)
         batch.arrivals.append(arrival)
+        variants = batch.variants[key.sop_uid]
         variants.append(
             Held(
                 key, arrival.sop_class_uid, arrival.transfer_syntax_uid, path, digest,
                 arrival.received_at, arrival.size,
             )
         )  # fmt: skip
-        if len(variants) > 1:
-            log.warning("variant_held", variants=len(variants), study_uid=key.study_uid, sop_uid=key.sop_uid)
+        held_now = sum(one.leaving is None for one in variants)
+        if held_now > 1:
+            log.warning("variant_held", variants=held_now, study_uid=key.study_uid, sop_uid=key.sop_uid)
 
     def _place(
         self,
@@ -262,8 +394,13 @@ class Filing:
         *,
         doubtful: bool,
     ) -> str | None:
-        """File under the first name that is free or stands for this instance; None if there are no bytes."""
-        for path in (layout.instance_path(key), layout.instance_path(key, digest)):
+        """File under the first name that is free or stands for this instance; None if there are no bytes.
+
+        Its own name comes first if it was filed under that before and not indexed: what had the other
+        name then may be gone.
+        """
+        names = (layout.instance_path(key), layout.instance_path(key, digest))
+        for path in names[::-1] if (self._root / names[1]).exists() else names:
             if path in taken:
                 continue
             if self._put(entry, slot, path):
@@ -318,8 +455,10 @@ class Filing:
             path, size, attributes,
         )  # fmt: skip
 
-    def _same_values(self, held: Held, entry: Entry, slot: Path | None) -> bool:
+    def _is_same(self, held: Held, key: InstanceKey, entry: Entry, slot: Path | None) -> bool:
         """Whether what came is what is held in another uncompressed encoding."""
+        if held.key != key or held.leaving is not None:
+            return False
         syntax = str(entry.head["syntax"])
         if not {syntax, held.transfer_syntax_uid} <= UNCOMPRESSED:
             return False
@@ -378,9 +517,9 @@ class Filing:
             if not reader.alive() and not self._has_more(reader):
                 self._forget(reader)
 
-    def _has_more(self, reader: JournalReader) -> bool:
+    def _has_more(self, reader: JournalReader, *, alive: bool = False) -> bool:
         position = reader.position
-        more = bool(reader.read(alive=False, limit_bytes=1))
+        more = bool(reader.read(alive=alive, limit_bytes=1))
         reader.position = position
         return more
 
@@ -389,7 +528,7 @@ class Filing:
         for segment in reader.segments():
             self._recycle(segment, damaged=reader.is_damaged(segment))
         self._index.forget_position(reader.name)
-        for known in (self._readers, self._applied, self._doubtful):
+        for known in (self._readers, self._applied, self._doubtful, self._indexed):
             known.pop(reader.name, None)
         reader.close()
         self._remove_directory(self._root / "incoming" / reader.name)
@@ -445,6 +584,17 @@ def read_header(
                 whole[offset:], meta.transfer_syntax_uid, total_bytes=total, bulk_uri=bulk_uri,
                 default_charset=charset, wanted=wanted,
             )  # fmt: skip
+
+
+def _named(head: Mapping[str, object]) -> list[Named]:
+    """The variants that the head of a removal names."""
+    rows = head["variants"]
+    if not isinstance(rows, list):
+        return []
+    return [
+        Named(InstanceKey(study_uid, series_uid, sop_uid), bytes.fromhex(digest), received_at, receipts)
+        for study_uid, series_uid, sop_uid, digest, received_at, receipts in rows
+    ]
 
 
 @contextlib.contextmanager

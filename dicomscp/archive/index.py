@@ -11,6 +11,9 @@ rows are a function of the variants held, and an instance that says what others 
 
 Published order is series by number, then UID, and instances by number, then UID; absent numbers last.
 
+A variant that is removed first *leaves*: it is held no more and no question lists it, but its row says
+what file is to go once no document names it.
+
 Questions run in two steps.  Columns narrow the candidates; `matching.matcher` decides by the DICOM JSON.
 So columns may be coarse but must never lose a match: a row with a value that its column does not tell in
 full (several values, a date that is none) is marked *irregular* and is a candidate always.
@@ -110,7 +113,11 @@ class Arrival(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A variant that is held; *path* is relative to the root."""
+    """A variant that is held; *path* is relative to the root.
+
+    It came *receipts* times, what is the same counted with it.  If it is *leaving*, it is held no more:
+    its file goes once the study's documents show it as it was at that count of changes.
+    """
 
     key: InstanceKey
     sop_class_uid: str
@@ -119,16 +126,31 @@ class Held(NamedTuple):
     digest: bytes
     received_at: int
     size: int
+    receipts: int = 1
+    leaving: int | None = None
+
+
+class Named(NamedTuple):
+    """A variant as a removal names it: as it was when the index was asked, and not as it may be since."""
+
+    key: InstanceKey
+    digest: bytes
+    received_at: int
+    receipts: int
 
 
 class Counts(NamedTuple):
-    """How much is held.  Variants and their bytes count all, the others what is published."""
+    """How much is held.  Variants and their bytes count all, the others what is published.
+
+    What is leaving is counted by itself alone.
+    """
 
     studies: int
     series: int
     instances: int
     variants: int
     bytes: int
+    leaving: int = 0
 
 
 class Snapshot(NamedTuple):
@@ -250,6 +272,8 @@ instance = Table(
     Column("irregular", Boolean, nullable=False),
     Column("published", Boolean, nullable=False),
     Column("received_at", BigInteger, nullable=False),
+    Column("receipts", Integer, nullable=False, default=1),
+    Column("leaving", BigInteger),  # the study's changes when it left; null while it is held
     Column("size", BigInteger, nullable=False),
     Column("sop_class_uid", Text, nullable=False),
     Column("transfer_syntax_uid", Text, nullable=False),
@@ -259,6 +283,9 @@ instance = Table(
     UniqueConstraint("sop_uid", "digest", "series_id"),
     TableIndex("instance_order", "series_id", "ordinal", "sop_uid"),
 )
+_IS_LEAVING = instance.c.leaving.is_not(None)
+_READY_TO_GO = and_(_IS_LEAVING, study.c.published >= instance.c.leaving)  # no document names it
+TableIndex("instance_leaving", instance.c.leaving, sqlite_where=_IS_LEAVING, postgresql_where=_IS_LEAVING)
 
 journal_position = Table(
     "journal_position",
@@ -519,7 +546,7 @@ _PAGE = 500  # rows in one snapshot
 _NO_LIMIT = (1 << 31) - 1
 _WITHDRAWN_KEPT = 100_000  # studies withdrawn that the feed still tells of: about 15 MB
 _UNSETTLED = 1_000_000  # publications: more than a loss of power can take back
-_EPOCH, _FEED_FROM = "feed_epoch", "feed_from"
+_NAME, _FEED_FROM = "index", "feed_from"
 
 _Touched: TypeAlias = set[int]  # ids of series
 
@@ -536,6 +563,16 @@ class _Variant(NamedTuple):
     series_id: int
     study_id: int
     published: bool
+    receipts: int
+    leaving: int | None
+
+    @property
+    def key(self) -> InstanceKey:
+        return InstanceKey(self.study_uid, self.series_uid, self.sop_uid)
+
+    @property
+    def named(self) -> Named:
+        return Named(self.key, self.digest, self.received_at, self.receipts)
 
 
 class Index:
@@ -567,33 +604,78 @@ class Index:
 
     # What changes it
 
-    def apply(self, arrivals: Sequence[Arrival], positions: Mapping[str, Position]) -> dict[str, int]:
+    def apply(
+        self,
+        arrivals: Sequence[Arrival],
+        positions: Mapping[str, Position],
+        again: Sequence[tuple[InstanceKey, bytes]] = (),
+    ) -> dict[str, int]:
         """Take in *arrivals* and how far each journal is read, in one transaction.
 
-        A variant that is held already, under the same UIDs, changes nothing.
+        A variant that is held already, under the same UIDs, changes nothing; one that is leaving is held
+        anew.  *again* names variants by UIDs and digest, once for each time that the same came again.
         """
         with self._writing() as connection:
             changed = self._take_in(connection, arrivals) if arrivals else {}
-            for writer, position in positions.items():
-                _put(connection, journal_position, {"writer": writer}, position._asdict())
+            _count_receipts(connection, again)
+            _put_positions(connection, positions)
         return changed
 
-    def remove(self, variants: Sequence[tuple[str, bytes]]) -> dict[str, int]:
-        """Forget the variants with these SOP Instance UIDs and digests; another one may be published then."""
+    def leave(self, named: Sequence[Named], positions: Mapping[str, Position], asked: str) -> dict[str, int]:
+        """Let the *named* variants leave, and note how far journals are read, in one transaction.
+
+        Another variant may be published then.  One that is not as it was named stays: it was received
+        again since.  All stay if the index that was *asked* is not this one.  Returns the changes of
+        every study of which something named is leaving now, or left before.
+        """
         with self._writing() as connection:
+            _put_positions(connection, positions)
+            if asked != _name_of(connection):
+                return {}
+            wanted = set(named)
+            variants = self._variants(connection, {one.key.sop_uid for one in wanted})
+            meant = [one for one in variants if one.named in wanted]
+            going = [one for one in meant if one.leaving is None]
+            self._withdraw(connection, going)
+            for study_id in {one.study_id for one in going}:
+                _note_leaving(connection, study_id, [one.id for one in going if one.study_id == study_id])
+            return _changes_of(connection, {one.study_id for one in meant})
+
+    def leaving_studies(self) -> set[str]:
+        """The studies of which something is leaving."""
+        studies = select(study.c.study_uid).join_from(instance, series).join(study)
+        with self._reading() as connection:
+            return set(connection.execute(studies.where(_IS_LEAVING).distinct()).scalars())
+
+    def leaving(self) -> list[Held]:
+        """Every variant that left and whose file is not known to be gone."""
+        with self._reading() as connection:
+            return [_held(row) for row in connection.execute(_HELD.where(_IS_LEAVING))]
+
+    def left(self, limit: int) -> list[Held]:
+        """At most *limit* variants that left and that no document names any more."""
+        with self._reading() as connection:
+            return [_held(row) for row in connection.execute(_HELD.where(_READY_TO_GO).limit(limit))]
+
+    def forget_left(self, variants: Sequence[Held]) -> None:
+        """The files of these variants, which left, are gone for good."""
+        with self._writing() as connection:
+            named = {(one.key, one.digest) for one in variants}
             gone = [
                 one
-                for one in self._variants(connection, {sop_uid for sop_uid, _ in variants})
-                if (one.sop_uid, one.digest) in set(variants)
+                for one in self._variants(connection, {key.sop_uid for key, _ in named})
+                if one.leaving is not None and (one.key, one.digest) in named
             ]
-            return self._forget(connection, gone)
+            for chunk in _chunks([one.id for one in gone]):
+                connection.execute(delete(instance).where(instance.c.id.in_(chunk)))
+            _sweep(connection, {one.series_id for one in gone}, {one.study_id for one in gone})
 
     def clear(self) -> None:
-        """Forget everything, the positions too."""
+        """Forget everything, the positions and the index's name too."""
         with self._writing() as connection:
             for table in (instance, statement, series, study, journal_position, publication):
                 connection.execute(delete(table))
-            _begin_epoch(connection)
+            _begin_anew(connection)
 
     def make_durable(self) -> None:
         """Once this returns, what was committed survives loss of power, even if a sync failed before.
@@ -619,8 +701,7 @@ class Index:
         with self._writing() as connection:
             this = study.c.study_uid == study_uid
             connection.execute(update(study).where(this).values(published=changes))
-            nothing_left = and_(study.c.variants == 0, ~_IS_DUE)
-            connection.execute(delete(study).where(this, nothing_left))
+            connection.execute(delete(study).where(this, _IS_OVER))
             if self._feed_from is None:  # a number that was lost with the power may have been given out
                 self._feed_from = _last_number(connection) + _UNSETTLED
             _announce(connection, publication, self._feed_from)
@@ -641,18 +722,26 @@ class Index:
 
     # What is asked of it
 
+    def name(self) -> str:
+        """A random name that this index got when it was made or last cleared."""
+        with self._reading() as connection:
+            return _name_of(connection)
+
     def positions(self) -> dict[str, Position]:
         """How far each journal was read when the last arrivals of it were applied."""
         with self._reading() as connection:
             rows = connection.execute(select(journal_position)).all()
         return {row.writer: Position(row.number, row.offset) for row in rows}
 
-    def known(self, sop_uids: Iterable[str]) -> dict[str, list[Held]]:
-        """Every variant held under those SOP Instance UIDs, in whatever study, earliest first."""
+    def known(self, sop_uids: Iterable[str], *, leaving: bool = False) -> dict[str, list[Held]]:
+        """Every variant held under those SOP Instance UIDs, in whatever study, earliest first.
+
+        With *leaving*, those that left and whose file may still be there are among them.
+        """
         found: dict[str, list[Held]] = {}
         with self._reading() as connection:
             for chunk in _chunks(set(sop_uids)):
-                condition = instance.c.sop_uid.in_(chunk)
+                condition = and_(instance.c.sop_uid.in_(chunk), true() if leaving else ~_IS_LEAVING)
                 rows = connection.execute(
                     _HELD.where(condition).order_by(instance.c.received_at, instance.c.digest)
                 )
@@ -662,24 +751,28 @@ class Index:
 
     def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
         """The published variant of every instance there, in published order."""
-        conditions = [study.c.study_uid == study_uid, instance.c.published.is_(true())]
-        if series_uid is not None:
-            conditions.append(series.c.series_uid == series_uid)
-        if sop_uid is not None:
-            conditions.append(instance.c.sop_uid == sop_uid)
+        conditions = [*_place(study_uid, series_uid, sop_uid), instance.c.published.is_(true())]
         with self._reading() as connection:
             return [
                 _held(row) for row in connection.execute(_HELD.where(*conditions).order_by(*_PUBLISHED_ORDER))
             ]
 
-    def variants(self, study_uid: str) -> list[Held]:
-        """Every variant that claims to be of the study, published or not, in published order."""
+    def variants(
+        self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None
+    ) -> list[Held]:
+        """Every variant that claims to be there, published or not, in published order."""
         order = (*_PUBLISHED_ORDER, instance.c.received_at, instance.c.digest)
+        there = and_(*_place(study_uid, series_uid, sop_uid), ~_IS_LEAVING)
         with self._reading() as connection:
-            return [
-                _held(row)
-                for row in connection.execute(_HELD.where(study.c.study_uid == study_uid).order_by(*order))
-            ]
+            return [_held(row) for row in connection.execute(_HELD.where(there).order_by(*order))]
+
+    def leaving_of(self, key: InstanceKey) -> list[Held]:
+        """What is leaving of one instance; what its documents name, as far as can be told, comes first."""
+        there = and_(*_place(*key), _IS_LEAVING)
+        with self._reading() as connection:
+            found = [_held(row) for row in connection.execute(_HELD.where(there))]
+        found.sort(key=lambda one: (one.received_at, one.digest), reverse=self._duplicates == "last")
+        return found
 
     def snapshot(self, study_uid: str) -> Snapshot:
         """What the study is now, read at one moment."""
@@ -699,13 +792,13 @@ class Index:
 
         Raises RefusedError for what is no token.
         """
-        epoch, _, digits = since.partition("-")
-        if since and not (epoch.isalnum() and digits.isdecimal() and digits.isascii() and len(digits) < 19):
+        name, _, digits = since.partition("-")
+        if since and not (name.isalnum() and digits.isdecimal() and digits.isascii() and len(digits) < 19):
             raise RefusedError("since is not a token that was given out; leave it out to begin anew")
         with self._snapshot() as connection:
             settings = _settings(connection)
             first = int(settings.get(_FEED_FROM, "0"))
-            goes_on = epoch == settings.get(_EPOCH) and int(digits) >= first
+            goes_on = name == settings.get(_NAME) and int(digits) >= first
             after = int(digits) if since and goes_on else 0
             rows = connection.execute(
                 select(publication)
@@ -714,7 +807,7 @@ class Index:
                 .limit(limit + 1)
             ).all()
         given = rows[:limit]
-        token = f"{settings.get(_EPOCH, '0')}-{given[-1].number if given else after}"
+        token = f"{settings.get(_NAME, '0')}-{given[-1].number if given else after}"
         found = [
             Publication(row.study_uid, row.revision, row.series, row.instances, row.published_at)
             for row in given
@@ -765,7 +858,8 @@ class Index:
             row = connection.execute(
                 select(func.count().filter(held), *(func.coalesce(func.sum(total), 0) for total in totals))
             ).one()
-        return Counts(*row)
+            leaving = connection.execute(select(func.count()).where(_IS_LEAVING)).scalar()
+        return Counts(*row)._replace(leaving=leaving or 0)
 
     def find(self, query: Query) -> Iterator[dict[str, Any]]:
         """The objects that match *query*, as DICOM JSON.
@@ -842,8 +936,8 @@ class Index:
 
     def _take_in(self, connection: Connection, arrivals: Sequence[Arrival]) -> dict[str, int]:
         sop_uids = {arrival.key.sop_uid for arrival in arrivals}
-        known = self._variants(connection, sop_uids)
-        there = {(InstanceKey(one.study_uid, one.series_uid, one.sop_uid), one.digest) for one in known}
+        known = self._hold_anew(connection, arrivals, self._variants(connection, sop_uids))
+        there = {(one.key, one.digest) for one in known}
         fresh: dict[tuple[InstanceKey, bytes], Arrival] = {}
         for arrival in arrivals:
             if (arrival.key, arrival.digest) not in there:
@@ -864,7 +958,8 @@ class Index:
         """Publish the right variant of each; returns the series recounted and the studies changed."""
         by_sop: dict[str, list[_Variant]] = defaultdict(list)
         for one in self._variants(connection, sop_uids):
-            by_sop[one.sop_uid].append(one)
+            if one.leaving is None:
+                by_sop[one.sop_uid].append(one)
         choose = min if self._duplicates == "first" else max
         chosen = {choose(variants).id for variants in by_sop.values()}
         wrong = [
@@ -882,28 +977,41 @@ class Index:
             _recount(connection, series_id)
         return touched, {one.study_id for one in wrong}
 
-    def _forget(self, connection: Connection, gone: Sequence[_Variant]) -> dict[str, int]:
-        losses: dict[int, list[int]] = defaultdict(lambda: [0, 0])
-        sizes = {}
-        for chunk in _chunks([one.id for one in gone]):
-            rows = connection.execute(select(instance.c.id, instance.c.size).where(instance.c.id.in_(chunk)))
-            sizes.update({row.id: row.size for row in rows})
+    def _hold_anew(
+        self, connection: Connection, arrivals: Sequence[Arrival], known: Sequence[_Variant]
+    ) -> list[_Variant]:
+        """What is leaving makes room for *arrivals* that are the same; returns which of *known* are held."""
+        came = {(arrival.key, arrival.digest) for arrival in arrivals}
+        leaving = [one for one in known if one.leaving is not None]
+        for chunk in _chunks([one.id for one in leaving if (one.key, one.digest) in came]):
             connection.execute(delete(instance).where(instance.c.id.in_(chunk)))
-        for one in gone:
-            losses[one.study_id][0] -= 1
-            losses[one.study_id][1] -= sizes[one.id]
-        removed = {one.series_id for one in gone}
-        for series_id in removed:
+        return [one for one in known if one.leaving is None]
+
+    def _withdraw(self, connection: Connection, going: Sequence[_Variant]) -> dict[str, int]:
+        """Neither publish nor count these any more; returns the changes of studies whose documents change."""
+        losses: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+        for chunk in _chunks([one.id for one in going]):
+            rows = connection.execute(
+                select(series.c.study_id, instance.c.size)
+                .join_from(instance, series)
+                .where(instance.c.id.in_(chunk))
+            )
+            for study_id, size in rows:
+                losses[study_id][0] -= 1
+                losses[study_id][1] -= size
+            # Any count will do until the study's is known: they are no candidates from here on.
+            connection.execute(
+                update(instance).where(instance.c.id.in_(chunk)).values(published=False, leaving=0)
+            )
+        touched = {one.series_id for one in going}
+        for series_id in touched:
             _recount(connection, series_id)
-        recounted, studies = self._choose(connection, {one.sop_uid for one in gone})
-        _derive(connection, removed | recounted)
-        changed = _count_studies(
-            connection, losses, studies | {one.study_id for one in gone if one.published}
-        )
-        _sweep(connection, removed, set(losses))
-        return changed
+        recounted, studies = self._choose(connection, {one.sop_uid for one in going})
+        _derive(connection, touched | recounted)
+        return _count_studies(connection, losses, studies | {one.study_id for one in going if one.published})
 
     def _variants(self, connection: Connection, sop_uids: Iterable[str]) -> list[_Variant]:
+        """Those under these SOP Instance UIDs, leaving or not."""
         return [
             _Variant(*row)
             for chunk in _chunks(sop_uids)
@@ -911,11 +1019,11 @@ class Index:
         ]
 
     def _adopt(self) -> None:
-        """Make an index of the other choice of variants one of this."""
+        """Make an index of the other choice of variants one of this; give a new one its name."""
         with self._writing() as connection:
             settings = _settings(connection)
-            if _EPOCH not in settings:
-                _begin_epoch(connection)
+            if _NAME not in settings:
+                _begin_anew(connection)
             made_with = settings.get("duplicates")
             if made_with == self._duplicates:
                 return
@@ -945,12 +1053,14 @@ _HELD = (
         instance.c.digest,
         instance.c.received_at,
         instance.c.size,
+        instance.c.receipts,
+        instance.c.leaving,
     )
     .join_from(instance, series)
     .join(study)
 )
 
-_VARIANT = (
+_VARIANT: Select[Any] = (
     select(
         instance.c.received_at,
         instance.c.digest,
@@ -961,6 +1071,8 @@ _VARIANT = (
         instance.c.series_id,
         series.c.study_id,
         instance.c.published,
+        instance.c.receipts,
+        instance.c.leaving,
     )
     .join_from(instance, series)
     .join(study)
@@ -991,9 +1103,9 @@ def _settings(connection: Connection) -> dict[str, str]:
     return {row.name: row.value for row in rows}
 
 
-def _begin_epoch(connection: Connection) -> None:
-    """From now on tokens of the feed that were given out before say nothing."""
-    _put(connection, setting, {"name": _EPOCH}, {"value": secrets.token_hex(6)})
+def _begin_anew(connection: Connection) -> None:
+    """Give the index another name: tokens and removals that name an earlier one say nothing from now on."""
+    _put(connection, setting, {"name": _NAME}, {"value": secrets.token_hex(8)})
     _put(connection, setting, {"name": _FEED_FROM}, {"value": "0"})
 
 
@@ -1016,6 +1128,74 @@ def _announce(connection: Connection, new: Publication, least: int) -> None:
     if oldest is not None:
         connection.execute(delete(publication).where(_IS_WITHDRAWN, publication.c.number <= oldest))
         _put(connection, setting, {"name": _FEED_FROM}, {"value": str(oldest)})
+
+
+def _place(study_uid: str, series_uid: str | None, sop_uid: str | None) -> list[_Condition]:
+    """That an instance claims to be of the study, of the series, or to be that instance."""
+    conditions = [study.c.study_uid == study_uid]
+    if series_uid is not None:
+        conditions.append(series.c.series_uid == series_uid)
+    if sop_uid is not None:
+        conditions.append(instance.c.sop_uid == sop_uid)
+    return conditions
+
+
+def _name_of(connection: Connection) -> str:
+    """The index's own name; empty while it has none."""
+    name = connection.execute(select(setting.c.value).where(setting.c.name == _NAME)).scalar()
+    return str(name or "")
+
+
+def _put_positions(connection: Connection, positions: Mapping[str, Position]) -> None:
+    for writer, position in positions.items():
+        _put(connection, journal_position, {"writer": writer}, position._asdict())
+
+
+def _count_receipts(connection: Connection, again: Sequence[tuple[InstanceKey, bytes]]) -> None:
+    """Note of each of these variants that it came again."""
+    rows = [
+        {
+            "b_study_uid": key.study_uid,
+            "b_series_uid": key.series_uid,
+            "b_sop_uid": key.sop_uid,
+            "b_digest": digest,
+        }
+        for key, digest in again
+    ]
+    if rows:
+        connection.execute(_COUNT_RECEIPT, rows)
+
+
+_COUNT_RECEIPT = (
+    update(instance)
+    .where(
+        instance.c.sop_uid == bindparam("b_sop_uid"),
+        instance.c.digest == bindparam("b_digest"),
+        instance.c.series_id
+        == select(series.c.id)
+        .join(study)
+        .where(
+            study.c.study_uid == bindparam("b_study_uid"), series.c.series_uid == bindparam("b_series_uid")
+        )
+        .scalar_subquery(),
+    )
+    .values(receipts=instance.c.receipts + 1)
+)
+
+
+def _note_leaving(connection: Connection, study_id: int, ids: Sequence[int]) -> None:
+    """Documents do not name these instances of the study once they show it as it is now."""
+    now = select(study.c.changes).where(study.c.id == study_id).scalar_subquery()
+    for chunk in _chunks(ids):
+        connection.execute(update(instance).where(instance.c.id.in_(chunk)).values(leaving=now))
+
+
+def _changes_of(connection: Connection, study_ids: Iterable[int]) -> dict[str, int]:
+    return {
+        row.study_uid: row.changes
+        for chunk in _chunks(study_ids)
+        for row in connection.execute(select(study.c.study_uid, study.c.changes).where(study.c.id.in_(chunk)))
+    }
 
 
 def _chunks(values: Iterable[Any]) -> Iterator[list[Any]]:
@@ -1231,6 +1411,8 @@ def _derive_study(connection: Connection, study_id: int, series_ids: _Touched) -
 
 
 _SERIES_OF_STUDY = series.c.study_id == study.c.id
+# Nothing of it is held, no document stands, and nothing of it is leaving.
+_IS_OVER = and_(study.c.variants == 0, ~_IS_DUE, ~exists().where(_SERIES_OF_STUDY))
 
 
 def _count_studies(
@@ -1248,11 +1430,7 @@ def _count_studies(
     ]
     if rows:
         connection.execute(_COUNT_STUDY, rows)
-    return {
-        row.study_uid: row.changes
-        for chunk in _chunks(changed)
-        for row in connection.execute(select(study.c.study_uid, study.c.changes).where(study.c.id.in_(chunk)))
-    }
+    return _changes_of(connection, changed)
 
 
 _COUNT_STUDY = (
@@ -1281,7 +1459,7 @@ def _sweep(connection: Connection, series_ids: set[int], study_ids: set[int]) ->
             delete(series).where(series.c.id == series_id, ~exists().where(instance.c.series_id == series_id))
         )
     for study_id in study_ids:
-        connection.execute(delete(study).where(study.c.id == study_id, study.c.variants == 0, ~_IS_DUE))
+        connection.execute(delete(study).where(study.c.id == study_id, _IS_OVER))
 
 
 # ── searching ────────────────────────────────────────────────────────────────────────────────────

@@ -50,6 +50,10 @@ INLINE = 1
 """Kind of an entry whose body is the whole Part 10 file."""
 SLOT = 2
 """Kind of an entry whose file was received into a slot, which the head names."""
+REMOVE = 3
+"""Kind of an entry that names variants to be removed; such entries have journals of their own."""
+REMOVER = "remove"
+"""Role of the writers of those."""
 
 _MAGIC = b"DSCPSEG1"
 _HEADER = struct.Struct("<8sQ16s")
@@ -161,6 +165,7 @@ class JournalWriter:
         self._condition = threading.Condition()
         self._syncing = False
         self._preparing = threading.Lock()
+        self._closed = False
         self._next: _Segment | None = None
         self._number = 0
         self._sync_failed = sync_failed
@@ -207,6 +212,7 @@ class JournalWriter:
     def close(self) -> None:
         """End this life: what was appended is synced, the lock given up."""
         with self._condition, self._preparing:
+            self._closed = True
             if not self._segment.failed:
                 self._sync_now(self._segment)
             self._disk.close(self._segment.descriptor)
@@ -294,7 +300,7 @@ class JournalWriter:
 
     def _prepare_next(self) -> None:
         with self._preparing:
-            if self._next is None:
+            if self._next is None and not self._closed:
                 try:
                     self._next = self._prepare()
                 except OSError as error:
@@ -353,6 +359,11 @@ class JournalReader:
         self._salt = b""
         self._number = 0
         self._damaged: set[int] = set()
+
+    @property
+    def has_removals(self) -> bool:
+        """Whether this is a journal of removals; such a journal has nothing else."""
+        return self.name.startswith(f"{REMOVER}-")
 
     def alive(self) -> bool:
         """Whether the writer still holds its lock."""

@@ -41,6 +41,7 @@ _STATISTICS = (
     ("publication", "sqlite_autoindex_publication_1", "20000 1"),
     ("publication", "sqlite_autoindex_publication_2", "20000 1"),
     ("publication", "publication_withdrawn", "100 1"),
+    ("instance", "instance_leaving", "1000 1"),
 )
 _CHECKPOINT_PAGES = 4000  # 16 MiB of WAL between checkpoints, each of which syncs
 

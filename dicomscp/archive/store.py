@@ -312,8 +312,13 @@ class InstanceStore:
         return True
 
     def remove(self, path: str) -> None:
-        """Take the name *path* away."""
-        self._disk.unlink(self._root / path)
+        """Take the name *path* away, and the folders of series and study if they are empty then."""
+        name = self._root / path
+        self._disk.unlink(name)
+        for folder in (name.parent, name.parent.parent):
+            if not self._disk.remove_directory(folder):
+                break
+            self._made.discard(folder)
 
     def replace(self, part10_file: Buffer, path: str) -> None:
         """File the bytes of a whole Part 10 file as *path*, in place of what has that name."""

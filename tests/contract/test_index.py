@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
+from dicomscp.archive import index as index_module
 from dicomscp.archive import sqlite
-from dicomscp.archive.index import Arrival, Counts, Held, Index, Publication, metadata
+from dicomscp.archive.index import Arrival, Counts, Held, Index, Named, Publication, metadata
 from dicomscp.archive.journal import Position
 from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
@@ -107,6 +108,25 @@ def values(objects, tag):
 
 def key(tag, match):
     return Key(tag, public_vr(tag), match)
+
+
+def leave(index, *gone):
+    """Let the variants of these SOP Instance UIDs and digests leave, as they are now."""
+    held = [one for those in index.known({sop_uid for sop_uid, _ in gone}).values() for one in those]
+    named = [as_it_is(one) for one in held if (one.key.sop_uid, one.digest) in gone]
+    return index.leave(named, {}, index.name())
+
+
+def as_it_is(one):
+    return Named(one.key, one.digest, one.received_at, one.receipts)
+
+
+def finish(index):
+    """Publish what is due, then forget what left."""
+    for study_uid, changes in list(index.due()):
+        index.mark_published(changes, publication(study_uid, "a"))
+    while left := index.left(3):
+        index.forget_left(left)
 
 
 # ── a plain reading of the same rules ────────────────────────────────────────────────────────────
@@ -281,7 +301,8 @@ def test_after_a_removal_the_index_is_as_if_what_was_removed_had_never_come(data
     index.clear()
     apply_in_batches(index, arrivals, data)
     gone = set(data.draw(st.lists(st.sampled_from([(one.key.sop_uid, one.digest) for one in arrivals]))))
-    index.remove(sorted(gone))
+    leave(index, *gone)
+    finish(index)
     left = [one for one in arrivals if (one.key.sop_uid, one.digest) not in gone]
     assert_is(index, Plain(left))
     after = answers(index)
@@ -456,7 +477,7 @@ def test_ties_of_receipt_go_by_digest(database):
 def test_a_removed_variant_makes_room_for_the_next_one(index):
     first, second = arrival(at=1, digest=b"a"), arrival(at=2, digest=b"b", path="instances/elsewhere.dcm")
     index.apply([first, second], {})
-    assert index.remove([("1.1.1", first.digest)]) == {"1": 2}
+    assert leave(index, ("1.1.1", first.digest)) == {"1": 2}
     assert index.held("1") == [
         Held(second.key, CT, EXPLICIT_LITTLE, "instances/elsewhere.dcm", second.digest, 2, 100)
     ]
@@ -469,6 +490,152 @@ def test_known_tells_every_variant_wherever_it_claims_to_belong(index):
     assert known.keys() == {"9.1"}
     assert [one.key.study_uid for one in known["9.1"]] == ["2", "1"]
     assert known["9.1"][1].path == layout.instance_path(here.key)
+
+
+# ── what leaves ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_leaves_is_listed_nowhere_and_its_file_is_told_of_until_no_document_names_it(index):
+    one, other = arrival(sop="1", digest=b"a"), arrival(sop="2", digest=b"b")
+    index.apply([one, other], {})
+    index.mark_published(1, publication("1", "a"))
+    assert leave(index, ("1", one.digest)) == {"1": 2}
+    assert [held.key.sop_uid for held in index.held("1")] == ["2"]
+    assert [held.key.sop_uid for held in index.variants("1")] == ["2"]
+    assert index.held("1", "1.1", "1") == []
+    assert values(found(index, Level.IMAGE), SOP_UID) == ["2"]
+    assert index.known(["1"]) == {}
+    assert index.counts() == Counts(1, 1, 1, 1, 100, leaving=1)
+
+    (leaving,) = index.leaving()
+    assert index.known(["1"], leaving=True) == {"1": [leaving]}
+    assert index.leaving_of(one.key) == [leaving]
+    assert index.leaving_studies() == {"1"}
+    assert (leaving.path, leaving.leaving) == (one.path, 2)
+    assert index.left(10) == []
+    index.mark_published(2, publication("1", "a"))
+    assert index.left(10) == [leaving]
+    index.forget_left([leaving])
+    assert index.leaving() == index.left(10) == []
+    assert index.counts() == Counts(1, 1, 1, 1, 100)
+
+
+def test_a_compile_that_began_before_a_variant_left_lets_no_file_go(index):
+    index.apply([arrival(sop="1"), arrival(sop="2")], {})
+    leave(index, ("1", arrival(sop="1").digest))
+    index.mark_published(1, publication("1", "a"))
+    assert index.left(10) == []
+    index.mark_published(2, publication("1", "a"))
+    index.mark_unpublished()
+    assert index.left(10) == []
+
+
+def test_a_variant_that_no_document_names_goes_without_a_publish(index):
+    first, second = arrival(at=1, digest=b"a"), arrival(at=2, digest=b"b", path="instances/elsewhere.dcm")
+    index.apply([first, second], {})
+    index.mark_published(1, publication("1", "a"))
+    leave(index, ("1.1.1", second.digest))
+    assert list(index.due()) == []
+    assert [one.digest for one in index.left(10)] == [second.digest]
+
+
+def test_another_variant_takes_over_in_whatever_study_it_is(index):
+    here, there = arrival("1", sop="9", at=1), arrival("2", sop="9", at=2, digest=b"b")
+    index.apply([here, there], {})
+    assert index.held("2") == []
+    leave(index, ("9", here.digest))
+    assert [one.digest for one in index.held("2")] == [there.digest]
+    assert dict(index.due()).keys() == {"1", "2"}
+
+
+def test_what_came_again_since_the_index_was_asked_stays(index):
+    one, two = arrival(sop="1"), arrival(sop="2")
+    index.apply([one, two], {})
+    asked = [as_it_is(held) for held in index.variants("1")]
+    index.apply([], {}, [(one.key, one.digest)])
+    assert index.leave(asked, {}, index.name()) == {"1": 2}
+    assert [held.key.sop_uid for held in index.held("1")] == ["1"]
+    assert [held.receipts for held in index.held("1")] == [2]
+
+
+def test_what_is_received_while_it_leaves_is_held_anew_and_an_old_removal_does_not_mean_it(index):
+    one, again = arrival(at=1), arrival(at=2)
+    index.apply([one], {})
+    asked = [as_it_is(held) for held in index.variants("1")]
+    index.leave(asked, {}, index.name())
+    assert index.apply([again], {}) == {"1": 3}
+    assert index.leaving() == []
+    (held,) = index.held("1")
+    assert (held.received_at, held.leaving) == (2, None)
+    assert index.leave(asked, {}, index.name()) == {}
+    assert index.held("1") == [held]
+
+
+def test_a_removal_that_is_applied_again_tells_again_which_studies_it_changed(index):
+    index.apply([arrival(sop="1"), arrival(sop="2")], {})
+    asked = [as_it_is(held) for held in index.variants("1", "1.1", "1")]
+    assert index.leave(asked, {}, index.name()) == {"1": 2}
+    before = index.leaving()
+    assert index.leave(asked, {}, index.name()) == {"1": 2}
+    assert index.leaving() == before
+
+
+def test_what_another_index_was_asked_removes_nothing(index):
+    index.apply([arrival()], {})
+    asked, name_then = [as_it_is(held) for held in index.variants("1")], index.name()
+    index.clear()
+    index.apply([arrival()], {})
+    assert index.leave(asked, {"remove-1": Position(1, 100)}, name_then) == {}
+    assert len(index.held("1")) == 1
+    assert index.positions() == {"remove-1": Position(1, 100)}
+    assert index.leave(asked, {}, index.name()) == {"1": 2}
+
+
+def test_a_new_index_has_a_name_that_readers_know_and_that_stays(database):
+    name_then = Index(database()).name()
+    assert name_then
+    assert Index(database(read_only=True)).name() == name_then
+    assert Index(database(), duplicates="last").name() == name_then
+
+
+@with_databases
+@given(arrivals=many, data=st.data(), duplicates=st.sampled_from(["first", "last"]))
+def test_while_something_leaves_the_index_answers_as_if_it_had_never_come(
+    database, arrivals, data, duplicates
+):
+    """And what of it comes again is held, whenever it comes."""
+    index = Index(database(), duplicates=duplicates)
+    index.clear()
+    apply_in_batches(index, arrivals, data)
+    gone = set(data.draw(st.lists(st.sampled_from([(one.key.sop_uid, one.digest) for one in arrivals]))))
+    leave(index, *gone)
+    plain = Plain([one for one in arrivals if (one.key.sop_uid, one.digest) not in gone], duplicates)
+    plain.counts = plain.counts._replace(leaving=len(index.leaving()))
+    assert_is(index, plain)
+
+    back = [
+        one._replace(received_at=one.received_at + 100)
+        for one in arrivals
+        if (one.key.sop_uid, one.digest) in gone and data.draw(st.booleans())
+    ]
+    if back:
+        apply_in_batches(index, back, data)
+    finish(index)
+    left = [one for one in arrivals if (one.key.sop_uid, one.digest) not in gone]
+    assert_is(index, Plain(left + back, duplicates))
+
+
+def test_what_is_leaving_is_found_without_reading_the_table_of_instances(database):
+    engine = database()
+    index = Index(engine)
+    index.apply([arrival(sop=f"9.{n}") for n in range(200)], {})
+    for conditions in (index_module._IS_LEAVING, index_module._READY_TO_GO):
+        statement = index_module._HELD.where(conditions).compile(
+            engine, compile_kwargs={"literal_binds": True}
+        )
+        with engine.connect() as connection:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}").all()
+        assert "instance_leaving" in str(plan)
 
 
 # ── order ────────────────────────────────────────────────────────────────────────────────────────
@@ -759,12 +926,13 @@ def test_a_study_whose_last_instance_is_removed_is_due_until_it_is_withdrawn(ind
     one = arrival()
     index.apply([one], {})
     index.mark_published(1, publication("1", "a"))
-    assert index.remove([("1.1.1", one.digest)]) == {"1": 2}
+    assert leave(index, ("1.1.1", one.digest)) == {"1": 2}
     assert list(index.due()) == [("1", 2)]
     assert list(index.studies()) == []
     assert list(index.find(EVERY_STUDY)) == []
     index.mark_published(2, publication("1", "a"))
     assert list(index.due()) == []
+    index.forget_left(index.left(1))
     assert index.changes(["1"]) == {}
 
 
@@ -781,10 +949,11 @@ def test_what_no_variant_needs_any_more_takes_no_room(index):
     index.apply([one], {})
     before = rows()
     index.apply([other], {})
-    index.remove([("2", other.digest)])
+    leave(index, ("2", other.digest))
+    finish(index)
     assert rows() == before
-    index.remove([("1", one.digest)])
-    index.mark_published(4, publication("1", "a"))
+    leave(index, ("1", one.digest))
+    finish(index)
     assert set(rows().values()) == {0}
 
 
@@ -812,7 +981,7 @@ def test_a_search_goes_on_while_the_index_changes(index):
     search = index.find(EVERY_STUDY)
     seen = [next(search) for _ in range(3)]
     first, last = values(seen, STUDY_UID)[0], "1.1199"
-    index.remove([(one.key.sop_uid, one.digest) for uid in (first, last) for one in index.held(uid)])
+    leave(index, *[(one.key.sop_uid, one.digest) for uid in (first, last) for one in index.held(uid)])
     uids = values(seen + list(search), STUDY_UID)
     assert len(uids) == len(set(uids)) == 1200
 

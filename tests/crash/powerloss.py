@@ -42,7 +42,8 @@ class Recorder(Disk):
     def __init__(self, root: Path):
         self.root = root
         self.steps: list[Step] = []
-        self._inodes: dict[int, int] = {}
+        self._inodes: dict[int, int] = {}  # by descriptor
+        self._files: dict[int, int] = {}  # which of the files that had an inode number, by that
         self._lock = threading.RLock()
 
     def note(self, kind, **facts):
@@ -52,14 +53,29 @@ class Recorder(Disk):
     def _name(self, path):
         return str(Path(path).relative_to(self.root))
 
-    def _opened(self, descriptor):
-        self._inodes[descriptor] = os.fstat(descriptor).st_ino
+    def _opened(self, descriptor, *, new=False):
+        inode = os.fstat(descriptor).st_ino
+        if new:
+            self._files[inode] = self._files.get(inode, 0) + 1
+        self._inodes[descriptor] = self._files.get(inode, 0) << 48 | inode
+
+    def _note_others(self, path):
+        """Files in the folder *path* that were made by other means than this disk."""
+        made = {step.path for step in self.steps if step.kind == "create"}
+        for file in path.iterdir():
+            if file.is_file() and self._name(file) not in made:
+                descriptor = os.open(file, os.O_RDONLY)
+                self._opened(descriptor, new=True)
+                inode = self._inodes.pop(descriptor)
+                os.close(descriptor)
+                self.note("create", path=self._name(file), inode=inode)
+                self.note("write", inode=inode, data=file.read_bytes())
 
     def open(self, path, flags):
         with self._lock:
             new = bool(flags & os.O_CREAT) and not Path(path).exists()
             descriptor = super().open(path, flags)
-            self._opened(descriptor)
+            self._opened(descriptor, new=new)
             if new:
                 self.note("create", path=self._name(path), inode=self._inodes[descriptor])
             return descriptor
@@ -89,6 +105,8 @@ class Recorder(Disk):
 
     def sync_directory(self, path):
         with self._lock:
+            if Path(path).name.startswith("."):  # a journal in the making
+                self._note_others(Path(path))
             super().sync_directory(path)
             self.note("sync_directory", path=self._name(path))
 
@@ -113,6 +131,13 @@ class Recorder(Disk):
             super().unlink(path)
             if there:
                 self.note("unlink", path=self._name(path))
+
+    def remove_directory(self, path):
+        with self._lock:
+            gone = super().remove_directory(path)
+            if gone:
+                self.note("rmdir", path=self._name(path))
+            return gone
 
     def make_directory(self, path):
         with self._lock:
@@ -155,6 +180,9 @@ def _replay(past, rng):
             parent = str(Path(step.path).parent)
             if parent in folders and (_name_synced(later, parent) or rng.random() < 0.7):
                 folders.add(step.path)
+        elif step.kind == "rmdir":
+            if _name_synced(later, str(Path(step.path).parent)) or rng.random() < 0.5:
+                _apply_rmdir(names, folders, step.path)
         elif step.kind in {"create", "link", "unlink", "rename"}:
             touched = [str(Path(p).parent) for p in (step.path, step.other) if p]
             if any(_name_synced(later, parent) for parent in touched) or rng.random() < 0.5:
@@ -178,6 +206,13 @@ def _apply_name(names, folders, step):
             names[step.other] = names.pop(step.path)
         elif step.path in folders:
             _move_folder(names, folders, step.path, step.other)
+
+
+def _apply_rmdir(names, folders, path):
+    """The folder goes with whatever name in it did not go before; it was empty."""
+    folders.discard(path)
+    for one in [n for n in names if n.startswith(path + "/")]:
+        del names[one]
 
 
 def _move_folder(names, folders, path, other):

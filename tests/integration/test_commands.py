@@ -24,7 +24,9 @@ from tests.gateway import REPOSITORY, Gateway, wait_for_instances
 from tests.peers import DCMTK, Peer, PynetdicomScp, StoreScp, find_program, require
 from tests.processes import command_of, descendants, session_of, wait_until
 
-COMMANDS = ["serve", "check-config", "import", "status", "verify", "rebuild", "echo", "send", "find"]
+COMMANDS = [
+    "serve", "check-config", "import", "remove", "status", "verify", "rebuild", "echo", "send", "find",
+]  # fmt: skip
 DONE, FAILED, MISCONFIGURED, INTERRUPTED = 0, 1, 2, 130
 
 CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"

@@ -40,6 +40,11 @@ class Held(Parts):
         while self.pipeline.recover():
             pass
 
+    def remove(self, *place):
+        self.archive.remove(self.archive.removable(*place), Disk())
+        while self.pipeline.recover():
+            pass
+
     def publish(self, study_uid, publisher=None):
         publisher = publisher or self.counting()
         (outcome,) = publisher.publish([study_uid])
@@ -144,7 +149,7 @@ def test_a_study_of_which_nothing_is_left_is_withdrawn(held):
     held.add("1.3", 1)
     held.publish("1.2")
     held.publish("1.3")
-    held.index.remove([(one.key.sop_uid, one.digest) for one in held.index.held("1.2")])
+    held.remove("1.2")
     _, outcome = held.publish("1.2")
     assert outcome.published
     assert not (held.root / "dicomweb" / layout.study_directory("1.2")).exists()
@@ -252,8 +257,7 @@ def test_frames_and_bulk_values_are_files_if_that_is_asked_for(held):
         ].value
     stale = held.root / "dicomweb" / layout.frame_path(held.index.held("1.2")[0].key, 9, compressed=True)
     stale.write_bytes(b"of another variant")
-    (gone, _) = held.index.held("1.2")
-    held.index.remove([(gone.key.sop_uid, gone.digest)])
+    held.remove(*held.index.held("1.2")[0].key)
     publish("files")
     assert files() == [name for name in there if "1.2.1.2" in name]
     publish("range")
