@@ -1017,7 +1017,7 @@ def test_what_is_learned_from_one_dataset_is_bounded():
     header(data, IMPLICIT_LITTLE, compiler=compiler)
 
     (context,) = compiler._compilation._cache.contexts.values()
-    assert sum(len(run.pieces) for run in context.runs[None].by_head.values()) == 8192
+    assert 8000 < sum(len(run.pieces) for run in context.runs[None].by_head.values()) <= 8192
     assert header(data, IMPLICIT_LITTLE, compiler=compiler) == header(data, IMPLICIT_LITTLE)
 
 
