@@ -937,7 +937,8 @@ def test_what_is_put_in_by_us_stands_at_its_place_inside_a_run():
         explicit(NAME, "PN", "A"),
     )
     told_itself = around[1] + explicit(0x00083002, "UI", "9.9") + around[2]
-    for found in remembered(b"".join(around), b"".join(around), told_itself, default_charset="ISO_IR 100"):
+    series = [told_itself] * 3 + [b"".join(around)] * 3 + [told_itself] * 3
+    for found in remembered(*series, default_charset="ISO_IR 100"):
         assert sorted(found) == list(found)
         assert found["00083002"]["Value"] == [EXPLICIT_LITTLE]
         assert "00080005" in found
