@@ -154,12 +154,14 @@ def read_element(
     try:
         group, number, vr, length = reader.explicit.unpack_from(data, pos)
         value = pos + 8
+        if vr in SHORT_VRS and encoding.explicit:  # by far the most
+            return Element._make((group << 16 | number, vr, pos, value, length, value + length))
         if not encoding.explicit:
             vr, length = b"", reader.ulong.unpack_from(data, pos + 4)[0]
         elif vr in LONG_VRS:
             length = reader.ulong.unpack_from(data, value)[0]
             value += 4
-        elif vr not in SHORT_VRS:
+        else:
             vr, length, value = unknown_vr(data, pos, vr, length, reader)
     except struct.error as error:
         raise PrefixError from error

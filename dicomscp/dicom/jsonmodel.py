@@ -842,7 +842,12 @@ class _Compilation:
                 self._cache.put(level.context, key, size, fragment)
         if level.trace is None:
             level.fragments[tag] = fragment
-        elif self._impure == impure and not ambiguous and (self._wanted is None or tag in self._wanted):
+        elif (
+            self._impure == impure
+            and not ambiguous
+            and tag != _AVAILABLE_TRANSFER_SYNTAX_UID  # ours takes its place
+            and (self._wanted is None or tag in self._wanted)
+        ):
             self._place(level, tag, fragment, (tag, encoded, fragment, creator, creator_fragment))
         else:
             self._place(level, tag, fragment)

@@ -937,7 +937,8 @@ def test_what_is_put_in_by_us_stands_at_its_place_inside_a_run():
         explicit(NAME, "PN", "A"),
     )
     told_itself = around[1] + explicit(0x00083002, "UI", "9.9") + around[2]
-    for found in remembered(b"".join(around), b"".join(around), told_itself, default_charset="ISO_IR 100"):
+    series = [told_itself] * 3 + [b"".join(around)] * 3 + [told_itself] * 3
+    for found in remembered(*series, default_charset="ISO_IR 100"):
         assert sorted(found) == list(found)
         assert found["00083002"]["Value"] == [EXPLICIT_LITTLE]
         assert "00080005" in found
@@ -1012,15 +1013,13 @@ def test_what_it_costs_to_split_a_run_is_bounded():
     assert lengths == [256, 256, 188]
 
 
-def test_a_dataset_of_very_many_elements_reads_alike_and_leaves_a_bounded_trace():
-    compiler = Compiler()
-    for last in (b"a ", b"a ", b"b "):
-        elements = [implicit(0x00111000 + number, b"x ") for number in range(10_000)]
-        data = b"".join(elements) + implicit(0x00200010, last)
-        assert header(data, IMPLICIT_LITTLE, compiler=compiler) == header(data, IMPLICIT_LITTLE)
+def test_what_is_learned_from_one_dataset_is_bounded():
+    compiler, data = Compiler(), b"".join(implicit(0x00111000 + number, b"x ") for number in range(10_000))
+    header(data, IMPLICIT_LITTLE, compiler=compiler)
 
     (context,) = compiler._compilation._cache.contexts.values()
-    assert sum(len(run.pieces) for run in context.runs[None].by_head.values()) == 8192
+    assert 8000 < sum(len(run.pieces) for run in context.runs[None].by_head.values()) <= 8192
+    assert header(data, IMPLICIT_LITTLE, compiler=compiler) == header(data, IMPLICIT_LITTLE)
 
 
 def test_what_is_past_what_is_wanted_need_not_be_there_in_implicit_vr_either():
