@@ -998,6 +998,9 @@ def _verify_instance(path: str, file: Path, held: Any, report: VerifyReport) -> 
     report.checked += 1
     try:
         digest = intact_digest(file)
+    except FileNotFoundError:  # removed since it was listed
+        report.checked -= 1
+        return
     except DicomscpError as error:
         report.findings.append(f"{path}: cannot be read: {error}")
         return
