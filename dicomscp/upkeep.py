@@ -540,6 +540,8 @@ def _comparing(root: Path) -> Iterator[Work[tuple[str, bytes | None], str]]:
         path, indexed = file
         try:
             digest = intact_digest(root / path)
+        except FileNotFoundError:  # removed since it was listed
+            return ""
         except (DicomscpError, OSError) as error:
             return f"{path}: cannot be read: {error}"
         if digest is None:

@@ -701,7 +701,7 @@ class Index:
         with self._writing() as connection:
             this = study.c.study_uid == study_uid
             connection.execute(update(study).where(this).values(published=changes))
-            connection.execute(delete(study).where(this, _IS_OVER))
+            _end_studies(connection, this)
             if self._feed_from is None:  # a number that was lost with the power may have been given out
                 self._feed_from = _last_number(connection) + _UNSETTLED
             _announce(connection, publication, self._feed_from)
@@ -1298,11 +1298,21 @@ class _Intake:
         return bool(self._connection.execute(select(others)).scalar())
 
     def _series_id(self, study_uid: str, series_uid: str) -> int:
-        study_id = self._study_ids.get(study_uid) or _id_of(self._connection, study, {"study_uid": study_uid})
+        study_id = self._study_ids.get(study_uid) or self._study_id(study_uid)
         self._study_ids[study_uid] = study_id
         series_id = _id_of(self._connection, series, {"study_id": study_id, "series_uid": series_uid})
         self._series_ids[study_uid, series_uid] = series_id
         return series_id
+
+    def _study_id(self, study_uid: str) -> int:
+        there = select(study.c.id).where(study.c.study_uid == study_uid)
+        found: int | None = self._connection.execute(there).scalar()
+        if found is not None:
+            return found
+        before = _changes_before(self._connection)
+        return _inserted(
+            self._connection, study, {"study_uid": study_uid, "changes": before, "published": before}
+        )
 
     def _statement_id(self, series_id: int, said: bytes) -> int:
         columns = (
@@ -1458,8 +1468,26 @@ def _sweep(connection: Connection, series_ids: set[int], study_ids: set[int]) ->
         connection.execute(
             delete(series).where(series.c.id == series_id, ~exists().where(instance.c.series_id == series_id))
         )
-    for study_id in study_ids:
-        connection.execute(delete(study).where(study.c.id == study_id, _IS_OVER))
+    for chunk in _chunks(study_ids):
+        _end_studies(connection, study.c.id.in_(chunk))
+
+
+def _end_studies(connection: Connection, condition: _Condition) -> None:
+    """Take away the studies of which nothing is left.
+
+    Should one come again, its changes are counted on from there: a publish of what it was, which somebody
+    may still have in hand, must not pass for one of what it is.
+    """
+    over = and_(condition, _IS_OVER)
+    last = connection.execute(select(func.max(study.c.changes)).where(over)).scalar()
+    if last is not None:
+        connection.execute(delete(study).where(over))
+        _put(connection, setting, {"name": "changes"}, {"value": str(max(last, _changes_before(connection)))})
+
+
+def _changes_before(connection: Connection) -> int:
+    """The most that changes of a study that is gone were counted to."""
+    return int(connection.execute(select(setting.c.value).where(setting.c.name == "changes")).scalar() or 0)
 
 
 # ── searching ────────────────────────────────────────────────────────────────────────────────────

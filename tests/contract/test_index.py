@@ -530,6 +530,19 @@ def test_a_compile_that_began_before_a_variant_left_lets_no_file_go(index):
     assert index.left(10) == []
 
 
+def test_changes_of_a_study_that_comes_again_are_counted_on(index):
+    """A late publish of what it was shows nothing of what it is."""
+    index.apply([arrival(at=1)], {})
+    leave(index, ("1.1.1", arrival().digest))
+    finish(index)
+    assert index.changes(["1"]) == {}
+    assert index.apply([arrival(at=2)], {}) == {"1": 3}
+    index.mark_published(2, publication("1", "a"))
+    leave(index, ("1.1.1", arrival().digest))
+    assert index.left(10) == []
+    assert list(index.due()) == [("1", 4)]
+
+
 def test_a_variant_that_no_document_names_goes_without_a_publish(index):
     first, second = arrival(at=1, digest=b"a"), arrival(at=2, digest=b"b", path="instances/elsewhere.dcm")
     index.apply([first, second], {})

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import threading
 
 import pydicom
 import pytest
@@ -17,6 +18,7 @@ from dicomscp.dicom.part10 import Origin
 from dicomscp.pipeline import Pipeline
 from dicomscp.publisher import Documents, Publisher, attempts
 from dicomscp.telemetry.metrics import PipelineMetrics
+from tests.processes import wait_until
 
 SEGMENT = 1 << 20
 
@@ -24,8 +26,8 @@ SEGMENT = 1 << 20
 class Parts:
     """What stands between an admitted instance and a published study, in one process."""
 
-    def __init__(self, root, source):
-        self.root, self.source = root, source
+    def __init__(self, root, source, quiet_seconds=2, patience_seconds=30):
+        self.root, self.source, self.has_run = root, source, False
         self.index = Index(sqlite.open_engine(root / "index.sqlite", read_only=False))
         intake = Intake(
             root,
@@ -44,8 +46,8 @@ class Parts:
             self.index,
             Filing(root, self.index, Disk(), segment_bytes=SEGMENT),
             self.publisher,
-            quiet_seconds=2,
-            patience_seconds=30,
+            quiet_seconds=quiet_seconds,
+            patience_seconds=patience_seconds,
             metrics=PipelineMetrics(),
             make=self.make_publisher,
         )
@@ -81,7 +83,8 @@ class Parts:
 
     def close(self):
         self.archive.close()
-        self.pipeline.close()
+        if not self.has_run:  # which closes it
+            self.pipeline.close()
 
 
 @pytest.fixture
@@ -159,3 +162,64 @@ def test_an_instance_may_be_asked_for_as_soon_as_it_is_admitted(parts):
     with parts.archive.open(held) as opened:
         assert opened.dataset_offset > 132
         assert len(opened.dataset) == held.size - opened.dataset_offset
+
+
+def remove(parts, *place):
+    found = parts.archive.removable(*place)
+    parts.archive.remove(found, Disk())
+    return len(found.variants)
+
+
+def test_what_is_removed_goes_from_documents_and_disk(parts):
+    for number in range(3):
+        parts.admit("1.2.3", number)
+    parts.admit("7.7.7", 1)
+    parts.drain()
+    assert remove(parts, "1.2.3", "1.2.3.1", "1.2.3.1.1") == 1
+    assert parts.drain() == 0
+    assert remove(parts, "7.7.7") == 1
+    assert parts.drain() == 0
+    assert (parts.published("1.2.3"), parts.published("7.7.7")) == (2, 0)
+    left = sorted(path.stem for path in (parts.root / "instances").rglob("*.dcm"))
+    assert left == ["1.2.3.1.0", "1.2.3.1.2"]
+    assert list((parts.root / "instances").glob("*/7.7.7")) == []
+    assert list(parts.index.studies()) == ["1.2.3"]
+
+
+def test_while_its_study_cannot_be_published_what_was_removed_keeps_its_file(parts):
+    parts.admit("6.6.6", 1)
+    parts.admit("6.6.6", 2)
+    parts.drain()
+    index_document = parts.root / "dicomweb" / "studies" / "6.6.6" / "index.json.gz"
+    index_document.unlink()
+    index_document.mkdir()  # the last document cannot be put in its place
+    remove(parts, "6.6.6", "6.6.6.1", "6.6.6.1.1")
+    assert parts.drain() == 1
+    (leaving,) = parts.index.leaving()
+    assert (parts.root / leaving.path).exists()
+    index_document.rmdir()
+    parts.pipeline.finish_removals()
+    assert parts.index.leaving() == []
+    assert not (parts.root / leaving.path).exists()
+    assert parts.published("6.6.6") == 1
+
+
+def test_a_running_pipeline_publishes_at_once_what_something_is_leaving(root, ct_small):
+    """Neither quiet nor patience, which are of arrivals, is waited for."""
+    parts = Parts(root, ct_small, quiet_seconds=3600, patience_seconds=3600)
+    parts.admit("1.2.3", 1)
+    parts.admit("1.2.3", 2)
+    parts.drain()
+    stop = threading.Event()
+    running = threading.Thread(target=parts.pipeline.run, args=(stop,))
+    running.start()
+    try:
+        remove(parts, "1.2.3", "1.2.3.1", "1.2.3.1.1")
+        gone = parts.root / "instances"
+        wait_until(lambda: len(list(gone.rglob("*.dcm"))) == 1, 30, "the file to go")
+        assert parts.published("1.2.3") == 1
+    finally:
+        stop.set()
+        running.join()
+        parts.has_run = True
+        parts.close()

@@ -282,3 +282,20 @@ def test_positions_order_as_their_words():
     assert earlier < later
     assert earlier.word < later.word
     assert Position.of_word(later.word) == later
+
+
+def test_a_journal_that_is_closed_at_once_leaves_nothing_to_be_made(tmp_path):
+    for _ in range(20):
+        writing = writer(tmp_path, role="remove")
+        writing.sync(writing.append(journal.REMOVE, {"study": "1.2.3", "n": 1}, ()))
+        writing.close()
+        made = {path.name for path in writing.directory.glob("*.seg")}
+        for thread in threading.enumerate():
+            if thread.name == "journal-prepare":
+                thread.join()
+        assert {path.name for path in writing.directory.glob("*.seg")} == made
+        reader = JournalReader(writing.directory)
+        assert reader.has_removals
+        (entry,) = reader.read(alive=False, limit_bytes=1 << 20)
+        assert (entry.kind, entry.head["n"]) == (journal.REMOVE, 1)
+        reader.close()
