@@ -68,8 +68,7 @@ def serve(config: Config) -> int:
     with root_lock(root) as lock, contextlib.ExitStack() as stack:
         dimse = stack.enter_context(_bind("dimse", config.dimse.host, config.dimse.port))
         web = stack.enter_context(_bind("web", config.web.host, config.web.port))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+        _set_on(stop, signal.SIGTERM, signal.SIGINT)
         _clear_run(root)
         mark_if_missing(root)
         make_index(config, read_only=False)  # made, or found unusable, before anybody is let in
@@ -95,6 +94,25 @@ def serve(config: Config) -> int:
             (root / "run" / "state.json").unlink(missing_ok=True)
     log.info("stopped")
     return 0
+
+
+def _set_on(stop: threading.Event, *numbers: signal.Signals) -> None:
+    """Set *stop* when one of these signals comes.
+
+    A handler runs within whatever the main thread does, which may be holding the event's own lock: it must
+    not set it.  So the signal is written to a pipe, and a thread that reads it does.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        os.read(reading, 1)
+        stop.set()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
 @dataclass(slots=True)
@@ -619,6 +637,8 @@ def _run_web(life: Life) -> None:
             cors_origins=config.web.cors_origins,
             wait_seconds=config.web.wait_seconds,
             max_results=config.web.max_results,
+            inline_bytes=config.publish.inline_max,
+            private_un=config.publish.private_un,
             ae_title=config.dimse.ae_title,
             request_publish=request_publish,
             ready=ready,
@@ -663,7 +683,7 @@ def run_part(name: str, status: int) -> int:
     metrics.share(config.root / "run" / "metrics", name)
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    _set_on(stop, signal.SIGTERM)
     threading.Thread(target=_end_with_supervisor, name="orphan", daemon=True).start()
 
     _RUN[name.partition("-")[0]](Life(config, settings, stop, status))

@@ -68,6 +68,7 @@ class _Batch:
 
     arrivals: list[Arrival] = field(default_factory=list)
     again: list[tuple[InstanceKey, bytes]] = field(default_factory=list)
+    repaired: list[Arrival] = field(default_factory=list)
     positions: dict[str, Position] = field(default_factory=dict)
     variants: dict[str, list[Held]] = field(default_factory=lambda: defaultdict(list))
     size: int = 0
@@ -130,8 +131,8 @@ class Filing:
         try:
             for reader in before:
                 entries += self._read(reader, batch)
-            if batch.arrivals or batch.again:
-                changed = self._index.apply(batch.arrivals, batch.positions, batch.again)
+            if batch.arrivals or batch.again or batch.repaired:
+                changed = self._index.apply(batch.arrivals, batch.positions, batch.again, batch.repaired)
         except BaseException:
             for reader, position in before.items():
                 reader.position = position
@@ -350,8 +351,8 @@ class Filing:
                 variants.remove(same)
                 self._arrived(entry, key, digest, same.path, batch)
             return
-        if same is not None and (doubtful or self._store.digest_of(same.path) != digest):
-            self._put_again(entry, slot, same.path)
+        if same is not None:
+            self._keep_whole(entry, slot, same, batch, doubtful=doubtful)
         same = same or next((held for held in variants if self._is_same(held, key, entry, slot)), None)
         if same is not None:
             if not counted:
@@ -368,6 +369,21 @@ class Filing:
             )
             return
         self._arrived(entry, key, digest, path, batch)
+
+    def _keep_whole(
+        self, entry: Entry, slot: Path | None, same: Held, batch: _Batch, *, doubtful: bool
+    ) -> None:
+        """See to it that what is held of the *same* as came is whole on the disk.
+
+        The file's receipt stays the one that the index has: only the entry that it was filed from may put
+        it anew, or another one if it is gone or damaged; then the index takes over that one's receipt.
+        """
+        if self._store.digest_of(same.path) != same.digest:
+            if self._put_again(entry, slot, same.path):
+                log.warning("instance_repaired", sop_uid=same.key.sop_uid)
+                batch.repaired.append(self._arrival(entry, same.key, same.digest, same.path))
+        elif doubtful and same.received_at == entry.head["received_at"]:
+            self._put_again(entry, slot, same.path)
 
     def _arrived(self, entry: Entry, key: InstanceKey, digest: bytes, path: str, batch: _Batch) -> None:
         """The instance of *entry* is filed as *path*: have it indexed."""

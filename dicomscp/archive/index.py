@@ -609,14 +609,17 @@ class Index:
         arrivals: Sequence[Arrival],
         positions: Mapping[str, Position],
         again: Sequence[tuple[InstanceKey, bytes]] = (),
+        repaired: Sequence[Arrival] = (),
     ) -> dict[str, int]:
         """Take in *arrivals* and how far each journal is read, in one transaction.
 
         A variant that is held already, under the same UIDs, changes nothing; one that is leaving is held
         anew.  *again* names variants by UIDs and digest, once for each time that the same came again.
+        Those *repaired* are held with another receipt from now on, and their studies have changed.
         """
         with self._writing() as connection:
             changed = self._take_in(connection, arrivals) if arrivals else {}
+            changed |= self._repair(connection, repaired) if repaired else {}
             _count_receipts(connection, again)
             _put_positions(connection, positions)
         return changed
@@ -953,6 +956,21 @@ class Index:
         recounted, studies = self._choose(connection, contested)
         _derive(connection, moved | recounted)
         return _count_studies(connection, intake.gains, studies | intake.published_studies)
+
+    def _repair(self, connection: Connection, repaired: Sequence[Arrival]) -> dict[str, int]:
+        came = {(arrival.key, arrival.digest): arrival for arrival in repaired}
+        sop_uids = {arrival.key.sop_uid for arrival in repaired}
+        held = [one for one in self._variants(connection, sop_uids) if (one.key, one.digest) in came]
+        for one in held:
+            arrival = came[one.key, one.digest]
+            connection.execute(
+                update(instance)
+                .where(instance.c.id == one.id)
+                .values(received_at=arrival.received_at, calling_ae=arrival.calling_ae, size=arrival.size)
+            )
+        recounted, studies = self._choose(connection, sop_uids)
+        _derive(connection, recounted)
+        return _count_studies(connection, {}, studies | {one.study_id for one in held})
 
     def _choose(self, connection: Connection, sop_uids: Iterable[str]) -> tuple[_Touched, set[int]]:
         """Publish the right variant of each; returns the series recounted and the studies changed."""

@@ -15,8 +15,9 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import prometheus_client
@@ -34,6 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import dicomscp
 from dicomscp.archive.archive import Archive
+from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.errors import DamagedError, DicomscpError
 from dicomscp.web.changes import Changes
 from dicomscp.web.documents import Documents
@@ -65,6 +67,7 @@ class WebSettings:
     *hosts*: names by which the gateway is reached, beside loopback names and addresses; "*" takes any.
     *cors_origins*: origins whose pages may read, such as "https://viewer.example.org"; "*" is any.
     *request_publish*: called from a worker thread with a study UID that somebody waits for.
+    *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
     *ready*: whether the gateway does its work, and facts about it.  *metrics*: Prometheus text.
     """
 
@@ -73,6 +76,8 @@ class WebSettings:
     cors_origins: tuple[str, ...] = ()
     wait_seconds: float = 10.0
     max_results: int = 1000
+    inline_bytes: int = 1024
+    private_un: Literal["parse", "keep"] = "parse"
     ae_title: str = "DICOMSCP"
     version: str = dicomscp.__version__
     request_publish: Callable[[str], None] | None = None
@@ -89,6 +94,9 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         base_url=settings.base_url,
         wait_seconds=settings.wait_seconds,
         max_results=settings.max_results,
+        new_compiler=partial(
+            Compiler, cache_bytes=0, inline_bytes=settings.inline_bytes, private_un=settings.private_un
+        ),
         request_publish=settings.request_publish,
     )
     page = Page(archive, state, settings.base_url, settings.ae_title, settings.version)

@@ -88,9 +88,12 @@ class Studies:
         base_url: str,
         wait_seconds: float,
         max_results: int,
+        new_compiler: Callable[[], Compiler],
         request_publish: Callable[[str], None] | None,
     ) -> None:
         """*base_url* begins every link; a search gives at most *max_results*.
+
+        *new_compiler* makes what compiles as documents are compiled, and remembers nothing.
 
         For a study that is held but not published yet, *request_publish* is told its UID, and its
         documents are waited for at most *wait_seconds*.
@@ -100,6 +103,7 @@ class Studies:
         self._base_url = base_url.rstrip("/")
         self._wait_seconds = wait_seconds
         self._max_results = max_results
+        self._new_compiler = new_compiler
         self._request_publish = request_publish
         self._inflations = Inflations()
         self._tables = FrameTables()
@@ -233,7 +237,7 @@ class Studies:
     def _instance_json(self, held: Held) -> bytes:
         with self._archive.open(held) as instance:
             try:
-                header = Compiler(cache_bytes=0).header(
+                header = self._new_compiler().header(
                     instance.dataset,
                     instance.transfer_syntax_uid,
                     total_bytes=len(instance.dataset),
@@ -242,7 +246,7 @@ class Studies:
                 )
             except RefusedError as error:
                 raise DamagedError(f"A held instance cannot be read: {error}") from error
-        return b"[{" + b",".join(header.fragments.values()) + b"}]"
+        return b"[{" + header.body + b"}]"
 
     # Instances, PS3.18 10.4.1.1.1
 

@@ -35,7 +35,12 @@ FILED_UNDER = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInsta
 # Pixel data of undefined length without items, on which pydicom fails; a blank VR: it takes it for implicit.
 # Of these two the bytes are compared, and that the client gets what we say of them.
 MISREAD = {"GH177_D_CLUNIE_CT1_IVRLE_BigEndian_undefined_length.dcm", "GH179A.dcm"}
-SETTINGS = {"pipeline.quiet_seconds": 0.2, "dimse.listeners": 1, "inbox.enabled": False}
+SETTINGS = {
+    "pipeline.quiet_seconds": 0.2,
+    "dimse.listeners": 1,
+    "inbox.enabled": False,
+    "publish.inline_max": 64,  # makes links of many values that are short
+}
 WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")  # real files are odd in many ways

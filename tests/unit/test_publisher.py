@@ -11,11 +11,13 @@ import pytest
 
 from dicomscp import daemon
 from dicomscp.archive.disk import Disk
+from dicomscp.archive.filing import Filing
 from dicomscp.config import Config
+from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.errors import BusyError
 from dicomscp.publisher import Attempt, Documents, Publisher, attempts, publish_all
 from dicomscp.study import layout
-from tests.unit.test_pipeline import Parts
+from tests.unit.test_pipeline import SEGMENT, Parts
 
 
 class Counting(Publisher):
@@ -181,6 +183,37 @@ def test_an_instance_whose_file_is_gone_is_left_out_and_tried_again(held):
     assert publisher.compiled == (gone.key.sop_uid,)
     assert len(held.metadata("1.2")) == 2
     assert held.state("1.2")["warnings"] == []
+
+
+def receipt_of(held, one):
+    return read_file_meta((held.root / one.path).read_bytes()).receipt
+
+
+def test_a_resend_repairs_an_instance_and_what_is_published_of_it(held):
+    held.add("1.2", 1, 2)
+    held.publish("1.2")
+    (damaged, _) = held.index.held("1.2")
+    data = bytearray((held.root / damaged.path).read_bytes())
+    data[-1] ^= 1
+    (held.root / damaged.path).write_bytes(data)
+    held.add("1.2", 1)
+    (repaired, _) = held.index.held("1.2")
+    assert receipt_of(held, repaired).received_at == repaired.received_at > damaged.received_at
+    assert [uid for uid, _ in held.index.due()] == ["1.2"]
+    assert held.publish("1.2")[0].compiled == (repaired.key.sop_uid,)
+
+
+def test_a_resend_that_is_filed_again_after_a_crash_leaves_the_first_receipt(held):
+    """Else the file and the index would say different things, and a rebuild would publish others."""
+    held.admit("1.2", 1)
+    held.pipeline.file()
+    held.admit("1.2", 1)
+    held.pipeline.file()
+    again = Filing(held.root, held.index, Disk(), segment_bytes=SEGMENT)  # nothing was settled
+    assert again.step().entries == 2
+    again.close()
+    (one,) = held.index.held("1.2")
+    assert receipt_of(held, one).received_at == one.received_at
 
 
 def test_a_failing_disk_does_not_count(held):
