@@ -9,6 +9,7 @@ import pytest
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
+from dicomscp import config, daemon
 from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Claim, Intake, Source
 from dicomscp.archive.disk import Disk
@@ -223,3 +224,30 @@ def test_a_running_pipeline_publishes_at_once_what_something_is_leaving(root, ct
         running.join()
         parts.has_run = True
         parts.close()
+
+
+def test_what_is_leaving_is_no_finding_and_a_rebuild_finishes_it_first(parts):
+    settings = config.load(None, {"root": str(parts.root)}, {})
+    daemon.prepare_root(settings)
+    for number in range(3):
+        parts.admit("1.2.3", number)
+    parts.admit("7.7.7", 1)
+    parts.drain()
+    remove(parts, "1.2.3", "1.2.3.1", "1.2.3.1.1")
+    while parts.pipeline._filing.step().entries:
+        pass
+    assert remove(parts, "7.7.7") == 1
+    while parts.pipeline._filing.step().entries:
+        pass
+    assert len(parts.index.leaving()) == 2
+    assert daemon.status(settings)["held"]["leaving"] == 2
+    assert daemon.verify(settings, repair=False, progress=lambda *_: None).findings == []
+
+    report = daemon.rebuild(settings, index=True, published=True, progress=lambda *_: None)
+    assert (report.instances, report.studies) == (2, 1)
+    assert parts.index.leaving() == []
+    assert sorted(path.stem for path in (parts.root / "instances").rglob("*.dcm")) == [
+        "1.2.3.1.0",
+        "1.2.3.1.2",
+    ]
+    assert daemon.verify(settings, repair=False, progress=lambda *_: None).findings == []
