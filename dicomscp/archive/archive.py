@@ -132,14 +132,21 @@ class Archive:
     """All instances held under one root; safe to share between threads."""
 
     def __init__(
-        self, root: Path, index: Index, *, intake: Intake | None = None, wait_seconds: float = 5.0
+        self,
+        root: Path,
+        index: Index,
+        *,
+        intake: Intake | None = None,
+        wait_seconds: float = 5.0,
+        now: Callable[[], int] = time.time_ns,
     ) -> None:
         """Without *intake* nothing can be received.
 
-        A question waits at most *wait_seconds* until what was synced when it came is in the index.
+        A question waits at most *wait_seconds* until what was synced when it came is in the index.  *now* is
+        in nanoseconds since 1970.
         """
         self._root, self._index, self._intake = root, index, intake
-        self._wait_seconds = wait_seconds
+        self._wait_seconds, self._now = wait_seconds, now
         self._inflating = threading.Semaphore(_INFLATING)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._words: dict[str, tuple[Word, Word]] = {}
@@ -333,7 +340,7 @@ class Archive:
 
     def _journal(self, spool: Spool, incoming: Incoming, identity: Identity, *, sync: bool) -> None:
         intake, source, claim = self._taking(), incoming.source, incoming.claim
-        received_at = time.time_ns() // 1000
+        received_at = self._now() // 1000
         digest = spool.digest()
         meta = _meta(claim, source, received_at, digest)
         head: dict[str, object] = {
