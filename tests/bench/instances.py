@@ -104,7 +104,7 @@ def enhanced_file(frames: int) -> bytes:
 
 def _varying(study_uid: str, number: int) -> tuple[bytes, ...]:
     """What tells instance *number* from the others, as it is encoded."""
-    z = f"{number - 475.7:011.6f}"
+    z = f"{number / 10 - 475.7:011.6f}"
     time = f"{11 + number // 3600 % 12:02}{number // 60 % 60:02}{number % 60:02}.250000 ".encode()
     return (
         sop_uid(study_uid, number).encode(),
