@@ -30,7 +30,7 @@ from dicomscp.archive.index import Arrival, Held, Index, Named
 from dicomscp.archive.journal import INLINE, REMOVE, Entry, JournalReader, Position
 from dicomscp.archive.store import InstanceStore
 from dicomscp.dicom import part10
-from dicomscp.dicom.identity import InstanceKey, PrefixError
+from dicomscp.dicom.identity import InstanceKey, PrefixError, read_identity
 from dicomscp.dicom.jsonmodel import Compiler, Header
 from dicomscp.dicom.matching import INDEX_TAGS
 from dicomscp.dicom.sameness import UNCOMPRESSED, same_values
@@ -645,24 +645,28 @@ def bare_attributes(key: InstanceKey, sop_class_uid: str) -> dict[int, bytes]:
 def arrival_of(compiler: Compiler, root: Path, path: str) -> Arrival:
     """What the index is told of the file held as *path* under *root*, from the file alone.
 
-    Raises DamagedError if it is missing or carries no receipt of ours, RefusedError if it cannot be read.
+    It is what it was told when the instance came.  Raises DamagedError if the file is missing or carries no
+    receipt of ours, RefusedError if it is not an instance that could have come.
     """
     file = root / path
     with file.open("rb", buffering=0) as opened:
-        meta = part10.read_file_meta(opened.read(_HEADER_BYTES))
+        head, size = opened.read(_HEADER_BYTES), os.fstat(opened.fileno()).st_size
+        tail = os.pread(opened.fileno(), 8, max(0, size - 8))
+    meta = part10.read_file_meta(head)
     if meta.receipt is None:
         raise DamagedError(f"no receipt in {path}: it was not filed by this program")
-    attributes = read_attributes(compiler, file, INDEX_TAGS)
-    key = InstanceKey(*(_uid(attributes, tag) for tag in (0x0020000D, 0x0020000E, 0x00080018)))
+    offset, syntax = meta.dataset_offset, meta.transfer_syntax_uid
+    try:
+        identity = read_identity(memoryview(head)[offset:], syntax, total_bytes=size - offset, tail=tail)
+    except PrefixError:
+        with _mapped(file) as whole:
+            identity = read_identity(whole[offset:], syntax, total_bytes=size - offset)
+    try:
+        attributes = read_attributes(compiler, file, INDEX_TAGS)
+    except RefusedError as error:
+        log.warning("header_unreadable", sop_uid=identity.key.sop_uid, reason=str(error))
+        attributes = bare_attributes(identity.key, identity.sop_class_uid)
     return Arrival(
-        key, meta.sop_class_uid, meta.transfer_syntax_uid, meta.receipt.digest, meta.receipt.received_at,
-        meta.receipt.calling_ae, path, file.stat().st_size, attributes,
+        identity.key, identity.sop_class_uid, syntax, meta.receipt.digest, meta.receipt.received_at,
+        meta.receipt.calling_ae, path, size, attributes,
     )  # fmt: skip
-
-
-def _uid(attributes: Mapping[int, bytes], tag: int) -> str:
-    (element,) = orjson.loads(b"{%b}" % attributes.get(tag, b'"":{}')).values()
-    values = element.get("Value")
-    if not values:
-        raise RefusedError(f"the dataset has no value for {tag:08X}")
-    return str(values[0])

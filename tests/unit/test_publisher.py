@@ -4,19 +4,23 @@ import gzip
 import json
 import multiprocessing
 import os
+import zlib
 from functools import partial
 
 import pydicom
 import pytest
 
 from dicomscp import daemon
+from dicomscp.archive.archive import Claim, Source
 from dicomscp.archive.disk import Disk
-from dicomscp.archive.filing import Filing
+from dicomscp.archive.filing import Filing, arrival_of
 from dicomscp.config import Config
-from dicomscp.dicom.part10 import read_file_meta
+from dicomscp.dicom.jsonmodel import Compiler
+from dicomscp.dicom.part10 import Origin, read_file_meta
 from dicomscp.errors import BusyError
 from dicomscp.publisher import Attempt, Documents, Publisher, attempts, publish_all
 from dicomscp.study import layout
+from tests.crash.test_powerloss import encoded
 from tests.unit.test_pipeline import SEGMENT, Parts
 
 
@@ -214,6 +218,29 @@ def test_a_resend_that_is_filed_again_after_a_crash_leaves_the_first_receipt(hel
     again.close()
     (one,) = held.index.held("1.2")
     assert receipt_of(held, one).received_at == one.received_at
+
+
+def test_an_instance_whose_header_cannot_be_read_is_the_same_after_a_rebuild(held):
+    """A deflated stream that is damaged behind what is looked at before it is taken."""
+    dataset = pydicom.dcmread(held.source)
+    dataset.StudyInstanceUID, dataset.SOPInstanceUID = "1.2", "1.2.9"
+    dataset.PixelData = os.urandom(1 << 20) * 20
+    deflator = zlib.compressobj(wbits=-15)
+    deflated = deflator.compress(encoded(dataset)) + deflator.flush()
+    claim = Claim(str(dataset.SOPClassUID), "1.2.9", "1.2.840.10008.1.2.1.99")
+    incoming = held.archive.receive(claim, Source(Origin.C_STORE, "SENDER", "DICOMSCP"))
+    incoming.write(deflated[:-4096] + b"\xff" * 4096)
+    held.archive.admit(incoming)
+    held.add("1.2")
+    held.publish("1.2")
+    assert held.sop_uids("1.2") == ["1.2.9"]
+    assert "deflated dataset" in held.state("1.2")["warnings"][0]
+
+    (there,) = held.index.held("1.2")
+    again = arrival_of(Compiler(), held.root, there.path)
+    held.index.clear()
+    held.index.apply([again], {})
+    assert held.index.held("1.2") == [there]
 
 
 def test_a_failing_disk_does_not_count(held):
