@@ -122,7 +122,8 @@ class Recorder(Disk):
     def link(self, path, name):
         with self._lock:
             super().link(path, name)
-            self.note("link", path=self._name(path), other=self._name(name))
+            inode = self._numbered(Path(name).stat().st_ino)
+            self.note("link", path=self._name(path), other=self._name(name), inode=inode)
 
     def rename(self, path, name):
         with self._lock:
@@ -205,15 +206,13 @@ def _apply_name(names, folders, step):
         names[step.path] = step.inode
     elif step.kind == "unlink":
         names.pop(step.path, None)
-    elif step.kind == "link" and step.path in names:
-        names[step.other] = names[step.path]
-    elif step.kind == "rename":
-        if step.path in names:
-            names[step.other] = names.pop(step.path)
-        elif step.path in folders:
-            _move_folder(names, folders, step.path, step.other)
-        elif step.inode:  # an earlier rename of the file was not kept; this one stands by itself
-            names[step.other] = step.inode
+    elif step.kind == "link":
+        names[step.other] = step.inode
+    elif step.kind == "rename" and step.inode:  # of a file, whatever earlier names of it were kept
+        names.pop(step.path, None)
+        names[step.other] = step.inode
+    elif step.kind == "rename" and step.path in folders:
+        _move_folder(names, folders, step.path, step.other)
 
 
 def _apply_rmdir(names, folders, path):
