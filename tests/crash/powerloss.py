@@ -57,7 +57,11 @@ class Recorder(Disk):
         inode = os.fstat(descriptor).st_ino
         if new:
             self._files[inode] = self._files.get(inode, 0) + 1
-        self._inodes[descriptor] = self._files.get(inode, 0) << 48 | inode
+        self._inodes[descriptor] = self._numbered(inode)
+
+    def _numbered(self, inode):
+        """The file that has this inode number now, told apart from those that had it before."""
+        return self._files.get(inode, 0) << 48 | inode
 
     def _note_others(self, path):
         """Files in the folder *path* that were made by other means than this disk."""
@@ -118,12 +122,15 @@ class Recorder(Disk):
     def link(self, path, name):
         with self._lock:
             super().link(path, name)
-            self.note("link", path=self._name(path), other=self._name(name))
+            inode = self._numbered(Path(name).stat().st_ino)
+            self.note("link", path=self._name(path), other=self._name(name), inode=inode)
 
     def rename(self, path, name):
         with self._lock:
+            file = Path(path).is_file()
+            inode = self._numbered(Path(path).stat().st_ino) if file else 0
             super().rename(path, name)
-            self.note("rename", path=self._name(path), other=self._name(name))
+            self.note("rename", path=self._name(path), other=self._name(name), inode=inode)
 
     def unlink(self, path):
         with self._lock:
@@ -199,13 +206,13 @@ def _apply_name(names, folders, step):
         names[step.path] = step.inode
     elif step.kind == "unlink":
         names.pop(step.path, None)
-    elif step.kind == "link" and step.path in names:
-        names[step.other] = names[step.path]
-    elif step.kind == "rename":
-        if step.path in names:
-            names[step.other] = names.pop(step.path)
-        elif step.path in folders:
-            _move_folder(names, folders, step.path, step.other)
+    elif step.kind == "link":
+        names[step.other] = step.inode
+    elif step.kind == "rename" and step.inode:  # of a file, whatever earlier names of it were kept
+        names.pop(step.path, None)
+        names[step.other] = step.inode
+    elif step.kind == "rename" and step.path in folders:
+        _move_folder(names, folders, step.path, step.other)
 
 
 def _apply_rmdir(names, folders, path):
