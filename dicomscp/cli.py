@@ -175,7 +175,8 @@ def check_config(file: Path | None, root: str | None, as_json: bool) -> None:
 def import_(settings: Config, paths: tuple[Path, ...], jobs: int | None, as_json: bool) -> None:
     """Take DICOM files, and those in folders, into custody; they stay where they are.
 
-    The same checks as for C-STORE; works beside a running serve, too.  Exit status 1 if a file was refused.
+    The same checks as for C-STORE; works beside a running serve, too.  Exit status 1 if a file was refused,
+    the disk took no more, or a study could not be published.
     After Ctrl-C what was taken is held; the same import may be begun again.
     """
     with _interruptible() as interrupted, _progress() as progress:
@@ -277,6 +278,8 @@ def status(settings: Config, as_json: bool) -> None:
     else:
         for name, value in _flat(report):
             click.echo(f"{name:<28}{value}")
+        if report["set_aside"]:
+            click.echo("A study set aside is tried again when something of it arrives, or by 'rebuild'.")
 
 
 @cli.command(epilog="Example: dicomscp verify && echo all is as it was received")
@@ -309,7 +312,10 @@ def verify(settings: Config, repair: bool, as_json: bool) -> None:
 @click.option("--published", is_flag=True, help="Only the published tree.")
 @_jobs
 def rebuild(settings: Config, index: bool, published: bool, jobs: int | None) -> None:
-    """Make index and published tree anew from the instances alone; needs serve stopped."""
+    """Make index and published tree anew from the instances alone; needs serve stopped.
+
+    Exit status 1 if an instance could not be read or a study not be published.
+    """
     both = index == published
     with _progress() as progress:
         report = upkeep.rebuild(
@@ -318,7 +324,9 @@ def rebuild(settings: Config, index: bool, published: bool, jobs: int | None) ->
     for line in report.unreadable:
         click.echo(line, err=True)
     click.echo(f"{report.instances} instances indexed, {report.studies} studies published")
-    _exit(failed=bool(report.unreadable))
+    if report.unpublished:
+        click.echo(f"{report.unpublished} studies could not be published; see the log", err=True)
+    _exit(failed=bool(report.unreadable or report.unpublished))
 
 
 class _Scu(NamedTuple):
@@ -464,12 +472,12 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for one in value:
             yield (
                 "",
-                ", ".join(f"{key} {text}" for key, text in one.items())
+                ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in one.items())
                 if isinstance(one, dict)
                 else str(one),
             )
     elif name.endswith("bytes") and isinstance(value, int):
-        yield name.removesuffix("bytes").strip(), _size(value)
+        yield "held in all" if name == "held bytes" else name.removesuffix(" bytes"), _size(value)
     else:
         yield name, {"None": "-", "True": "yes", "False": "no"}.get(str(value), str(value))
 

@@ -30,13 +30,13 @@ import structlog
 from dicomscp import __version__
 from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Intake, rebuild_marker
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
 from dicomscp.archive.rebuild import mark_if_missing, rebuild_index
 from dicomscp.config import Config, is_loopback
 from dicomscp.crew import cores
 from dicomscp.dimse.server import KnownAe, Listener, ListenerSettings
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, ConfigError, DicomscpError
 from dicomscp.inbox import Inbox
 from dicomscp.pipeline import Pipeline
@@ -642,6 +642,7 @@ def _run_web(life: Life) -> None:
             ae_title=config.dimse.ae_title,
             request_publish=request_publish,
             ready=ready,
+            stopping=life.stop.is_set,
             metrics=lambda: metrics.exposition(config.root / "run" / "metrics"),
         ),
         config.root / "dicomweb",

@@ -134,10 +134,11 @@ class Pipeline:
             self._filing.finish_removals()
         self._filing.settle(wait=True)
 
-    def republish(self, progress: Callable[[int, int], None]) -> int:
-        """Publish every study anew, as `drain` does; returns how many were published."""
+    def republish(self, progress: Callable[[int, int], None]) -> tuple[int, int]:
+        """Publish every study anew, as `drain` does; returns how many were published, and how many not."""
         self._publisher.begin_anew()
-        return self._publish_due_now(progress)[0]
+        published, waiting = self._publish_due_now(progress)
+        return published, waiting - published
 
     def _publish_due_now(self, progress: Callable[[int, int], None]) -> tuple[int, int]:
         """How many of how many studies were published."""
@@ -225,7 +226,10 @@ class Pipeline:
                 self._wake.wait(_LOOK_SECONDS)
                 self._wake.clear()
         if self._recent_changed:
-            self._publisher.publish_recent()
+            try:
+                self._publisher.publish_recent()
+            except (OSError, DicomscpError) as error:  # the next start publishes it
+                log.error("recent_studies_not_published", reason=str(error))
 
     def _publish_round(self) -> bool:
         """Publish what is due now; returns whether anything was."""

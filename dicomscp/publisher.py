@@ -29,12 +29,12 @@ import structlog
 
 from dicomscp import __version__
 from dicomscp.archive.archive import OpenInstance
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import bare_attributes, read_header
 from dicomscp.archive.index import Held, Index, Publication, Snapshot
 from dicomscp.crew import Work, share
 from dicomscp.dicom.jsonmodel import Compiler, Header
 from dicomscp.dicom.matching import Level, Query
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, DamagedError, DicomscpError, RefusedError
 from dicomscp.publish.directory import Edition, deflate
 from dicomscp.publish.series import (
@@ -58,6 +58,7 @@ _WARNINGS_SHOWN = 100
 _BATCH = 32  # studies that share two syncs
 _MOST_SUSPECTS = 16  # instances of one study that may end the process before it is set aside
 _SOP_UID_BYTES = 64
+_COMPILED = "/"  # no UID that is held has one
 _MOST_FILES = 250_000  # of one instance: more than slides have, and less than fills a disk with names
 _PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _MOST_DEATHS = 20  # of processes, before what they had is left for the next time
@@ -140,97 +141,114 @@ class Publisher:
         documents: Documents,
         attempts: int,
         contents: Path | None = None,
+        compiler: Compiler | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Publish under *folder* what is held under *root*.
 
         After *attempts* a study is set aside.  What documents are made of is kept under *contents*, beside
-        the states of studies if that is None.  *now* is in seconds since 1970.
+        the states of studies if that is None.  *compiler* is one that compiles as *documents* says.  *now* is
+        in seconds since 1970.
         """
         self._root, self._index, self._disk, self._folder = root, index, disk, folder
         self._documents, self._attempts, self._now = documents, attempts, now
         self._contents = contents or root
-        self._compiler = Compiler(inline_bytes=documents.inline_bytes, private_un=documents.private_un)
+        self._compiler = compiler or Compiler(
+            inline_bytes=documents.inline_bytes, private_un=documents.private_un
+        )
         disk.make_directory(root / "state" / "attempts")
         self._root_descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     # Whole publishes
 
     def publish(self, study_uids: Iterable[str]) -> list[Outcome]:
-        """Publish these studies as they are held now, and record it; what fails is logged."""
-        return self.finish([self.attempt(study_uid) for study_uid in study_uids])
+        """Publish these studies as they are held now, and record it; what fails is logged.
 
-    def attempt(self, study_uid: str) -> Compiled | Outcome:
+        One of which an attempt came to no end is published after the others and alone: if it ends the
+        process again, it takes none with it.
+        """
+        begun = {uid: (self._root / layout.attempt_path(uid)).exists() for uid in study_uids}
+        outcomes = self.finish([self.attempt(uid) for uid, is_repeated in begun.items() if not is_repeated])
+        for study_uid in (uid for uid, is_repeated in begun.items() if is_repeated):
+            outcomes += self.finish([self.attempt(study_uid, alone=True)])
+        return outcomes
+
+    def attempt(self, study_uid: str, *, alone: bool = False) -> Compiled | Outcome:
         """The study's documents, to be finished; or what became of the attempt.
 
-        It counts as one, unless what failed is a disk or an index that may do later.
+        It counts as one, unless what failed is a disk or an index that may do later.  Once the study is
+        compiled it does not count that the process ends, unless the study is *alone*.
         """
         began = time.monotonic()
+        edition = Edition(self._folder, self._disk)
         attempt = None
+        changes = 0
         try:
             snapshot = self._index.snapshot(study_uid)
-            attempt = Attempt(self._root, self._disk, study_uid, snapshot.changes)
+            changes = snapshot.changes
+            attempt = Attempt(self._root, self._disk, study_uid, changes)
             if attempt.count >= self._attempts:
-                log.error("study_set_aside", study_uid=study_uid)
-                return Outcome(study_uid, snapshot.changes, published=False, set_aside=True)
+                log.error("study_set_aside", study_uid=study_uid, reason=attempt.reason)
+                return Outcome(study_uid, changes, published=False, set_aside=True)
             attempt.begin()
-        except (DicomscpError, OSError) as error:
-            log.error("study_not_published", study_uid=study_uid, reason=str(error))
-            return Outcome(study_uid, 0, published=False)
-        edition = Edition(self._folder)
-        try:
             if attempt.is_repeated:
                 self._sweep(study_uid)
             compiled = self._compile(study_uid, snapshot, edition, attempt)
-            attempt.pause()
+            attempt.compiled(alone=alone)
         except Exception as error:  # one study is one unit of work; it is tried again, and counted
-            log.exception("study_not_published", study_uid=study_uid)
+            if not isinstance(error, OSError | DicomscpError):
+                log.exception("compile_failed", study_uid=study_uid)
+            self._failed(study_uid, error, attempt)
             edition.forget()
-            attempt.fail(excused=isinstance(error, BusyError) or _is_passing(error))
-            return Outcome(study_uid, snapshot.changes, published=False, seconds=time.monotonic() - began)
+            return Outcome(study_uid, changes, published=False, seconds=time.monotonic() - began)
         return compiled._replace(seconds=time.monotonic() - began)
 
     def finish(self, attempted: Sequence[Compiled | Outcome]) -> list[Outcome]:
         """Show and record what was compiled, with two syncs in all."""
         outcomes = [one for one in attempted if isinstance(one, Outcome)]
         waiting = [one for one in attempted if isinstance(one, Compiled)]
-        shown: list[Compiled] = []
+        if not waiting:
+            return outcomes
+        published: list[Compiled] = []
         began = time.monotonic()
         try:
-            if waiting:
-                self._sync()
-                if not all(one.contents for one in waiting):
-                    self.publish_recent()
+            self._sync()
+            if not all(one.contents for one in waiting):
+                self.publish_recent()
             shown = [one for one in waiting if self._shown(one)]
-            if shown:
-                self._sync()
-        except OSError as error:
-            log.error("studies_not_published", studies=len(waiting), reason=str(error))
-            self.excuse(one.study_uid for one in waiting)
+            self._sync()
+        except (OSError, DicomscpError) as error:  # of the disk or the index: no study's own
             for one in waiting:
+                self._failed(one.study_uid, error, Attempt(self._root, self._disk, one.study_uid))
                 one.edition.forget()
-            shown = []
-        for one in shown:
-            self._record(one)
-        share = (time.monotonic() - began) / max(1, len(waiting))
+        else:
+            published = [one for one in shown if self._recorded(one)]
+        each = (time.monotonic() - began) / len(waiting)
         return outcomes + [
-            Outcome(one.study_uid, one.changes, published=one in shown, seconds=one.seconds + share)
+            Outcome(one.study_uid, one.changes, published=one in published, seconds=one.seconds + each)
             for one in waiting
         ]
+
+    def _failed(self, study_uid: str, error: Exception, attempt: "Attempt | None") -> None:
+        """Say that a publish failed; it counts as an attempt unless what failed may do later."""
+        passing = isinstance(error, BusyError) or _is_passing(error)
+        if attempt is not None:
+            attempt.fail(_reason(error), excused=passing)
+        log.error("study_not_published", study_uid=study_uid, reason=_reason(error))
 
     def excuse(self, study_uids: Iterable[str]) -> None:
         """Attempts at these studies that were begun and came to no end do not count."""
         for study_uid in study_uids:
             attempt = Attempt(self._root, self._disk, study_uid)
             if attempt.is_repeated:
-                attempt.fail(excused=True)
+                attempt.fail("interrupted", excused=True)
 
     def publish_recent(self) -> None:
         """Publish the list of the newest studies that have documents."""
         found = list(self._index.find(Query(Level.STUDY, (), None, _RECENT_STUDIES)))
         standing = self._index.announced([study["0020000D"]["Value"][0] for study in found])
         listed = [orjson.dumps(one) for one in found if one["0020000D"]["Value"][0] in standing]
-        edition = Edition(self._folder)
+        edition = Edition(self._folder, self._disk)
         with edition.document(layout.STUDIES_INDEX) as document:
             if listed:
                 document.add(deflate(listed))
@@ -239,7 +257,9 @@ class Publisher:
 
     def compile(self, study_uid: str) -> Compiled:
         """The study's documents as its instances give them, beside their places; nothing is recorded."""
-        return self._compile(study_uid, self._index.snapshot(study_uid), Edition(self._folder), None)
+        return self._compile(
+            study_uid, self._index.snapshot(study_uid), Edition(self._folder, self._disk), None
+        )
 
     def adopt(self) -> None:
         """Documents that were made in another way than this one makes them are due."""
@@ -349,12 +369,13 @@ class Publisher:
         Raises DamagedError if its file is missing or cannot be read from the disk.
         """
         if held.key.sop_uid in work.suspects:
-            return self._bare(held, "the process ended twice while its header was compiled")
+            return self._bare(work.edition, held, "the process ended twice while its header was compiled")
         try:
-            header = self._header(held)
+            uri = layout.bulk_uri(self._documents.base_url, held.key)
+            header = read_header(self._compiler, self._root / held.path, bulk_uri=uri)
             warnings = header.warnings + self._files_written(work.edition, held, header)
         except RefusedError as error:
-            return self._bare(held, str(error))
+            return self._bare(work.edition, held, str(error))
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
@@ -363,13 +384,11 @@ class Publisher:
             raise
         except Exception as error:  # one header is one unit of work; its study is published without it
             log.exception("header_not_compiled", study_uid=held.key.study_uid, sop_uid=held.key.sop_uid)
-            return self._bare(held, f"its header could not be compiled ({type(error).__name__})")
+            return self._bare(
+                work.edition, held, f"its header could not be compiled ({type(error).__name__})"
+            )
         made = lines(held.key, header.body, header.fragments, self._documents.base_url)
         return Made(made, warnings)
-
-    def _header(self, held: Held) -> Header:
-        uri = layout.bulk_uri(self._documents.base_url, held.key)
-        return read_header(self._compiler, self._root / held.path, bulk_uri=uri)
 
     def _files_written(self, edition: Edition, held: Held, header: Header) -> tuple[str, ...]:
         """Write the frames and bulk values of an instance, in place of those of another variant of it.
@@ -378,24 +397,30 @@ class Publisher:
         """
         if self._documents.frames != "files":
             return ()
-        written: list[str] = []
-        warnings: tuple[str, ...] = ()
+        folders = self._begin_files(edition, held)
         paths = bulk_paths(header.body, layout.bulk_uri(self._documents.base_url, held.key))
         try:
             with OpenInstance(self._root / held.path) as instance:
                 files = instance_files(held.key, instance.dataset, instance.transfer_syntax_uid, paths)
-                for path, pieces in islice(files, _MOST_FILES):
-                    edition.file(path, pieces)
-                    written.append(path)
+                for number, (path, pieces) in enumerate(files):
+                    if number == _MOST_FILES:
+                        return (f"only its first {_MOST_FILES} frames are published as files",)
+                    folder = next(folder for folder in folders if path.startswith(f"{folder}/"))
+                    edition.file(folder, path.removeprefix(f"{folder}/"), pieces)
         except RefusedError as error:
-            warnings = (f"its frames are not published as files: {error}",)
-        if len(written) == _MOST_FILES:
-            warnings = (f"only its first {_MOST_FILES} frames are published as files",)
-        for folder in (layout.instance_directory(held.key), layout.bulk_directory(held.key)):
-            edition.keep_files(folder, [path for path in written if path.startswith(f"{folder}/")])
-        return warnings
+            return (f"its frames are not published as files: {error}",)
+        return ()
 
-    def _bare(self, held: Held, warning: str) -> Made:
+    def _begin_files(self, edition: Edition, held: Held) -> tuple[str, str]:
+        """The folders of an instance's frames and bulk values, begun anew."""
+        folders = layout.instance_directory(held.key), layout.bulk_directory(held.key)
+        for folder in folders:
+            edition.files(folder)
+        return folders
+
+    def _bare(self, edition: Edition, held: Held, warning: str) -> Made:
+        if self._documents.frames == "files":  # none of another variant stay
+            self._begin_files(edition, held)
         fragments = bare_attributes(held.key, held.sop_class_uid)
         body = b",".join(fragments.values())
         return Made(lines(held.key, body, fragments, self._documents.base_url), (warning,))
@@ -413,20 +438,27 @@ class Publisher:
         except OSError as error:
             if _is_passing(error):
                 raise
-            log.exception("study_not_published", study_uid=compiled.study_uid)
+            self._failed(compiled.study_uid, error, Attempt(self._root, self._disk, compiled.study_uid))
             compiled.edition.forget()
             return False
         return True
 
     def note(self, compiled: Compiled) -> None:
         """Keep what documents that are shown are made of, for the next time, and the study's state."""
+        directory = self._contents / layout.contents_directory(compiled.study_uid)
+        names = {f"{layout.component(one.series_uid)}.contents" for one in compiled.contents}
+        for path in list(directory.iterdir()) if directory.is_dir() else ():
+            if path.name not in names:  # of a series that is gone
+                path.unlink()
         for one in compiled.contents:
-            write_contents(self._contents / layout.contents_path(one.study_uid, one.series_uid), one)
+            write_contents(
+                self._contents / layout.contents_path(one.study_uid, one.series_uid), one, self._disk
+            )
         path = self._root / layout.state_path(compiled.study_uid)
         making = path.with_name(f".{path.name}.new")
         self._disk.make_directory(path.parent)
         making.write_bytes(orjson.dumps(self._state(compiled), option=orjson.OPT_INDENT_2))
-        making.replace(path)
+        self._disk.rename(making, path)
 
     def _state(self, compiled: Compiled) -> dict[str, Any]:
         return {
@@ -454,7 +486,9 @@ class Publisher:
         state.unlink(missing_ok=True)
         shutil.rmtree(self._contents / layout.contents_directory(compiled.study_uid), ignore_errors=True)
 
-    def _record(self, compiled: Compiled) -> None:
+    def _recorded(self, compiled: Compiled) -> bool:
+        """Record in the index that a study's documents stand; False if that failed."""
+        attempt = Attempt(self._root, self._disk, compiled.study_uid)
         published = Publication(
             compiled.study_uid,
             compiled.revision,
@@ -462,13 +496,21 @@ class Publisher:
             compiled.instances,
             int(self._now() * 1e6),
         )
-        self._index.mark_published(compiled.changes, published)
-        Attempt(self._root, self._disk, compiled.study_uid).end()
+        try:
+            self._index.mark_published(compiled.changes, published)
+            attempt.end()
+        except (OSError, DicomscpError) as error:
+            self._failed(compiled.study_uid, error, attempt)
+            return False
+        return True
 
     def _sweep(self, study_uid: str) -> None:
         """Take away what an attempt that was cut short wrote beside documents."""
-        for path in (self._folder / layout.study_directory(study_uid)).rglob(".*.new"):
-            path.unlink()
+        for path in list((self._folder / layout.study_directory(study_uid)).rglob(".*.new")):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _identity(held: Held) -> Identity:
@@ -491,6 +533,13 @@ def _revision(snapshot: Snapshot, contents: Sequence[Contents]) -> str:
     return digest.hexdigest()
 
 
+def _reason(error: Exception) -> str:
+    """What a person is told of an error."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
 def _timestamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
@@ -506,7 +555,7 @@ class Attempt:
     """The record that a study is being compiled: there until it is published.
 
     `state/attempts/<study>.json` is synced; beside it `<study>.at`, which is not, holds the SOP Instance
-    UID that is being compiled.
+    UID that is being compiled, or that all are.
     """
 
     def __init__(self, root: Path, disk: Disk, study_uid: str, changes: int | None = None) -> None:
@@ -520,17 +569,22 @@ class Attempt:
         self._disk, self._study_uid = disk, study_uid
         self._changes = record.get("changes") if changes is None else changes
         self.is_repeated = bool(record)
-        self.count = _count(record) if record.get("changes") == self._changes else 0
+        self._recorded = _count(record) if record.get("changes") == self._changes else 0
+        self.count = self._recorded
+        self.reason = str(record.get("reason", ""))
         self.suspects = [str(one) for one in _list(record.get("suspects"))]
         self._ended_at = self._where_it_ended()
-        if self._ended_at and self._ended_at == record.get("ended_at") and self._may_suspect():
+        if self._ended_at == _COMPILED:
+            self._ended_at, self.count = "", max(0, self.count - 1)
+        elif self._ended_at and self._ended_at == record.get("ended_at") and self._may_suspect():
             self.suspects.append(self._ended_at)
             self.count = 0
         self._descriptor = -1
 
     def begin(self) -> None:
         """Put it on record that the study is compiled; durable when this returns."""
-        self.count += 1
+        self.count = self._recorded = self.count + 1
+        self.reason = "the process ended while it was compiled"
         self._write()
         self._descriptor = self._disk.open(self._at_path, os.O_WRONLY | os.O_CREAT)
         self.at("")
@@ -539,19 +593,19 @@ class Attempt:
         """This instance is being compiled now."""
         os.pwrite(self._descriptor, sop_uid.encode().ljust(_SOP_UID_BYTES), 0)
 
-    def pause(self) -> None:
-        """No instance is being compiled any more."""
-        self.at("")
+    def compiled(self, *, alone: bool) -> None:
+        """All instances are: whatever ends the process now was not this study, unless it is *alone*."""
+        self.at("" if alone else _COMPILED)
         self._close()
 
-    def fail(self, *, excused: bool) -> None:
+    def fail(self, reason: str, *, excused: bool) -> None:
         """The attempt that was begun is over; it does not count if it is *excused*."""
         self._close()
-        with contextlib.suppress(OSError):  # then it counts
+        self.reason = reason
+        with contextlib.suppress(OSError):  # then it counts, and the record gives another reason
             self._at_path.unlink(missing_ok=True)
-            if excused:
-                self.count -= 1
-                self._write()
+            self.count = self._recorded - excused
+            self._write()
 
     def end(self) -> None:
         """The study is published."""
@@ -573,6 +627,7 @@ class Attempt:
                 "study_uid": self._study_uid,
                 "changes": self._changes,
                 "attempts": self.count,
+                "reason": self.reason,
                 "ended_at": self._ended_at,
                 "suspects": self.suspects,
             }
@@ -650,7 +705,7 @@ def publish_all(
                     attempted.clear()
         except BusyError as error:
             log.error("compiling_interrupted", studies=len(given), reason=str(error))
-        except GeneratorExit:  # who asked wants no more: that is no failure of the studies
+        except BaseException:  # who asked wants no more, or nobody can compile: no failure of the studies
             publisher.finish(attempted)
             publisher.excuse(given)
             raise

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dicomscp.archive import journal
-from dicomscp.archive.archive import Archive, Removable, Source, rebuild_marker
-from dicomscp.archive.disk import Disk
+from dicomscp.archive.archive import Archive, Removable, Source
 from dicomscp.archive.index import Held, Index
 from dicomscp.archive.rebuild import held_paths, mark_if_missing, rebuild_index, study_folders, study_paths
 from dicomscp.archive.store import intact_digest
@@ -39,17 +38,18 @@ from dicomscp.daemon import (
     running,
 )
 from dicomscp.dicom.part10 import Origin
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, ConfigError, DicomscpError
 from dicomscp.inbox import admit_file
 from dicomscp.pipeline import Pipeline
 from dicomscp.publisher import attempts
 from dicomscp.study import layout
 
-Progress = Callable[[int, int | None, str], None]
-
 _REMOVE_SECONDS = 120.0
 _REMOVE_LOOK_SECONDS = 0.1
 _BLOCK_BYTES = 1 << 18
+
+Progress = Callable[[int, int | None, str], None]
 """Told how many of how many things are done, if that is known yet, and what is done with them."""
 
 _LAG_BYTES = 64 << 20  # journalled and not yet filed; what is admitted more waits
@@ -102,10 +102,7 @@ def import_paths(
         except BusyError:
             importing.admit()
         else:
-            mark_if_missing(root)
-            pipeline = make_pipeline(config, jobs=importing.jobs)
-            stack.callback(pipeline.close)
-            mend_index(config, lambda done, total: progress(done, total, "indexing"))
+            pipeline = _own_pipeline(stack, config, progress, jobs=importing.jobs)
             importing.admit_and_file(pipeline)
             importing.publish(pipeline)
     return importing.report()
@@ -305,7 +302,7 @@ def find_removable(config: Config, places: Sequence[Sequence[str]], progress: Pr
     Raises BusyError if it cannot be said now.
     """
     config = _owned(_existing(config))
-    _drain_alone(config, progress)
+    _take_away_alone(config, progress)
     archive = make_archive(config)
     found = Found()
     for place in places:
@@ -342,7 +339,7 @@ def _finish_removing(config: Config, archive: Archive, variants: Sequence[Held],
     studies = {one.key.study_uid for one in variants}
     deadline = time.monotonic() + _REMOVE_SECONDS
     applied = False
-    while not _drain_alone(config, progress):
+    while not _take_away_alone(config, progress):
         applied = applied or archive.wait_until_applied()
         leaving = [one for one in index.leaving() if one.key.study_uid in studies]
         if (applied and not leaving) or time.monotonic() > deadline:
@@ -352,19 +349,28 @@ def _finish_removing(config: Config, archive: Archive, variants: Sequence[Held],
     return True
 
 
-def _drain_alone(config: Config, progress: Progress) -> bool:
-    """File, publish and remove what waits, if nobody else is there to do it; False if somebody is."""
-    if rebuild_marker(config.root).exists():
-        raise BusyError("The index is not whole: start serve, or rebuild it, and ask again")
+def _take_away_alone(config: Config, progress: Progress) -> bool:
+    """Do what serve does of removals, if nobody else is there to do it; False if somebody is."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(root_lock(config.root))
         except BusyError:
             return False
-        pipeline = make_pipeline(config, jobs=cores())
-        pipeline.drain(lambda done, total: progress(done, total, "publishing"))
-        pipeline.close()
+        pipeline = _own_pipeline(stack, config, progress)
+        pipeline.recover()
+        pipeline.finish_removals()
     return True
+
+
+def _own_pipeline(
+    stack: contextlib.ExitStack, config: Config, progress: Progress, *, jobs: int | None = None
+) -> Pipeline:
+    """The pipeline, to be closed by *stack*, over an index that is whole; the caller has the root's lock."""
+    mark_if_missing(config.root)
+    pipeline = make_pipeline(config, jobs=jobs or cores())
+    stack.callback(pipeline.close)
+    mend_index(config, lambda done, total: progress(done, total, "indexing"))
+    return pipeline
 
 
 def _owned(config: Config) -> Config:
@@ -399,7 +405,9 @@ def status(config: Config) -> dict[str, Any]:
         "disk_reserve_bytes": int(config.storage.reserve),
         "associations": _associations(root) if alive else 0,
         "set_aside": [
-            one for one in attempts(root) if int(str(one.get("attempts", 0))) >= config.pipeline.attempts
+            {name: one.get(name) for name in ("study_uid", "attempts", "reason")}
+            for one in attempts(root)
+            if int(str(one.get("attempts", 0))) >= config.pipeline.attempts
         ],
         "quarantined": len(list((root / "quarantine").glob("**/*.reason.txt"))),
     }
@@ -439,6 +447,7 @@ class RebuildReport:
 
     instances: int = 0
     studies: int = 0
+    unpublished: int = 0
     unreadable: list[str] = field(default_factory=list)
 
 
@@ -452,8 +461,13 @@ def rebuild(
     config = _existing(config)
     root = prepare_root(config)
     report = RebuildReport()
-    with root_lock(root):
-        pipeline = make_pipeline(config, jobs=jobs or cores())
+    with root_lock(root), contextlib.ExitStack() as stack:
+        if index:
+            mark_if_missing(root)  # it need not be mended first, but if this is cut short
+            pipeline = make_pipeline(config, jobs=jobs or cores())
+            stack.callback(pipeline.close)
+        else:
+            pipeline = _own_pipeline(stack, config, progress, jobs=jobs)
         pipeline.recover()
         pipeline.finish_removals()
         if index:
@@ -465,8 +479,9 @@ def rebuild(
             )
             report.instances, report.unreadable = made.instances, made.unreadable
         if published:
-            report.studies = pipeline.republish(lambda done, total: progress(done, total, "publishing"))
-        pipeline.close()
+            report.studies, report.unpublished = pipeline.republish(
+                lambda done, total: progress(done, total, "publishing")
+            )
     return report
 
 
@@ -481,9 +496,9 @@ def verify(config: Config, *, repair: bool, progress: Progress) -> VerifyReport:
     with contextlib.ExitStack() as stack:
         if repair:
             stack.enter_context(root_lock(root))
-            pipeline = make_pipeline(config, jobs=cores())
-            pipeline.drain(lambda done, total: progress(done, total, "catching up"))
-            pipeline.close()
+            with contextlib.ExitStack() as closing:
+                pipeline = _own_pipeline(closing, config, progress)
+                pipeline.drain(lambda done, total: progress(done, total, "catching up"))
         index = make_index(config, read_only=True)
         _verify_instances(root, index, report, progress)
         report.findings += _verify_published(config, index, progress)
@@ -570,7 +585,9 @@ def _verify_published(config: Config, index: Index, progress: Progress) -> Itera
             if study_uid not in due:
                 publisher.compile(study_uid).edition.show()
                 directory = layout.study_directory(study_uid)
-                yield from _differences(tree / directory, again / directory, directory)
+                differences = list(_differences(tree / directory, again / directory, directory))
+                if differences and study_uid not in dict(index.due()):  # something may have arrived meanwhile
+                    yield from differences
                 shutil.rmtree(again / directory, ignore_errors=True)
         publisher.publish_recent()
         if not due and studies:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, Self
 
 import structlog
 
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.index import Feed, Held, Index
 from dicomscp.archive.journal import INLINE, REMOVE, REMOVER, SLOT, JournalWriter, Ticket, Word, writers
 from dicomscp.archive.store import Slots, Spool, Stages
@@ -27,6 +26,7 @@ from dicomscp.dicom import part10
 from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
 from dicomscp.dicom.matching import Query
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, CrowdedError, DamagedError, MismatchError, RefusedError
 from dicomscp.study import layout
 

@@ -25,7 +25,6 @@ import orjson
 import structlog
 
 from dicomscp.archive import journal
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.index import Arrival, Held, Index, Named
 from dicomscp.archive.journal import INLINE, REMOVE, Entry, JournalReader, Position
 from dicomscp.archive.store import InstanceStore
@@ -34,6 +33,7 @@ from dicomscp.dicom.identity import InstanceKey, PrefixError, read_identity
 from dicomscp.dicom.jsonmodel import Compiler, Header
 from dicomscp.dicom.matching import INDEX_TAGS
 from dicomscp.dicom.sameness import UNCOMPRESSED, same_values
+from dicomscp.disk import Disk
 from dicomscp.errors import DamagedError, DicomscpError, RefusedError
 from dicomscp.study import layout
 
@@ -189,7 +189,10 @@ class Filing:
             return {}
         named = _named(entry.head)
         changed = self._index.leave(named, positions, str(entry.head["index"]))
-        log.info("removal_applied", study_uid=str(entry.head["study"]), named=len(named))
+        if changed:
+            log.info("removal_applied", study_uid=str(entry.head["study"]), named=len(named))
+        else:  # all came again since, or the index was made anew
+            log.warning("removal_void", study_uid=str(entry.head["study"]), named=len(named))
         return changed
 
     def finish_removals(self) -> set[str]:
@@ -297,7 +300,11 @@ class Filing:
 
     def lag_bytes(self) -> int:
         """About how much is journalled and not yet in the index; may be asked by another thread."""
-        return sum(reader.unapplied_bytes() for reader in list(self._readers.values()))
+        total = 0
+        for reader in list(self._readers.values()):
+            with contextlib.suppress(ValueError, FileNotFoundError):  # it is closed, a segment used again
+                total += reader.unapplied_bytes()
+        return total
 
     def clear_incoming(self) -> None:
         """Take away the slots of writers that are gone; call once everything is filed and settled."""

@@ -842,17 +842,6 @@ class Index:
             total = select(func.coalesce(func.sum(study.c.instances), 0)).where(_IS_DUE)
             return int(connection.execute(total).scalar() or 0)
 
-    def changes(self, study_uids: Iterable[str]) -> dict[str, int]:
-        """How often what is published of each of these studies has changed by now."""
-        with self._reading() as connection:
-            return {
-                row.study_uid: row.changes
-                for chunk in _chunks(set(study_uids))
-                for row in connection.execute(
-                    select(study.c.study_uid, study.c.changes).where(study.c.study_uid.in_(chunk))
-                )
-            }
-
     def counts(self) -> Counts:
         """How much is held."""
         held = study.c.instances > 0
@@ -961,16 +950,17 @@ class Index:
         came = {(arrival.key, arrival.digest): arrival for arrival in repaired}
         sop_uids = {arrival.key.sop_uid for arrival in repaired}
         held = [one for one in self._variants(connection, sop_uids) if (one.key, one.digest) in came]
+        gains: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         for one in held:
             arrival = came[one.key, one.digest]
-            connection.execute(
-                update(instance)
-                .where(instance.c.id == one.id)
-                .values(received_at=arrival.received_at, calling_ae=arrival.calling_ae, size=arrival.size)
-            )
+            this = instance.c.id == one.id
+            size = connection.execute(select(instance.c.size).where(this)).scalar() or 0
+            gains[one.study_id][1] += arrival.size - size
+            receipt = {"received_at": arrival.received_at, "calling_ae": arrival.calling_ae}
+            connection.execute(update(instance).where(this).values(size=arrival.size, **receipt))
         recounted, studies = self._choose(connection, sop_uids)
         _derive(connection, recounted)
-        return _count_studies(connection, {}, studies | {one.study_id for one in held})
+        return _count_studies(connection, gains, studies | gains.keys())
 
     def _choose(self, connection: Connection, sop_uids: Iterable[str]) -> tuple[_Touched, set[int]]:
         """Publish the right variant of each; returns the series recounted and the studies changed."""

@@ -41,7 +41,7 @@ from typing import NamedTuple, Self
 import orjson
 import structlog
 
-from dicomscp.archive.disk import Buffer, Disk
+from dicomscp.disk import Buffer, Disk
 from dicomscp.errors import BusyError
 
 log = structlog.get_logger()

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dicomscp.archive.archive import rebuild_marker
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import arrival_of
 from dicomscp.archive.index import Arrival, Index
 from dicomscp.crew import Count, Work, share
 from dicomscp.dicom.jsonmodel import Compiler
+from dicomscp.disk import Disk
 from dicomscp.errors import DicomscpError
 
 _BATCH = 500

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import structlog
 
-from dicomscp.archive.disk import BLOCK_BYTES, Buffer, Disk
 from dicomscp.dicom import part10
+from dicomscp.disk import BLOCK_BYTES, Buffer, Disk
 from dicomscp.errors import BusyError, DicomscpError
 
 log = structlog.get_logger()

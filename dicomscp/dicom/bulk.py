@@ -52,7 +52,8 @@ from dicomscp.dicom.elements import (
     read_element,
     read_item,
 )
-from dicomscp.dicom.jsonmodel import PIXEL_TAGS, little_endian
+from dicomscp.dicom.jsonmodel import PIXEL_TAGS
+from dicomscp.dicom.values import little_endian
 from dicomscp.errors import RefusedError
 
 Piece = bytes | memoryview

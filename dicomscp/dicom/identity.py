@@ -38,7 +38,7 @@ _WANTED = {
     _STUDY_UID: "Study Instance UID",
     _SERIES_UID: "Series Instance UID",
 }
-_CUT_SHORT = "The dataset is cut short: an element runs past its end."
+_CUT_SHORT = "The dataset is cut short: it ends within an element.  Send it again from where it is whole."
 
 
 class InstanceKey(NamedTuple):
@@ -103,14 +103,17 @@ def read_identity(
             if len(dataset) < total_bytes:
                 raise
             raise RefusedError(_CUT_SHORT) from error
-    sop_class_uid, sop_uid, study_uid, series_uid = (_usable_uid(found, tag) for tag in _WANTED)
+    uids = {tag: found.get(tag, b"").decode("latin-1").strip(" \0") for tag in _WANTED}
+    if missing := [_WANTED[tag] for tag, uid in uids.items() if not uid]:
+        raise RefusedError(
+            f"The dataset has no {' and no '.join(missing)}: it cannot be filed.  "
+            "What made it, or took names out of it, left that out."
+        )
+    sop_class_uid, sop_uid, study_uid, series_uid = (_usable(uid, tag) for tag, uid in uids.items())
     return Identity(InstanceKey(study_uid, series_uid, sop_uid), sop_class_uid, transfer_syntax_uid)
 
 
-def _usable_uid(found: dict[int, bytes], tag: int) -> str:
-    uid = found.get(tag, b"").decode("latin-1").strip(" \0")
-    if not uid:
-        raise RefusedError(f"The dataset has no {_WANTED[tag]}.")
+def _usable(uid: str, tag: int) -> str:
     if not is_filable(uid):
         raise RefusedError(
             f"The {_WANTED[tag]} cannot be filed: not 1 to 64 graphic ASCII characters without slash."

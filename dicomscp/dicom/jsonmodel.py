@@ -77,7 +77,7 @@ from dicomscp.dicom.elements import (
 from dicomscp.dicom.values import BINARY_VRS, CONVERTERS, Circumstances, little_endian
 from dicomscp.errors import RefusedError
 
-__all__ = ["BINARY_VRS", "PIXEL_TAGS", "Compiler", "Header", "PrefixError", "little_endian"]
+__all__ = ["PIXEL_TAGS", "Compiler", "Header", "PrefixError"]
 
 PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 

@@ -10,6 +10,8 @@ a byte, so a section can stand in any document: copying it costs no deflating.  
 sections in stored blocks (RFC 1951 section 3.2.4); the CRC of a document is combined from those of its parts.
 """
 
+import contextlib
+import os
 import shutil
 import struct
 import zlib
@@ -21,6 +23,8 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
 from isal import isal_zlib
+
+from dicomscp.disk import Disk
 
 _LEVEL = 3  # measured on CT metadata: the size of zlib's level 4 at three times its speed
 _STEP_BYTES = 1 << 18  # given to igzip at a time: what it makes of a section depends on where it is cut
@@ -101,86 +105,100 @@ class Writer:
 class Edition:
     """What one publish of a study changes, written and not yet shown; may go from process to process.
 
-    One thread at a time.  Methods raise OSError; until `show`, what stood still stands.
+    Documents name files, so files are shown first: folders of them, each whole in one step.  One thread at a
+    time.  Methods raise OSError; until `show`, what stood still stands.
     """
 
     folder: Path
+    disk: Disk
     _written: deque[str] = field(default_factory=deque)
+    _folders: deque[str] = field(default_factory=deque)
     _kept: deque[tuple[str, frozenset[str]]] = field(default_factory=deque)
-    _kept_files: deque[tuple[str, frozenset[str]]] = field(default_factory=deque)
 
     def document(self, path: str) -> Writer:
         """Begin the document to be read at *path*, relative to the folder."""
-        return Writer(self._open(path))
-
-    def file(self, path: str, pieces: Iterable[bytes | memoryview]) -> None:
-        """Write *pieces*, to be read at *path*, as gzip if its name says so."""
-        with self._open(path) as file:
-            if path.endswith(".gz"):
-                file.writelines(_gzip(pieces))
-            else:
-                file.writelines(pieces)
+        final = self.folder / path
+        final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = self._open(_making(final))
+        self._written.append(path)
+        return Writer(file)
 
     def place(self, path: str) -> Path:
-        """Where the bytes are that will be read at *path*: new ones, or those that stand."""
+        """Where the bytes of a document are that will be read at *path*: new ones, or those that stand."""
         final = self.folder / path
         return _making(final) if path in self._written else final
+
+    def files(self, path: str) -> None:
+        """Begin the folder *path* of files anew: what it held is replaced by what is put into it now."""
+        making = _making(self.folder / path)
+        if making.is_dir():
+            shutil.rmtree(making)
+        self._folders.append(path)
+
+    def file(self, folder: str, name: str, pieces: Iterable[bytes | memoryview]) -> None:
+        """Write *pieces*, to be read as *name* in *folder*, which was begun; as gzip if *name* says so."""
+        path = _making(self.folder / folder) / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._open(path) as file:
+            file.writelines(_gzip(pieces) if name.endswith(".gz") else pieces)
 
     def keep_only(self, path: str, names: Collection[str]) -> None:
         """Once all is shown, remove the folders under *path* that are not among *names*."""
         self._kept.append((path, frozenset(names)))
 
-    def keep_files(self, path: str, files: Collection[str]) -> None:
-        """Once all is shown, remove the files below *path* that are not among *files*, relative as it is."""
-        self._kept_files.append((path, frozenset(files)))
-
     def show(self) -> None:
-        """Let everything written be read, in the order in which it was written; then remove the rest."""
+        """Let everything written be read: files, documents in the order in which they were begun.
+
+        Then what is not kept is removed.
+        """
+        while self._folders:
+            self._show_files(self.folder / self._folders[0])
+            self._folders.popleft()
         while self._written:
             final = self.folder / self._written[0]
             if _same_file(_making(final), final):
-                _making(final).unlink()
+                self.disk.unlink(_making(final))
             else:
-                _making(final).replace(final)
+                self.disk.rename(_making(final), final)
             self._written.popleft()
         while self._kept:
-            self._remove_other_folders(*self._kept[0])
+            self._remove_others(*self._kept[0])
             self._kept.popleft()
-        while self._kept_files:
-            self._remove_other_files(*self._kept_files[0])
-            self._kept_files.popleft()
 
     def forget(self) -> None:
-        """Take away what was written and not shown."""
-        while self._written:
-            _making(self.folder / self._written.pop()).unlink(missing_ok=True)
+        """Take away what was written and not shown, as far as the disk lets us."""
+        with contextlib.suppress(OSError):
+            while self._written:
+                self.disk.unlink(_making(self.folder / self._written.pop()))
+            while self._folders:
+                shutil.rmtree(_making(self.folder / self._folders.pop()), ignore_errors=True)
         self._kept.clear()
-        self._kept_files.clear()
 
     def withdraw(self, path: str, *first: str) -> None:
         """Remove the folder *path*, the documents *first*, which name others, before the rest."""
         for name in first:
-            (self.folder / name).unlink(missing_ok=True)
+            self.disk.unlink(self.folder / name)
         if (self.folder / path).is_dir():
             shutil.rmtree(self.folder / path)
 
-    def _open(self, path: str) -> BinaryIO:
-        final = self.folder / path
-        final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = _making(final).open("wb")
-        self._written.append(path)
-        return file
+    def _open(self, path: Path) -> BinaryIO:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        return os.fdopen(self.disk.open(path, flags), "wb")
 
-    def _remove_other_folders(self, path: str, names: Collection[str]) -> None:
+    def _show_files(self, final: Path) -> None:
+        making = _making(final)
+        if making.is_dir():
+            self.disk.exchange(making, final)
+        elif final.is_dir():
+            self.disk.rename(final, making)  # nothing is in its place
+        if making.is_dir():
+            shutil.rmtree(making)
+
+    def _remove_others(self, path: str, names: Collection[str]) -> None:
         folder = self.folder / path
         for child in folder.iterdir() if folder.is_dir() else ():
             if child.is_dir() and child.name not in names:
                 shutil.rmtree(child)
-
-    def _remove_other_files(self, path: str, files: Collection[str]) -> None:
-        for child in (self.folder / path).rglob("*"):
-            if child.is_file() and str(child.relative_to(self.folder)) not in files:
-                child.unlink()
 
 
 def _making(final: Path) -> Path:

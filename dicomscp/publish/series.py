@@ -20,6 +20,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 import orjson
 
+from dicomscp.disk import Disk
 from dicomscp.publish.directory import Edition, Section, Writer, deflate, inflate
 from dicomscp.study.compile import SECTION_BYTES, Lines, ends_section
 
@@ -121,7 +122,7 @@ def _part(closed: bool, metadata: list[int], listed: list[int], members: list[li
     )
 
 
-def write_contents(path: Path, contents: Contents) -> None:
+def write_contents(path: Path, contents: Contents, disk: Disk) -> None:
     """Put *contents* at *path*: whole, unless power is lost before the next sync."""
     parts = [
         [
@@ -135,10 +136,10 @@ def write_contents(path: Path, contents: Contents) -> None:
     data = orjson.dumps(
         [_FORMAT, *contents[:3], [contents.metadata_bytes, contents.listed_bytes], parts],
     )
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    disk.make_directory(path.parent)
     making = path.with_name(f".{path.name}.new")
     making.write_bytes(_hex(data) + data)
-    making.replace(path)
+    disk.rename(making, path)
 
 
 def _hex(data: bytes) -> bytes:

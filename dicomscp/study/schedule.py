@@ -58,10 +58,6 @@ class Schedule:
         ]
         return [study_uid for _, study_uid in sorted(ripe)]
 
-    def next_due(self) -> float | None:
-        """When the next study becomes due if nothing more arrives, or None if none waits."""
-        return min((self._ripe_at(uid, waiting) for uid, waiting in self._waiting.items()), default=None)
-
     def published(self, study_uid: str, upto: int, *, seconds: float = 0.0, now: float = 0.0) -> None:
         """The study was published (or set aside) with all arrivals up to *upto*, at a cost of *seconds*.
 

@@ -68,7 +68,8 @@ class WebSettings:
     *cors_origins*: origins whose pages may read, such as "https://viewer.example.org"; "*" is any.
     *request_publish*: called from a worker thread with a study UID that somebody waits for.
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
-    *ready*: whether the gateway does its work, and facts about it.  *metrics*: Prometheus text.
+    *ready*: whether the gateway does its work, and facts about it.  *stopping*: whether it is to end.
+    *metrics*: Prometheus text.
     """
 
     base_url: str = "/dicomweb"
@@ -82,6 +83,7 @@ class WebSettings:
     version: str = dicomscp.__version__
     request_publish: Callable[[str], None] | None = None
     ready: Callable[[], tuple[bool, dict[str, Any]]] | None = None
+    stopping: Callable[[], bool] = lambda: False
     metrics: Callable[[], bytes] = prometheus_client.generate_latest
 
 
@@ -104,7 +106,7 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         routes=[
             Route("/", page.show, methods=["GET"]),
             *_probes(settings),
-            *Changes(archive).routes(),
+            *Changes(archive, settings.stopping).routes(),
             *studies.routes(),
         ],
         middleware=[Middleware(Guard, hosts=settings.hosts), *_cors(settings.cors_origins)],

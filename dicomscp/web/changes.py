@@ -15,6 +15,7 @@ is set up in the same way, and another one as soon as any document of the study 
 """
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,14 +31,17 @@ from dicomscp.web.problem import Problem
 
 _LIMIT, _LIMIT_AT_MOST = 100, 1000  # studies of about 200 bytes each
 _WAIT_AT_MOST = 60.0  # less than proxies wait
+_WAITING_AT_MOST = 32  # each asks the index twice a second
 _LOOK_SECONDS = 0.5
 
 
 class Changes:
     """The feed of one archive."""
 
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
+    def __init__(self, archive: Archive, stopping: Callable[[], bool]) -> None:
+        """Who waits is answered once the gateway is *stopping*, and when too many wait already."""
+        self._archive, self._stopping = archive, stopping
+        self._waiting = 0
 
     def routes(self) -> list[Route]:
         """The one resource there is."""
@@ -49,16 +53,26 @@ class Changes:
         limit = min(_LIMIT_AT_MOST, int(_number(request, "limit", _LIMIT)))
         if not limit:
             raise Problem(400, "limit is a number of studies, at least 1.")
-        deadline = asyncio.get_running_loop().time() + min(_WAIT_AT_MOST, _number(request, "wait", 0))
-        while True:
-            feed = await to_thread.run_sync(self._archive.feed, since, limit)
-            if feed.publications or feed.reset or asyncio.get_running_loop().time() >= deadline:
-                return Response(
-                    orjson.dumps(_told(feed)),
-                    headers={"cache-control": "no-store"},
-                    media_type="application/json",
-                )
-            await asyncio.sleep(_LOOK_SECONDS)
+        seconds = min(_WAIT_AT_MOST, _number(request, "wait", 0))
+        feed = await to_thread.run_sync(self._archive.feed, since, limit)
+        if not feed.publications and not feed.reset and self._waiting < _WAITING_AT_MOST:
+            feed = await self._next(feed, limit, seconds)
+        body = orjson.dumps(_told(feed))
+        return Response(body, headers={"cache-control": "no-store"}, media_type="application/json")
+
+    async def _next(self, feed: Feed, limit: int, seconds: float) -> Feed:
+        """What comes behind *feed* within *seconds*."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        self._waiting += 1
+        try:
+            while not feed.publications and not feed.reset and not self._stopping():
+                if asyncio.get_running_loop().time() >= deadline:
+                    break
+                await asyncio.sleep(_LOOK_SECONDS)
+                feed = await to_thread.run_sync(self._archive.feed, feed.token, limit)
+        finally:
+            self._waiting -= 1
+        return feed
 
 
 def _number(request: Request, name: str, default: float) -> float:

@@ -18,7 +18,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from dicomscp.archive.disk import Disk
+from dicomscp.disk import Disk
 
 SECTOR = 512
 

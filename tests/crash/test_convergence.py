@@ -11,10 +11,12 @@ import gzip
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
 
+import orjson
 import pydicom
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,10 +32,10 @@ from hypothesis.stateful import (
 from pydicom.data import get_testdata_file
 
 from dicomscp.archive.archive import Archive, Claim, Intake, Source
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing, arrival_of
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.part10 import Origin, read_file_meta
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError
 from dicomscp.publisher import Documents, Publisher
 from dicomscp.study import layout
@@ -43,6 +45,12 @@ EXAMPLES = int(os.environ.get("DICOMSCP_TEST_EXAMPLES", "15"))
 STEPS = 40
 CT = "1.2.840.10008.5.1.4.1.1.2"
 STUDIES = ("1.2.3", "1.2.4")
+
+
+CHANGES = {
+    "open", "write", "sync", "sync_all", "sync_directory", "link", "rename", "exchange", "unlink", "truncate",
+    "make_directory", "remove_directory",
+}  # fmt: skip
 
 
 class KilledError(BaseException):
@@ -56,17 +64,7 @@ class MortalDisk(Disk):
         self.calls_left = None
 
     def __getattribute__(self, name):
-        if name in {
-            "open",
-            "write",
-            "sync",
-            "sync_all",
-            "sync_directory",
-            "link",
-            "rename",
-            "unlink",
-            "truncate",
-        }:
+        if name in CHANGES:
             object.__getattribute__(self, "_count")()
         return object.__getattribute__(self, name)
 
@@ -96,6 +94,12 @@ def datasets():
         dataset.InstanceNumber = 7 - number if number % 4 else None
         dataset.PatientName = f"NAME^{variant}" if number % 2 else ""
         dataset.StudyDescription = f"{number}-{variant}" if variant else ""
+        dataset.add_new(0x00091010, "LO", "TEST")
+        dataset.add_new(0x00091001, "OB", bytes([variant]) * 100)
+        if variant == 1:  # what is a value elsewhere is a sequence with one here
+            dataset[0x00091001].VR = "SQ"
+            dataset[0x00091001].value = [pydicom.Dataset()]
+            dataset[0x00091001].value[0].add_new(0x00420011, "OB", bytes(100))
         dataset.PatientComments = "x" * 10_000 if (number, variant) == (5, 1) else "short"
         made.append((dataset.SOPInstanceUID, encoded(dataset)))
     return made
@@ -112,8 +116,8 @@ def digest_of(number):
 class Gateway:
     """One gateway in one process, and what its senders and operators were told."""
 
-    def __init__(self, root, inline_bytes=8 << 10):
-        self.root, self.inline_bytes = root, inline_bytes
+    def __init__(self, root, inline_bytes=8 << 10, frames="range"):
+        self.root, self.inline_bytes, self.frames = root, inline_bytes, frames
         (root / "run").mkdir(parents=True)
         (root / "state").mkdir()
         self.clock = 1_000_000_000_000_000_000
@@ -146,7 +150,7 @@ class Gateway:
             self.index,
             self.disk,
             self.root / "dicomweb",
-            documents=Documents("/dicomweb", 64),
+            documents=Documents("/dicomweb", 64, frames=self.frames),
             attempts=1000,  # who is killed all the time is not to be set aside
             now=lambda: self.clock / 1e9,
         )
@@ -212,19 +216,19 @@ class Gateway:
 
 
 def documents_of(folder):
+    """All that is published, uncompressed."""
     return {
         str(path.relative_to(folder)): gzip.decompress(path.read_bytes())
-        for path in sorted(folder.rglob("*.gz"))
+        if path.suffix == ".gz"
+        else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
 
 
-def found_anew(files, root, *, order=1):
-    """The documents of a gateway that finds these files, Part 10 with our receipts, for the first time.
-
-    *order* 1 or -1: in which they are indexed, and which variant of several gets the plain name.
-    """
-    index, compiler = open_index(root), Compiler()
-    (root / "run").mkdir()
+def put(files, root, order=1):
+    """Put Part 10 files with our receipts where a gateway keeps its own; returns what an index is told."""
+    compiler = Compiler()
     arrivals = []
     for file in files[::order]:
         meta = read_file_meta(file)
@@ -238,10 +242,26 @@ def found_anew(files, root, *, order=1):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file)
         arrivals.append(arrival_of(compiler, root, str(path.relative_to(root))))
+    return arrivals
+
+
+def found_anew(files, root, *, order=1, frames="range"):
+    """The documents of a gateway that finds these files, Part 10 with our receipts, for the first time.
+
+    *order* 1 or -1: in which they are indexed, and which variant of several gets the plain name.
+    """
+    index = open_index(root)
+    (root / "run").mkdir()
+    arrivals = put(files, root, order)
     for start in range(0, len(arrivals), 4):
         index.apply(arrivals[start : start + 4], {})
     publisher = Publisher(
-        root, index, Disk(), root / "dicomweb", documents=Documents("/dicomweb", 64), attempts=1
+        root,
+        index,
+        Disk(),
+        root / "dicomweb",
+        documents=Documents("/dicomweb", 64, frames=frames),
+        attempts=1,
     )
     assert all(outcome.published for outcome in publisher.publish([uid for uid, _ in index.due()]))
     publisher.publish_recent()
@@ -251,8 +271,6 @@ def found_anew(files, root, *, order=1):
 
 
 def place_of(root, header, digest):
-    import orjson
-
     uids = [orjson.loads(b"{%b}" % header[tag]) for tag in (0x0020000D, 0x0020000E, 0x00080018)]
     key = layout.InstanceKey(*(next(iter(one.values()))["Value"][0] for one in uids))
     plain = layout.instance_path(key)
@@ -278,10 +296,10 @@ class Life(RuleBasedStateMachine):
 
     folder: Path  # where it lives
 
-    @initialize(inline=st.sampled_from([0, 8 << 10, 1 << 20]))
-    def begin(self, inline):
+    @initialize(inline=st.sampled_from([0, 8 << 10, 1 << 20]), frames=st.sampled_from(["range", "files"]))
+    def begin(self, inline, frames):
         self.root = self.folder / f"{next(self.names)}"
-        self.gateway = Gateway(self.root / "gateway", inline)
+        self.gateway = Gateway(self.root / "gateway", inline, frames)
 
     names = itertools.count()
 
@@ -339,9 +357,16 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: hasattr(self, "gateway"))
     @invariant()
-    def readers_see_whole_documents(self):
-        for path in (self.gateway.root / "dicomweb").rglob("*.gz"):
-            assert gzip.decompress(path.read_bytes()).endswith(b"]")
+    def readers_see_whole_documents_and_what_they_name(self):
+        tree = self.gateway.root / "dicomweb"
+        for path in tree.rglob("[!.]*.gz"):
+            text = gzip.decompress(path.read_bytes())
+            if path.suffixes == [".mht", ".gz"]:
+                continue
+            assert isinstance(orjson.loads(text), list)
+            for named in re.findall(rb'"BulkDataURI":"/dicomweb/([^"]*)"', text):
+                if self.gateway.frames == "files" and not named.endswith(b"7FE00010"):
+                    assert (tree / named.decode()).is_file(), "a document names what is not there"
 
     def teardown(self):
         if not hasattr(self, "gateway"):
@@ -355,7 +380,7 @@ class Life(RuleBasedStateMachine):
         documents = gateway.documents()
         gateway.kill()
         for order in (1, -1):
-            anew = found_anew(files, make(self.root / f"anew{order}"), order=order)
+            anew = found_anew(files, make(self.root / f"anew{order}"), order=order, frames=gateway.frames)
             assert documents.keys() == anew.keys()
             assert documents == anew
         shutil.rmtree(self.root)
@@ -413,9 +438,12 @@ def test_two_gateways_that_exchange_files_publish_the_same_of_conflicting_conten
             gateway.send(number)
         gateway.come_to_rest()
     files = [files_of(gateway.root) for gateway in gateways]
+    assert gateways[0].documents() != gateways[1].documents()
+    for gateway, theirs in zip(gateways, files[::-1], strict=True):
+        gateway.index.apply(put(theirs, gateway.root), {})
+        gateway.come_to_rest()
+    one, other = (gateway.documents() for gateway in gateways)
     for gateway in gateways:
         gateway.kill()
-    assert len(files[0]) + len(files[1]) == len(DATASETS)
-    one = found_anew(files[0] + files[1], make(tmp_path / "one"))
-    other = found_anew(files[1] + files[0], make(tmp_path / "other"), order=-1)
-    assert one == other
+    assert len(files_of(gateways[0].root)) == len(DATASETS)
+    assert one == other == found_anew(files[1] + files[0], make(tmp_path / "anew"))

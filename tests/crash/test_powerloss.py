@@ -17,11 +17,11 @@ from pydicom.filewriter import write_dataset
 
 from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Claim, Intake, Source
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
 from dicomscp.archive.store import intact_digest
 from dicomscp.dicom.part10 import Origin
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError
 from tests.crash.powerloss import Recorder, survivors
 

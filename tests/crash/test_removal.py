@@ -13,10 +13,10 @@ from typing import NamedTuple
 import pytest
 
 from dicomscp.archive.archive import Archive, Removable
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index, Publication
 from dicomscp.archive.store import intact_digest
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, DicomscpError
 from tests.crash.powerloss import Recorder, survivors
 from tests.crash.test_powerloss import (

@@ -866,3 +866,14 @@ def test_after_all_that_the_root_verifies_beside_serve(serving):
 
     assert (result.status, result.err) == (DONE, "")
     assert result.out.endswith(", 0 findings\n")
+
+
+@pytest.mark.parametrize("command", [["rebuild", "--published"], ["remove", "--yes", "1.2.3"]], ids=" ".join)
+def test_an_index_that_is_gone_is_made_anew_before_anything_is_asked_of_it(copied, command):
+    """Else an empty one would take its place, and say for ever that nothing is held."""
+    held = json.loads(run("status", "--root", copied, "--json").out)["held"]
+    for path in copied.glob("index.sqlite*"):
+        path.unlink()
+    run(*command, "--root", copied)
+    assert json.loads(run("status", "--root", copied, "--json").out)["held"] == held
+    assert _findings(copied) == []

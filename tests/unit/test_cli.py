@@ -186,7 +186,7 @@ def test_a_report_is_lines_for_people():
         ("disk free", "3.0 GiB"),
         ("held studies", "1"),
         ("held series", "0"),
-        ("held", "10 bytes"),
+        ("held in all", "10 bytes"),
         ("set aside", "1"),
         ("", "study 1.2, attempts 3"),
     ]

@@ -11,11 +11,11 @@ import pytest
 
 from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Intake, Source
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
 from dicomscp.dicom import part10
 from dicomscp.dicom.part10 import Origin
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, RefusedError
 from dicomscp.inbox import Inbox, Quarantine, admit_file
 from tests.processes import wait_until

@@ -9,13 +9,14 @@ import pytest
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from dicomscp import config, daemon
+from dicomscp import config, daemon, upkeep
 from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Claim, Intake, Source
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
+from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.part10 import Origin
+from dicomscp.disk import Disk
 from dicomscp.pipeline import Pipeline
 from dicomscp.publisher import Documents, Publisher, attempts
 from dicomscp.telemetry.metrics import PipelineMetrics
@@ -53,15 +54,9 @@ class Parts:
             make=self.make_publisher,
         )
 
-    def make_publisher(self, kind=Publisher):
-        return kind(
-            self.root,
-            self.index,
-            Disk(),
-            self.root / "dicomweb",
-            documents=Documents("/dicomweb", 1024),
-            attempts=2,
-        )
+    def make_publisher(self, **options):
+        given = {"documents": Documents("/dicomweb", 1024), "attempts": 2, **options}
+        return Publisher(self.root, self.index, given.pop("disk", Disk()), self.root / "dicomweb", **given)
 
     def admit(self, study_uid, number):
         dataset = pydicom.dcmread(self.source)
@@ -141,12 +136,12 @@ def test_an_attempt_is_on_record_before_the_compile_begins(parts):
     parts.pipeline.recover()
     seen = []
 
-    class Looking(Publisher):
-        def _made(self, held, suspects):
+    class Looking(Compiler):
+        def header(self, *dataset, **facts):
             seen.extend(attempts(parts.root))
-            return super()._made(held, suspects)
+            return super().header(*dataset, **facts)
 
-    publisher = parts.make_publisher(Looking)
+    publisher = parts.make_publisher(compiler=Looking())
     ((study_uid, changes),) = parts.index.due()
     (outcome,) = publisher.publish([study_uid])
     publisher.close()
@@ -240,14 +235,14 @@ def test_what_is_leaving_is_no_finding_and_a_rebuild_finishes_it_first(parts):
     while parts.pipeline._filing.step().entries:
         pass
     assert len(parts.index.leaving()) == 2
-    assert daemon.status(settings)["held"]["leaving"] == 2
-    assert daemon.verify(settings, repair=False, progress=lambda *_: None).findings == []
+    assert upkeep.status(settings)["held"]["leaving"] == 2
+    assert upkeep.verify(settings, repair=False, progress=lambda *_: None).findings == []
 
-    report = daemon.rebuild(settings, index=True, published=True, progress=lambda *_: None)
+    report = upkeep.rebuild(settings, index=True, published=True, progress=lambda *_: None)
     assert (report.instances, report.studies) == (2, 1)
     assert parts.index.leaving() == []
     assert sorted(path.stem for path in (parts.root / "instances").rglob("*.dcm")) == [
         "1.2.3.1.0",
         "1.2.3.1.2",
     ]
-    assert daemon.verify(settings, repair=False, progress=lambda *_: None).findings == []
+    assert upkeep.verify(settings, repair=False, progress=lambda *_: None).findings == []

@@ -12,11 +12,11 @@ import pytest
 
 from dicomscp import daemon
 from dicomscp.archive.archive import Claim, Source
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.filing import Filing, arrival_of
 from dicomscp.config import Config
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.part10 import Origin, read_file_meta
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError
 from dicomscp.publisher import Attempt, Documents, Publisher, attempts, publish_all
 from dicomscp.study import layout
@@ -24,17 +24,21 @@ from tests.crash.test_powerloss import encoded
 from tests.unit.test_pipeline import SEGMENT, Parts
 
 
-class Counting(Publisher):
-    """Knows which instances it compiled; fails at some, as it is told."""
+class Counting(Compiler):
+    """Knows which instances it compiled; fails at some, or ends the process there, as it is told."""
 
-    compiled: tuple[str, ...] = ()
-    fails_at: dict[str, Exception] = {}  # noqa: RUF012 - set by tests, on the object
+    def __init__(self, fails_at=None, dies_at=()):
+        super().__init__()
+        self.compiled, self.fails_at, self.dies_at = (), fails_at or {}, dies_at
 
-    def _header(self, held):
-        self.compiled += (held.key.sop_uid,)
-        if held.key.sop_uid in self.fails_at:
-            raise self.fails_at[held.key.sop_uid]
-        return super()._header(held)
+    def header(self, *dataset, bulk_uri, **facts):
+        sop_uid = bulk_uri.rpartition("/")[2]
+        self.compiled += (sop_uid,)
+        if sop_uid in self.dies_at:
+            os._exit(137)
+        if sop_uid in self.fails_at:
+            raise self.fails_at[sop_uid]
+        return super().header(*dataset, bulk_uri=bulk_uri, **facts)
 
 
 class Held(Parts):
@@ -51,16 +55,13 @@ class Held(Parts):
         while self.pipeline.recover():
             pass
 
-    def publish(self, study_uid, publisher=None):
-        publisher = publisher or self.counting()
+    def publish(self, study_uid, **options):
+        """The compiler, and what became of the study."""
+        compiler = options.setdefault("compiler", Counting())
+        publisher = self.make_publisher(**options)
         (outcome,) = publisher.publish([study_uid])
         publisher.close()
-        return publisher, outcome
-
-    def counting(self, **fails_at):
-        publisher = self.make_publisher(Counting)
-        publisher.fails_at = fails_at
-        return publisher
+        return compiler, outcome
 
     def metadata(self, study_uid):
         path = self.root / "dicomweb" / layout.study_metadata(study_uid)
@@ -109,9 +110,9 @@ def test_one_instance_more_costs_the_reading_of_one(held):
     held.add("1.2", *range(100))
     assert len(held.publish("1.2")[0].compiled) == 100
     held.add("1.2", 100)
-    publisher, outcome = held.publish("1.2")
+    compiler, outcome = held.publish("1.2")
     assert outcome.published
-    assert publisher.compiled == ("1.2.1.100",)
+    assert compiler.compiled == ("1.2.1.100",)
     assert len(held.metadata("1.2")) == 101
     assert held.tree().items() >= held.anew("1.2").items()
 
@@ -168,7 +169,7 @@ def test_a_study_of_which_nothing_is_left_is_withdrawn(held):
 
 def test_an_instance_at_which_the_compiler_fails_is_published_with_its_uids(held):
     held.add("1.2", 1, 2, 3)
-    _, outcome = held.publish("1.2", held.counting(**{"1.2.1.2": ValueError("a bug")}))
+    _, outcome = held.publish("1.2", compiler=Counting({"1.2.1.2": ValueError("a bug")}))
     assert outcome.published
     assert held.sop_uids("1.2") == ["1.2.1.1", "1.2.1.2", "1.2.1.3"]
     assert len(held.metadata("1.2")[1]) == 4
@@ -183,8 +184,8 @@ def test_an_instance_whose_file_is_gone_is_left_out_and_tried_again(held):
     assert len(held.metadata("1.2")) == 1
     assert "not published" in held.state("1.2")["warnings"][0]
     (held.root / "aside").rename(held.root / gone.path)
-    publisher, _ = held.publish("1.2")
-    assert publisher.compiled == (gone.key.sop_uid,)
+    compiler, _ = held.publish("1.2")
+    assert compiler.compiled == (gone.key.sop_uid,)
     assert len(held.metadata("1.2")) == 2
     assert held.state("1.2")["warnings"] == []
 
@@ -246,7 +247,9 @@ def test_an_instance_whose_header_cannot_be_read_is_the_same_after_a_rebuild(hel
 def test_a_failing_disk_does_not_count(held):
     held.add("1.2", 1)
     for _ in range(5):
-        _, outcome = held.publish("1.2", held.counting(**{"1.2.1.1": OSError(28, "No space left on device")}))
+        _, outcome = held.publish(
+            "1.2", compiler=Counting({"1.2.1.1": OSError(28, "No space left on device")})
+        )
         assert not outcome.published
         assert not outcome.set_aside
     assert held.publish("1.2")[1].published
@@ -254,7 +257,7 @@ def test_a_failing_disk_does_not_count(held):
 
 def test_other_failures_count_until_the_study_is_set_aside(held):
     held.add("1.2", 1)
-    outcomes = [held.publish("1.2", held.counting(**{"1.2.1.1": MemoryError()}))[1] for _ in range(3)]
+    outcomes = [held.publish("1.2", compiler=Counting({"1.2.1.1": MemoryError()}))[1] for _ in range(3)]
     assert [one.set_aside for one in outcomes] == [False, False, True]
     assert [(one["study_uid"], one["attempts"]) for one in attempts(held.root)] == [("1.2", 2)]
     held.add("1.2", 2)
@@ -265,17 +268,15 @@ def test_other_failures_count_until_the_study_is_set_aside(held):
 def die_at(held, sop_uid):
     """Publish in a process of its own that ends, as if it were killed, at an instance."""
 
-    class Dying(Publisher):
-        def _header(self, one):
-            if one.key.sop_uid == sop_uid:
-                os._exit(137)
-            return super()._header(one)
-
     def run():
-        (outcome,) = held.make_publisher(Dying).publish(["1.2"])
+        _, outcome = held.publish("1.2", compiler=Counting(dies_at=[sop_uid]))
         os._exit(0 if outcome.published else 1)
 
-    process = multiprocessing.get_context("fork").Process(target=run)
+    return in_a_process(run)
+
+
+def in_a_process(work):
+    process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join(60)
     return process.exitcode
@@ -315,8 +316,6 @@ def test_frames_and_bulk_values_are_files_if_that_is_asked_for(held):
         assert (held.root / "dicomweb/studies/1.2/bulkdata/1.2.1/1.2.1.1/00431029").read_bytes() == dataset[
             0x00431029
         ].value
-    stale = held.root / "dicomweb" / layout.frame_path(held.index.held("1.2")[0].key, 9, compressed=True)
-    stale.write_bytes(b"of another variant")
     held.remove(*held.index.held("1.2")[0].key)
     publish("files")
     assert files() == [name for name in there if "1.2.1.2" in name]
@@ -332,6 +331,22 @@ def test_an_instance_at_which_the_process_ended_twice_is_published_with_its_uids
     assert len(held.metadata("1.2")[1]) == 4
     assert "ended twice" in held.state("1.2")["warnings"][0]
     assert attempts(held.root) == []
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_studies_that_are_published_with_one_that_ends_the_process_are_not_set_aside(held):
+    for study_uid in ("1.1", "1.2", "1.3"):
+        held.add(study_uid, 1)
+
+    def publish():
+        publisher = held.make_publisher(compiler=Counting(dies_at=["1.3.1.1"]), attempts=1)
+        outcomes = publisher.publish(["1.1", "1.2", "1.3"])
+        os._exit(sum(outcome.published for outcome in outcomes))
+
+    assert [in_a_process(publish) for _ in range(2)] == [137, 2]
+    assert [(one["study_uid"], one["reason"]) for one in attempts(held.root)] == [
+        ("1.3", "the process ended while it was compiled")
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -427,18 +442,32 @@ def test_studies_are_compiled_by_several_processes(held):
     assert held.tree().items() >= wanted.items()
 
 
-def test_an_index_that_cannot_be_read_costs_no_study_an_attempt(held):
-    held.add("1.2", 1)
+class BusyIndex:
+    """An index that answers, and takes nothing."""
 
-    class Busy:
-        def snapshot(self, study_uid):
+    def __init__(self, index, *refused):
+        self._index, self._refused = index, refused
+
+    def __getattr__(self, name):
+        if name in self._refused:
             raise BusyError("the index cannot be used now")
+        return getattr(self._index, name)
 
-    publisher = Publisher(
-        held.root, Busy(), Disk(), held.root / "dicomweb", documents=Documents("/dicomweb", 1024), attempts=2
-    )
-    (outcome,) = publisher.publish(["1.2"])
-    publisher.close()
-    assert not outcome.published
-    assert not outcome.set_aside
-    assert attempts(held.root) == []
+
+@pytest.mark.parametrize("refused", ["snapshot", "mark_published"])
+def test_an_index_that_is_busy_costs_no_study_an_attempt(held, refused):
+    held.add("1.2", 1)
+    index, held.index = held.index, BusyIndex(held.index, refused)
+    for _ in range(5):
+        _, outcome = held.publish("1.2")
+        assert (outcome.published, outcome.set_aside) == (False, False)
+    held.index = index
+    assert held.publish("1.2")[1].published
+
+
+def test_a_disk_that_is_full_before_a_compile_costs_no_attempt(held):
+    held.add("1.2", 1)
+    for step in range(1, 4):
+        _, outcome = held.publish("1.2", disk=FailingDisk(step), attempts=1)
+        assert (outcome.published, outcome.set_aside) == (False, False)
+    assert held.publish("1.2")[1].published

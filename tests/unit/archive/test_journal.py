@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from dicomscp.archive import journal
-from dicomscp.archive.disk import Disk
 from dicomscp.archive.journal import INLINE, SLOT, JournalReader, JournalWriter, Position
+from dicomscp.disk import Disk
 from dicomscp.errors import BusyError
 
 SEGMENT = 1 << 16

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from isal import isal_zlib
 
+from dicomscp.disk import Disk
 from dicomscp.publish.directory import Edition, Section, Writer, deflate, inflate
 
 
 def publish(folder, path, *sections):
-    edition = Edition(folder)
+    edition = Edition(folder, Disk())
     with edition.document(path) as document:
         for lines in sections:
             document.add(deflate(lines))
@@ -54,7 +55,7 @@ def test_sections_stand_one_after_another_for_every_reader_of_gzip(sections, tmp
 @given(sections=some_sections, other=some_sections)
 def test_a_section_says_the_same_in_another_document(sections, other, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tree")
-    edition = Edition(folder)
+    edition = Edition(folder, Disk())
     with edition.document("one.gz") as document:
         placed = [(document.add(deflate(lines)), deflate(lines)) for lines in sections]
     edition.show()
@@ -108,7 +109,7 @@ def test_equal_documents_are_left_as_they_lie(tmp_path):
 
 def test_nothing_is_read_before_it_is_shown_and_what_is_forgotten_never(tmp_path):
     publish(tmp_path, "a.gz", [b"old"])
-    edition = Edition(tmp_path)
+    edition = Edition(tmp_path, Disk())
     with edition.document("a.gz") as document:
         document.add(deflate([b"new"]))
     assert text_of(tmp_path / "a.gz") == b"[old]"
@@ -121,7 +122,7 @@ def test_nothing_is_read_before_it_is_shown_and_what_is_forgotten_never(tmp_path
 
 def test_what_fails_while_it_is_written_leaves_what_stood(tmp_path):
     publish(tmp_path, "a.gz", [b"old"])
-    edition = Edition(tmp_path)
+    edition = Edition(tmp_path, Disk())
 
     def fail():
         with edition.document("a.gz") as document:
@@ -136,27 +137,101 @@ def test_what_fails_while_it_is_written_leaves_what_stood(tmp_path):
 
 
 def test_a_file_is_gzip_if_its_name_says_so(tmp_path):
-    edition = Edition(tmp_path)
+    edition = Edition(tmp_path, Disk())
     pieces = [b"0123456789" * 100_000, memoryview(b"end")]
-    edition.file("1.mht.gz", pieces)
-    edition.file("2.mht", pieces)
+    edition.files("frames")
+    edition.file("frames", "1.mht.gz", pieces)
+    edition.file("frames", "deep/2.mht", pieces)
     edition.show()
-    assert text_of(tmp_path / "1.mht.gz") == (tmp_path / "2.mht").read_bytes() == b"".join(pieces)
+    frames = tmp_path / "frames"
+    assert text_of(frames / "1.mht.gz") == (frames / "deep/2.mht").read_bytes() == b"".join(pieces)
 
 
 def test_a_file_is_the_same_however_its_pieces_are_cut(tmp_path):
-    edition = Edition(tmp_path)
+    edition = Edition(tmp_path, Disk())
     whole = b"0123456789" * 100_000
-    edition.file("1.gz", [whole])
-    edition.file("2.gz", [whole[start : start + 7777] for start in range(0, len(whole), 7777)])
+    edition.files("a")
+    edition.file("a", "1.gz", [whole])
+    edition.file("a", "2.gz", [whole[start : start + 7777] for start in range(0, len(whole), 7777)])
     edition.show()
-    assert (tmp_path / "1.gz").read_bytes() == (tmp_path / "2.gz").read_bytes()
+    assert (tmp_path / "a/1.gz").read_bytes() == (tmp_path / "a/2.gz").read_bytes()
+
+
+def write_files(folder, **files):
+    edition = Edition(folder, Disk())
+    edition.files("bulk")
+    for name, text in files.items():
+        edition.file("bulk", name.replace("_", "/"), [text])
+    return edition
+
+
+def shown(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_of_files_takes_the_place_of_what_it_held(tmp_path):
+    write_files(tmp_path, a=b"1", b=b"2").show()
+    edition = write_files(tmp_path, a_1_c=b"3")  # what was a file is a folder
+    assert shown(tmp_path / "bulk") == {"a": b"1", "b": b"2"}
+    edition.show()
+    assert shown(tmp_path) == {"bulk/a/1/c": b"3"}
+    write_files(tmp_path, a=b"4").show()  # and the other way round
+    assert shown(tmp_path) == {"bulk/a": b"4"}
+
+
+def test_a_folder_into_which_nothing_is_put_is_gone(tmp_path):
+    write_files(tmp_path, a=b"1").show()
+    write_files(tmp_path).show()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_forgotten_are_not_shown_by_the_next(tmp_path):
+    write_files(tmp_path, a=b"1").forget()
+    write_files(tmp_path, b=b"2").show()
+    assert shown(tmp_path) == {"bulk/b": b"2"}
+
+
+class Watched(Disk):
+    """Looks at the tree after each change of a name."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def rename(self, path, name):
+        super().rename(path, name)
+        self.look()
+
+    def exchange(self, path, name):
+        super().exchange(path, name)
+        self.look()
+
+
+def test_files_are_there_before_the_documents_that_name_them(tmp_path):
+    seen = []
+
+    def look():
+        document = (tmp_path / "a.gz").exists() and text_of(tmp_path / "a.gz")
+        seen.append((document, shown(tmp_path / "bulk")))
+
+    for text in (b"old", b"new"):
+        edition = Edition(tmp_path, Watched(look))
+        with edition.document("a.gz") as document:
+            document.add(deflate([text]))
+        edition.files("bulk")
+        edition.file("bulk", "1", [text])
+        edition.show()
+    assert seen == [
+        (False, {"1": b"old"}),
+        (b"[old]", {"1": b"old"}),
+        (b"[old]", {"1": b"new"}),
+        (b"[new]", {"1": b"new"}),
+    ]
 
 
 def test_what_is_no_longer_named_goes_after_what_named_it(tmp_path):
     for name in ("2/metadata.gz", "3/metadata.gz", "index.json.gz"):
         publish(tmp_path, f"studies/1/series/{name}", [b"a"])
-    edition = Edition(tmp_path)
+    edition = Edition(tmp_path, Disk())
     edition.keep_only("studies/1/series", {"3"})
     with edition.document("studies/1/series/index.json.gz") as document:
         document.add(deflate([b"b"]))
@@ -168,7 +243,7 @@ def test_what_is_no_longer_named_goes_after_what_named_it(tmp_path):
 def test_a_study_is_withdrawn_whole(tmp_path):
     publish(tmp_path, "studies/1/index.json.gz", [b"a"])
     publish(tmp_path, "studies/1/series/2/metadata.gz", [b"a"])
-    Edition(tmp_path).withdraw("studies/1", "studies/1/index.json.gz")
+    Edition(tmp_path, Disk()).withdraw("studies/1", "studies/1/index.json.gz")
     assert list((tmp_path / "studies").iterdir()) == []
 
 
@@ -193,7 +268,7 @@ def test_a_reader_never_meets_a_torn_document(tmp_path):
 def test_an_edition_may_go_to_another_process(tmp_path):
     import pickle
 
-    edition = Edition(tmp_path)
+    edition = Edition(tmp_path, Disk())
     with edition.document("a.gz") as document:
         document.add(deflate([b"a"]))
     pickle.loads(pickle.dumps(edition)).show()

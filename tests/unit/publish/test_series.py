@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dicomscp.disk import Disk
 from dicomscp.publish.directory import Edition
 from dicomscp.publish.series import (
     Contents,
@@ -51,10 +52,10 @@ class Tree:
 
     def publish(self, wanted, make=None):
         self.asked.clear()
-        edition = Edition(self.folder)
+        edition = Edition(self.folder, Disk())
         contents = write_series(edition, NAMES, read_contents(self.path, EMPTY), wanted, make or self.make)
         edition.show()
-        write_contents(self.path, contents)
+        write_contents(self.path, contents, Disk())
         return contents
 
     def texts(self):
@@ -197,7 +198,7 @@ def test_a_long_line_has_a_section_for_itself(tmp_path):
 
 def test_the_sections_of_a_series_can_be_read_before_they_are_shown(tree):
     wanted = [identity(number) for number in range(100)]
-    edition = Edition(tree.folder)
+    edition = Edition(tree.folder, Disk())
     contents = write_series(edition, NAMES, EMPTY, wanted, tree.make)
     assert sum(section.size for section in sections(edition, NAMES, contents)) > 90_000
     edition.show()

@@ -78,3 +78,16 @@ def test_what_cannot_be_understood_is_named(gateway, name, value):
     answer = gateway.start().get("/changes", params={name: value})
     assert answer.status_code == 400
     assert name in answer.json()["detail"]
+
+
+def test_who_waits_is_answered_when_the_gateway_stops(gateway):
+    stopping = threading.Event()
+    client = gateway.start(stopping=stopping.is_set)
+    published(gateway, "1.2", "a")
+    token = asked(client)["next"]
+    soon = threading.Timer(0.2, stopping.set)
+    soon.start()
+    answer = client.get("/changes", params={"since": token, "wait": 60})
+    soon.join()
+    assert answer.status_code == 200
+    assert answer.json() == {"changes": [], "next": token, "more": False, "reset": False}

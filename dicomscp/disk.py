@@ -1,7 +1,8 @@
 """The seam between the durable parts and the operating system.
 
 Every write, sync and change of a name on the way to Success, and after it until an instance is
-settled, goes through a Disk.  A test puts one in that records, fails or forgets.
+settled, goes through a Disk, and so do the names of documents.  A test puts one in that records, fails or
+forgets.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ BLOCK_BYTES = 4096
 """Alignment that O_DIRECT asks of addresses, offsets and lengths on every disk in use."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD, _EXCHANGE = -100, 2  # renameat2(2)
 
 
 class Disk:
@@ -85,6 +87,22 @@ class Disk:
     def rename(self, path: Path, name: Path) -> None:
         """Give the file at *path* another *name*, in place of what had it."""
         os.rename(path, name)
+
+    def exchange(self, path: Path, name: Path) -> None:
+        """Give the folder at *path* the *name*, and what had that the name *path*.
+
+        In one step, where the file system can.
+        """
+        if not name.exists():
+            os.rename(path, name)
+        elif _libc.renameat2(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(name), _EXCHANGE) != 0:
+            code = ctypes.get_errno()
+            if code not in {errno.EINVAL, errno.ENOSYS}:
+                raise OSError(code, os.strerror(code))
+            aside = path.with_name(f"{path.name}.old")
+            os.rename(name, aside)
+            os.rename(path, name)
+            os.rename(aside, path)
 
     def unlink(self, path: Path) -> None:
         """Take the name *path* away, if it is there."""
