@@ -38,7 +38,7 @@ _WANTED = {
     _STUDY_UID: "Study Instance UID",
     _SERIES_UID: "Series Instance UID",
 }
-_CUT_SHORT = "The dataset is cut short: it ends within an element.  Send it again from where it is whole."
+_CUT_SHORT = "The dataset is cut short: it ends within an element. Send it again from where it is whole."
 
 
 class InstanceKey(NamedTuple):
@@ -105,12 +105,14 @@ def read_identity(
             raise RefusedError(_CUT_SHORT) from error
     uids = {tag: found.get(tag, b"").decode("latin-1").strip(" \0") for tag in _WANTED}
     if missing := [_WANTED[tag] for tag, uid in uids.items() if not uid]:
-        raise RefusedError(
-            f"The dataset has no {' and no '.join(missing)}: it cannot be filed.  "
-            "What made it, or took names out of it, left that out."
-        )
+        raise RefusedError(f"The dataset has no {_either(missing)}, so it cannot be filed.")
     sop_class_uid, sop_uid, study_uid, series_uid = (_usable(uid, tag) for tag, uid in uids.items())
     return Identity(InstanceKey(study_uid, series_uid, sop_uid), sop_class_uid, transfer_syntax_uid)
+
+
+def _either(names: list[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _usable(uid: str, tag: int) -> str:
