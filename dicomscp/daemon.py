@@ -32,12 +32,12 @@ from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Intake, rebuild_marker
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
-from dicomscp.archive.rebuild import mark_if_missing, rebuild_index
+from dicomscp.archive.rebuild import mark_if_missing, rebuild_index, set_aside
 from dicomscp.config import Config, is_loopback
 from dicomscp.crew import cores
 from dicomscp.dimse.server import KnownAe, Listener, ListenerSettings
 from dicomscp.disk import Disk
-from dicomscp.errors import BusyError, ConfigError, DicomscpError
+from dicomscp.errors import BusyError, ConfigError, DamagedError, DicomscpError
 from dicomscp.inbox import Inbox
 from dicomscp.pipeline import Pipeline
 from dicomscp.publisher import Documents, Publisher
@@ -70,8 +70,7 @@ def serve(config: Config) -> int:
         web = stack.enter_context(_bind("web", config.web.host, config.web.port))
         _set_on(stop, signal.SIGTERM, signal.SIGINT)
         _clear_run(root)
-        mark_if_missing(root)
-        make_index(config, read_only=False)  # made, or found unusable, before anybody is let in
+        _make_or_find_index(config)
         seats = Seats(root / "run" / "associations", 0, cells=config.dimse.listeners, limit=0)
         parts = _parts(config, dimse.fileno(), web.fileno(), lock)
         supervisor = Supervisor(parts, seats, drain_seconds=config.drain_seconds)
@@ -94,6 +93,17 @@ def serve(config: Config) -> int:
             (root / "run" / "state.json").unlink(missing_ok=True)
     log.info("stopped")
     return 0
+
+
+def _make_or_find_index(config: Config) -> None:
+    """See to it that there is an index before anybody is let in; one that cannot be read is made anew."""
+    mark_if_missing(config.root)
+    try:
+        make_index(config, read_only=False)
+    except DamagedError as error:
+        log.error("index_set_aside", reason=str(error), file="index.sqlite.damaged")
+        set_aside(config.root)
+        make_index(config, read_only=False)
 
 
 def _set_on(stop: threading.Event, *numbers: signal.Signals) -> None:
@@ -244,7 +254,7 @@ class Seats:
     def __init__(self, path: Path, cell: int, *, cells: int, limit: int) -> None:
         """Count in *cell* of the file *path*; `take` keeps the sum of all *cells* within *limit*."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self._descriptor, 8 * max(cells, 1))
+        os.posix_fallocate(self._descriptor, 0, 8 * max(cells, 1))  # a hole is a SIGBUS on a full disk
         self._map = mmap.mmap(self._descriptor, 8 * max(cells, 1))
         self._counts = memoryview(self._map).cast("Q")
         self._cell, self._limit = cell, limit
@@ -480,6 +490,7 @@ def make_archive(config: Config, intake: Intake | None = None) -> Archive:
 
 def make_pipeline(config: Config, *, jobs: int = 1) -> Pipeline:
     """The pipeline, to be closed by the caller, who has the root locked.  It drains with *jobs* processes."""
+    mark_if_missing(config.root)
     index, disk = make_index(config, read_only=False), Disk()
     publisher = make_publisher(config, index, config.root / "dicomweb")
     counting = metrics.PipelineMetrics()

@@ -210,7 +210,7 @@ class Pipeline:
         with contextlib.suppress(FileNotFoundError):
             for path in self._asked.iterdir():
                 if not path.name.startswith("."):
-                    asked.append(path.read_text())
+                    asked.append(path.read_text(errors="replace"))
                     path.unlink()
         return asked
 

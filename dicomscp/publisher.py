@@ -277,7 +277,7 @@ class Publisher:
 
     def set_aside(self) -> list[dict[str, object]]:
         """The studies that are not compiled any more until something of them arrives."""
-        return [record for record in attempts(self._root) if _count(record) >= self._attempts]
+        return set_aside_studies(self._root, self._attempts)
 
     def free_bytes(self) -> int:
         """What may still be written under the root."""
@@ -652,6 +652,11 @@ def attempts(root: Path) -> list[dict[str, object]]:
     """The compiles that were begun and not ended."""
     folder = root / "state" / "attempts"
     return [_read(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+
+
+def set_aside_studies(root: Path, most: int) -> list[dict[str, object]]:
+    """The records of the studies that were tried *most* times."""
+    return [record for record in attempts(root) if _count(record) >= most]
 
 
 def _count(record: dict[str, object]) -> int:

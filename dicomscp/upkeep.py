@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from dicomscp.archive import journal
 from dicomscp.archive.archive import Archive, Removable, Source
 from dicomscp.archive.index import Held, Index
-from dicomscp.archive.rebuild import held_paths, mark_if_missing, rebuild_index, study_folders, study_paths
+from dicomscp.archive.rebuild import held_paths, rebuild_index, set_aside, study_folders, study_paths
 from dicomscp.archive.store import intact_digest
 from dicomscp.config import Config
 from dicomscp.crew import Count, Work, cores, share
@@ -39,10 +39,10 @@ from dicomscp.daemon import (
 )
 from dicomscp.dicom.part10 import Origin
 from dicomscp.disk import Disk
-from dicomscp.errors import BusyError, ConfigError, DicomscpError
+from dicomscp.errors import BusyError, ConfigError, DamagedError, DicomscpError
 from dicomscp.inbox import admit_file
 from dicomscp.pipeline import Pipeline
-from dicomscp.publisher import attempts
+from dicomscp.publisher import set_aside_studies
 from dicomscp.study import layout
 
 _REMOVE_SECONDS = 120.0
@@ -366,7 +366,6 @@ def _own_pipeline(
     stack: contextlib.ExitStack, config: Config, progress: Progress, *, jobs: int | None = None
 ) -> Pipeline:
     """The pipeline, to be closed by *stack*, over an index that is whole; the caller has the root's lock."""
-    mark_if_missing(config.root)
     pipeline = make_pipeline(config, jobs=jobs or cores())
     stack.callback(pipeline.close)
     mend_index(config, lambda done, total: progress(done, total, "indexing"))
@@ -406,8 +405,7 @@ def status(config: Config) -> dict[str, Any]:
         "associations": _associations(root) if alive else 0,
         "set_aside": [
             {name: one.get(name) for name in ("study_uid", "attempts", "reason")}
-            for one in attempts(root)
-            if int(str(one.get("attempts", 0))) >= config.pipeline.attempts
+            for one in set_aside_studies(root, config.pipeline.attempts)
         ],
         "quarantined": len(list((root / "quarantine").glob("**/*.reason.txt"))),
     }
@@ -463,12 +461,10 @@ def rebuild(
     report = RebuildReport()
     with root_lock(root), contextlib.ExitStack() as stack:
         if index:
-            mark_if_missing(root)  # it need not be mended first, but if this is cut short
-            pipeline = make_pipeline(config, jobs=jobs or cores())
-            stack.callback(pipeline.close)
+            pipeline = _recovered(stack, config, jobs or cores())
         else:
             pipeline = _own_pipeline(stack, config, progress, jobs=jobs)
-        pipeline.recover()
+            pipeline.recover()
         pipeline.finish_removals()
         if index:
             made = rebuild_index(
@@ -483,6 +479,25 @@ def rebuild(
                 lambda done, total: progress(done, total, "publishing")
             )
     return report
+
+
+def _recovered(stack: contextlib.ExitStack, config: Config, jobs: int) -> Pipeline:
+    """The pipeline, all that is journalled filed; an index that cannot be read, or another's, is set aside.
+
+    It need not be mended, for it is to be made anew.
+    """
+    try:
+        with contextlib.ExitStack() as unless_damaged:
+            pipeline = make_pipeline(config, jobs=jobs)
+            unless_damaged.callback(pipeline.close)
+            pipeline.recover()
+            stack.push(unless_damaged.pop_all())
+    except (DamagedError, ConfigError):
+        set_aside(config.root)
+        pipeline = make_pipeline(config, jobs=jobs)
+        stack.callback(pipeline.close)
+        pipeline.recover()
+    return pipeline
 
 
 def verify(config: Config, *, repair: bool, progress: Progress) -> VerifyReport:

@@ -800,8 +800,8 @@ class Index:
             raise RefusedError("since is not a token that was given out; leave it out to begin anew")
         with self._snapshot() as connection:
             settings = _settings(connection)
-            first = int(settings.get(_FEED_FROM, "0"))
-            goes_on = name == settings.get(_NAME) and int(digits) >= first
+            first, last = int(settings.get(_FEED_FROM, "0")), _last_number(connection)
+            goes_on = name == settings.get(_NAME) and first <= int(digits) <= last
             after = int(digits) if since and goes_on else 0
             rows = connection.execute(
                 select(publication)

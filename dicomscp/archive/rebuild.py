@@ -33,9 +33,21 @@ class Rebuilt:
 
 
 def mark_if_missing(root: Path) -> None:
-    """If there are instances but no index, it is not whole from now on, until it has been made anew."""
-    if not (root / "index.sqlite").exists() and next(held_paths(root), None):
+    """If there are instances but no index, it is not whole from now on, until it has been made anew.
+
+    To be called before an index is opened to be written, for that makes an empty one.
+    """
+    path = root / "index.sqlite"
+    if (not path.exists() or not path.stat().st_size) and next(held_paths(root), None):
         _mark(root)
+
+
+def set_aside(root: Path) -> None:
+    """Put an index that cannot be read aside, for a person to look at: it is to be made anew."""
+    _mark(root)
+    for name in ("index.sqlite-wal", "index.sqlite-shm"):
+        (root / name).unlink(missing_ok=True)
+    (root / "index.sqlite").replace(root / "index.sqlite.damaged")
 
 
 def rebuild_index(

@@ -63,6 +63,7 @@ def open_engine(path: Path, *, read_only: bool) -> Engine:
     )
     event.listen(engine, "connect", _set_up_reader if read_only else _set_up_writer)
     event.listen(engine, "begin", _begin)
+    _follow(engine, path)
     try:
         _check(path, read_only=read_only)
         if not read_only:
@@ -72,6 +73,20 @@ def open_engine(path: Path, *, read_only: bool) -> Engine:
     except (sqlite3.DatabaseError, exc.DatabaseError) as error:
         raise DamagedError(f"{path.name} cannot be read as an index ({error}): rebuild it") from error
     return engine
+
+
+def _follow(engine: Engine, path: Path) -> None:
+    """Let connections to a file that is not at *path* any more be made anew: the index was, meanwhile."""
+
+    def note(_connection: sqlite3.Connection, record: Any) -> None:
+        record.info["inode"] = path.stat().st_ino
+
+    def check(_connection: sqlite3.Connection, record: Any, _proxy: Any) -> None:
+        if not path.exists() or path.stat().st_ino != record.info["inode"]:
+            raise exc.DisconnectionError
+
+    event.listen(engine, "connect", note)
+    event.listen(engine, "checkout", check)
 
 
 def _quoted(path: Path) -> str:

@@ -70,13 +70,19 @@ class Writer:
         """Writes to *file* and closes it."""
         self._file = file
         self._crc = self._size = 0
-        self._at = file.write(_HEADER)
+        self._at = self._file_crc = 0
+        self._put(_HEADER)
+
+    @property
+    def file(self) -> tuple[int, int]:
+        """Length and CRC-32 of the file as it stands."""
+        return self._at, self._file_crc
 
     def add(self, section: Section) -> int:
         """Put *section* behind what is there; returns where in the file its deflated bytes begin."""
         self._put_stored(_SEPARATOR if self._size else b"[")
         start = self._at
-        self._at += self._file.write(section.deflated)
+        self._put(section.deflated)
         self._count(section.crc, section.size)
         return start
 
@@ -89,12 +95,16 @@ class Writer:
         with self._file:
             if kind is None:
                 self._put_stored(b"]" if self._size else b"[]", final=True)
-                self._file.write(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
+                self._put(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
 
     def _put_stored(self, text: bytes, *, final: bool = False) -> None:
         size = len(text)
-        self._at += self._file.write(struct.pack("<BHH", final, size, size ^ 0xFFFF) + text)
+        self._put(struct.pack("<BHH", final, size, size ^ 0xFFFF) + text)
         self._count(zlib.crc32(text), size)
+
+    def _put(self, data: bytes) -> None:
+        self._at += self._file.write(data)
+        self._file_crc = zlib.crc32(data, self._file_crc)
 
     def _count(self, crc: int, size: int) -> None:
         self._crc = isal_zlib.crc32_combine(self._crc, crc, size)

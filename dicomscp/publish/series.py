@@ -6,7 +6,7 @@ contents, or other bytes, asks for the lines of the instances again.
 
 On disk: 32 hex digits of the SHA-256 of what follows, then JSON, places and members being arrays:
 
-    [format, made by, study, series, [bytes, bytes], [[closed, metadata, list, [member, ...]], ...]]
+    [format, made by, study, series, metadata, list, [[closed, metadata, list, [member, ...]], ...]]
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from dicomscp.study.compile import SECTION_BYTES, Lines, ends_section
 
 _FORMAT = 1
 _DIGEST = 32  # hex digits
+_BLOCK_BYTES = 1 << 18
 _MOST_INSTANCES = 1024  # of a section, and
 _MOST_BYTES = 8 * SECTION_BYTES  # of its metadata: bounds on memory that chance hardly ever reaches
 
@@ -65,8 +66,15 @@ class Part(NamedTuple):
     members: tuple[Member, ...]
 
 
+class Whole(NamedTuple):
+    """A document's file as such: its length and CRC-32."""
+
+    length: int
+    crc: int
+
+
 class Contents(NamedTuple):
-    """What the two documents of a series are made of, and how long they are.
+    """What the two documents of a series are made of, and what their files are.
 
     *made_by* names the compiler and its settings: lines that another one made are not used.
     """
@@ -74,8 +82,8 @@ class Contents(NamedTuple):
     made_by: str
     study_uid: str
     series_uid: str
-    metadata_bytes: int = 0
-    listed_bytes: int = 0
+    metadata: Whole = Whole(0, 0)
+    listed: Whole = Whole(0, 0)
     parts: tuple[Part, ...] = ()
 
     @property
@@ -100,12 +108,12 @@ class Names(NamedTuple):
 
 def read_contents(path: Path, empty: Contents) -> Contents:
     """What stands at *path* of the series and the maker of *empty*; *empty* if that cannot be had."""
-    with suppress(FileNotFoundError, TypeError, ValueError):  # torn, or of another format
+    with suppress(OSError, TypeError, ValueError):  # not to be read, torn, or of another format
         data = path.read_bytes()
-        form, *of, sizes, parts = orjson.loads(data[_DIGEST:])
+        form, *of, metadata, listed, parts = orjson.loads(data[_DIGEST:])
         if [form, *of] == [_FORMAT, *empty[:3]] and data[:_DIGEST] == _hex(data[_DIGEST:]):
             return empty._replace(
-                metadata_bytes=sizes[0], listed_bytes=sizes[1], parts=tuple(_part(*part) for part in parts)
+                metadata=Whole(*metadata), listed=Whole(*listed), parts=tuple(_part(*part) for part in parts)
             )
     return empty
 
@@ -133,9 +141,7 @@ def write_contents(path: Path, contents: Contents, disk: Disk) -> None:
         ]
         for part in contents.parts
     ]
-    data = orjson.dumps(
-        [_FORMAT, *contents[:3], [contents.metadata_bytes, contents.listed_bytes], parts],
-    )
+    data = orjson.dumps([_FORMAT, *contents[:3], list(contents.metadata), list(contents.listed), parts])
     disk.make_directory(path.parent)
     making = path.with_name(f".{path.name}.new")
     making.write_bytes(_hex(data) + data)
@@ -164,8 +170,7 @@ def write_series(
             return standing
         with edition.document(names.metadata) as metadata, edition.document(names.listed) as listed:
             parts = tuple(_Making(there, make, metadata, listed, wanted).parts())
-    metadata_bytes, listed_bytes = (edition.place(name).stat().st_size for name in names)
-    return standing._replace(metadata_bytes=metadata_bytes, listed_bytes=listed_bytes, parts=parts)
+    return standing._replace(metadata=Whole(*metadata.file), listed=Whole(*listed.file), parts=parts)
 
 
 def sections(edition: Edition, names: Names, contents: Contents) -> Iterator[Section]:
@@ -253,6 +258,14 @@ def _place(document: Writer, section: Section) -> Place:
     return Place(start, len(section.deflated), zlib.crc32(section.deflated), section.crc, section.size)
 
 
+def _whole(file: BinaryIO) -> Whole:
+    length = crc = 0
+    while block := os.pread(file.fileno(), _BLOCK_BYTES, length):
+        length += len(block)
+        crc = zlib.crc32(block, crc)
+    return Whole(length, crc)
+
+
 def _read(file: BinaryIO, place: Place) -> Section | None:
     """The section at *place*; None if other bytes lie there."""
     deflated = os.pread(file.fileno(), place.length, place.offset)
@@ -289,10 +302,7 @@ class _Standing:
 
     def is_whole(self) -> bool:
         """Whether both documents are what the contents say."""
-        sizes = [os.fstat(file.fileno()).st_size for file in self._open]
-        return sizes == [self._contents.metadata_bytes, self._contents.listed_bytes] and all(
-            self._sections(part) for part in self._contents.parts
-        )
+        return [_whole(file) for file in self._open] == [self._contents.metadata, self._contents.listed]
 
     def part_at(self, wanted: Sequence[Identity], at: int) -> tuple[Part, Section, Section] | None:
         """What stands and is what a section of *wanted* from *at* on would be: its metadata and list."""

@@ -5,11 +5,12 @@ warnings are left out: both may quote values of a dataset, and no patient attrib
 For the same reason a traceback is written without the values of its variables.
 """
 
+import contextlib
 import logging
 import sys
 import threading
 from types import TracebackType
-from typing import Literal, TextIO
+from typing import Literal, TextIO, cast
 
 import orjson
 import structlog
@@ -40,7 +41,7 @@ def configure(level: Level, format: Format, stream: TextIO = sys.stderr, *, part
     structlog.configure(
         processors=[*before, *after],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Forgiving(stream))),
         cache_logger_on_first_use=True,
     )
     _route_standard_library(stream, before, after)
@@ -52,6 +53,21 @@ def configure(level: Level, format: Format, stream: TextIO = sys.stderr, *, part
 def settings() -> tuple[Level, Format] | None:
     """The level and format that this process was configured with, for a process that it starts."""
     return _configured[0] if _configured else None
+
+
+class _Forgiving:
+    """A stream whose failures, as when its disk is full, cost its lines and nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 class _Part:

@@ -877,3 +877,26 @@ def test_an_index_that_is_gone_is_made_anew_before_anything_is_asked_of_it(copie
     run(*command, "--root", copied)
     assert json.loads(run("status", "--root", copied, "--json").out)["held"] == held
     assert _findings(copied) == []
+
+
+def _cut(index: Path) -> None:
+    os.truncate(index, index.stat().st_size // 2)
+
+
+def _blank(index: Path) -> None:
+    index.write_bytes(b"\0" * 100 + index.read_bytes()[100:])
+
+
+def _spoil_pages(index: Path) -> None:
+    data = index.read_bytes()
+    index.write_bytes(data[:4096] + b"\xff" * 40960 + data[4096 + 40960 :])
+
+
+@pytest.mark.parametrize("damage", [_cut, _blank, _spoil_pages])
+def test_a_damaged_index_is_made_anew_by_a_rebuild(copied, damage):
+    held = json.loads(run("status", "--root", copied, "--json").out)["held"]
+    damage(copied / "index.sqlite")
+    assert run("rebuild", "--index", "--root", copied).status == DONE
+    assert json.loads(run("status", "--root", copied, "--json").out)["held"] == held
+    assert run("rebuild", "--published", "--root", copied).status == DONE
+    assert _findings(copied) == []

@@ -146,6 +146,17 @@ def test_a_damaged_document_is_made_anew_where_it_is_damaged(tree, name, at):
     assert tree.texts() == expected([*wanted, identity(501)])
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("at", [5, 12, -2])
+def test_a_document_damaged_around_its_sections_is_put_together_anew(tree, name, at):
+    wanted = [identity(number) for number in range(100)]
+    tree.publish(wanted)
+    spoil(tree.folder / name, at)
+    tree.publish(wanted)
+    assert tree.asked == []
+    assert tree.texts() == expected(wanted)
+
+
 @pytest.mark.parametrize("at", [0, 40, 5000, -1])
 def test_damaged_contents_say_nothing(tree, at):
     wanted = [identity(number) for number in range(100)]
