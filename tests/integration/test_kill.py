@@ -171,3 +171,17 @@ def test_an_orderly_stop_finishes_what_was_begun(tmp_path, folder):
     assert len(sending.acknowledged) == COUNT
     left = [path for path in (gateway.root / "incoming").rglob("*") if path.is_file()]
     assert left == []
+
+
+def test_an_index_that_is_taken_away_and_a_pipeline_that_dies_leave_every_study_whole(tmp_path, folder):
+    """The pipeline makes it anew from the instances, and all others ask the new one."""
+    with Gateway(tmp_path / "root", settings={"pipeline.quiet_seconds": 0.5}) as gateway:
+        first = Sending(gateway.port, folder)
+        first.start()
+        first.join(120)
+        assert held(gateway) == first.acknowledged
+        for path in gateway.root.glob("index.sqlite*"):
+            path.unlink()
+        gateway.kill_part("pipeline")
+        gateway.wait_for_event("index_rebuilt")
+        check_complete(gateway, folder, first.acknowledged)
