@@ -32,8 +32,8 @@ from tests.crash.test_powerloss import (
     send,
 )
 
-STATES = int(os.environ.get("DICOMSCP_TEST_STATES", "120")) // 4
-HISTORIES = range(4)
+STATES = int(os.environ.get("DICOMSCP_TEST_STATES", "120")) // 2
+HISTORIES = range(2)
 STUDY = "1.2.3"
 
 
