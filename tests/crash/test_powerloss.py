@@ -27,7 +27,7 @@ from tests.crash.powerloss import Recorder, survivors
 
 SEGMENT = 1 << 20
 SOURCE = Source(Origin.C_STORE, "MODALITY", "DICOMSCP")
-STATES = int(os.environ.get("DICOMSCP_TEST_STATES", "120"))
+STATES = int(os.environ.get("DICOMSCP_TEST_STATES", "80"))
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from tests.crash.test_powerloss import (
     send,
 )
 
-STATES = int(os.environ.get("DICOMSCP_TEST_STATES", "120")) // 2
+STATES = int(os.environ.get("DICOMSCP_TEST_STATES", "80")) // 2
 HISTORIES = range(2)
 STUDY = "1.2.3"
 
