@@ -163,7 +163,7 @@ class _Worker:
         self.owes = 0  # replies
         self.has_answered = False
         with theirs:
-            self.process = subprocess.Popen(  # noqa: S603 - ourselves
+            self.process = subprocess.Popen(  # noqa: S603 - this program again, no word from outside
                 # -P: the working folder may be a medium that is imported; no module is taken from there.
                 [sys.executable, "-P", "-m", "dicomscp.crew", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,

@@ -10,11 +10,17 @@ _SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The collection of real files that stands beside a checkout; it is not part of the project."""
-    if not (_SHARED / "MANIFEST.tsv").is_file():
+def collection() -> Path | None:
+    """The collection of real files that stands beside a checkout, or None: it is not part of the project."""
+    return _SHARED if (_SHARED / "MANIFEST.tsv").is_file() else None
+
+
+@pytest.fixture(scope="session")
+def shared_data(collection: Path | None) -> Path:
+    """The same, for tests that are of nothing without it."""
+    if collection is None:
         pytest.skip("no collection of real files at ../shared/data: pydicom's own files are used alone")
-    return _SHARED
+    return collection
 
 
 @pytest.fixture(scope="session")

@@ -33,14 +33,18 @@ def find_program(program: str) -> str | None:
 
 def require(program: str, package: str) -> str:
     """The path of *program*.  Without it the test is skipped, naming the Debian *package*; in CI it fails."""
-    import pytest
-
     path = find_program(program)
     if path is None:
-        reason = f"{program} is not installed (Debian package {package})"
-        absent = pytest.fail if os.environ.get("CI", "").lower() == "true" else pytest.skip
-        absent(reason)
+        missed(f"{program} is not installed (Debian package {package})")
     return path
+
+
+def missed(reason: str) -> None:
+    """What a test needs is not there: it is skipped for that *reason*; in CI, which installs it, it fails."""
+    import pytest
+
+    give_up = pytest.fail if os.environ.get("CI", "").lower() == "true" else pytest.skip
+    give_up(reason)
 
 
 class Peer(ABC):

@@ -148,7 +148,8 @@ class Header:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Header) and self.body == other.body and self.warnings == other.warnings
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash((self.body, self.warnings))
 
     def __repr__(self) -> str:
         return f"Header({self.body!r}, {self.warnings!r})"
@@ -710,7 +711,7 @@ class _Compilation:
                 get = context.young.get
         return pos
 
-    def _walk_implicit(  # noqa: C901 -- as above
+    def _walk_implicit(  # noqa: C901 -- the same loop for the other framing
         self, level: _Level, data: bytes, pos: int, end: int
     ) -> int:
         """As `_walk`; the key of a private element also names its creator."""
@@ -808,7 +809,7 @@ class _Compilation:
             self._compile(level, element, data)
         return element.end
 
-    def _compile(  # noqa: C901 -- for every element that is in no run
+    def _compile(  # noqa: C901 -- run for every element that is in no run: one plain piece
         self, level: _Level, element: Element, data: bytes
     ) -> None:
         """Compile *element* of *data*, or find it among those known."""

@@ -118,13 +118,18 @@ def read_contents(path: Path, empty: Contents) -> Contents:
     return empty
 
 
-def _part(closed: bool, metadata: list[int], listed: list[int], members: list[list[object]]) -> Part:
+def _part(
+    closed: bool,
+    metadata: list[int],
+    listed: list[int],
+    members: list[tuple[str, str, int, str, list[str]]],
+) -> Part:
     return Part(
         closed,
         Place(*metadata),
         Place(*listed),
         tuple(
-            Member(Identity(sop_uid, digest, received_at), lines, tuple(warnings))  # type: ignore[arg-type] # as written below
+            Member(Identity(sop_uid, digest, received_at), lines, tuple(warnings))
             for sop_uid, digest, received_at, lines, warnings in members
         ),
     )

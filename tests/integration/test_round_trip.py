@@ -11,7 +11,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,12 +58,6 @@ class Trip:
         self.compared[what] += 1
         if came != expected:
             self.wrong[what].append(where)
-
-
-@pytest.fixture(scope="module")
-def collection(request) -> Path | None:
-    with suppress(pytest.skip.Exception):
-        return request.getfixturevalue("shared_data")
 
 
 @pytest.fixture(scope="module")

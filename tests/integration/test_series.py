@@ -13,7 +13,7 @@ from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,10 @@ def stage(tmp_path_factory) -> sources.Stage:
 
 
 @pytest.fixture(scope="module")
-def folders(stage, pydicom_files, request) -> dict[str, list[Source]]:
+def folders(stage, pydicom_files, collection) -> dict[str, list[Source]]:
     """The sources by folder; those of the collection only if it is there."""
     found = {sources.PYDICOM: stage.add(sources.PYDICOM, pydicom_files)}
-    with suppress(pytest.skip.Exception):
-        collection = request.getfixturevalue("shared_data")
+    if collection is not None:
         found |= {name: stage.add(name, collection / name) for name in sources.COLLECTION}
     return found
 
