@@ -432,7 +432,7 @@ class Publisher:
         try:
             if compiled.contents:
                 compiled.edition.show()
-                self.note(compiled)
+                self._note(compiled)
             else:
                 self._withdraw(compiled)
         except OSError as error:
@@ -443,7 +443,7 @@ class Publisher:
             return False
         return True
 
-    def note(self, compiled: Compiled) -> None:
+    def _note(self, compiled: Compiled) -> None:
         """Keep what documents that are shown are made of, for the next time, and the study's state."""
         directory = self._contents / layout.contents_directory(compiled.study_uid)
         names = {f"{layout.component(one.series_uid)}.contents" for one in compiled.contents}
