@@ -162,7 +162,12 @@ class Filing:
 
         They wait until all that an earlier life left is filed anew, for it cannot be settled before.
         """
-        waiting = [reader for reader in readers if self._has_more(reader, alive=reader.alive())]
+        waiting = []
+        for reader in readers:
+            if self._has_more(reader, alive=reader.alive()):
+                waiting.append(reader)
+            else:  # a question waits for no writer that was killed before its first entry
+                reader.mark_applied(reader.position)
         if not waiting or not self._filed_anew:
             return None
         self._settle_all()
@@ -541,9 +546,11 @@ class Filing:
                 self._forget(reader)
 
     def _has_more(self, reader: JournalReader, *, alive: bool = False) -> bool:
+        """Whether an entry follows; if none does, the reader stands where one would."""
         position = reader.position
         more = bool(reader.read(alive=alive, limit_bytes=1))
-        reader.position = position
+        if more:
+            reader.position = position
         return more
 
     def _forget(self, reader: JournalReader) -> None:

@@ -8,6 +8,9 @@ import hashlib
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -487,6 +490,26 @@ def test_nothing_is_removable_while_the_index_lags(life):
     life.send(0)
     with pytest.raises(BusyError, match="lags"):
         Archive(life.root, life.index, wait_seconds=0).removable(STUDY)
+
+
+def test_nobody_waits_for_a_removal_that_was_killed_before_it_named_anything(life):
+    killed = subprocess.run([sys.executable, "-c", BEGIN_A_REMOVAL, life.root / "journal"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not life.archive.wait_until_applied()
+
+    life.step()
+
+    assert life.archive.wait_until_applied()
+
+
+BEGIN_A_REMOVAL = """
+import os, pathlib, signal, sys
+from dicomscp.archive.journal import JournalWriter
+from dicomscp.disk import Disk
+
+JournalWriter(pathlib.Path(sys.argv[1]), "remove", Disk(), segment_bytes=1 << 16, relaxed=False)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_a_removal_that_the_disk_does_not_take_removes_nothing(life):
