@@ -152,6 +152,7 @@ class Studies:
             study_uid=uids.get("study"),
             series_uid=uids.get("series"),
             max_results=self._max_results,
+            model=self._archive.model,
         )
         body, more = await to_thread.run_sync(self._found, query)
         if more:
