@@ -85,6 +85,7 @@ from dicomscp.dicom.matching import (
     Wildcard,
     normal,
 )
+from dicomscp.dicom.names import fold
 from dicomscp.errors import BusyError, DamagedError, RefusedError
 from dicomscp.study import layout
 
@@ -527,7 +528,7 @@ def _any(conditions: Iterable[_Condition | None]) -> _Condition | None:
 
 def _runs(column: Column[Any], vr: str, pattern: str) -> _Condition:
     """That the column contains each run of characters that stand for themselves."""
-    runs = re.split(r"[*?^=]+", pattern.casefold()) if vr == "PN" else re.split(r"[*?]+", pattern)
+    runs = re.split(r"[*?^=]+", fold(pattern)) if vr == "PN" else re.split(r"[*?]+", pattern)
     return and_(
         *(column.contains(run.strip(" "), autoescape=True) for run in runs if run), column.is_not(None)
     )

@@ -6,8 +6,9 @@ candidates as it likes, but this decides.  So what a match is stands here and no
 
 Choices that the standard leaves open:
 
-- PN matches without regard to case and to empty trailing components.  A name in the query without "="
-  matches any component group of a name held; with "=", group by group, an empty one matching any.
+- PN matches as `names` folds it, component by component in their order, without regard to empty trailing
+  ones.  A name in the query without "=" matches any component group of a name held; with "=", group by
+  group, an empty one matching any.  `?` is one character of the folded name: æ is two.
 - Numbers (IS, DS) match by value: 5 is 05.
 - A time or date-time of lower precision stands for the whole period: 1015 is from 10:15:00 up to 10:16.
 - Several values: the key matches if one of its values matches one of those held, whatever the VR.
@@ -31,6 +32,7 @@ from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import keyword_dict, keyword_for_tag
 
 from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.names import fold
 from dicomscp.errors import RefusedError
 
 
@@ -276,7 +278,7 @@ def header_tag(name: str) -> int:
     """
     tag = int(name, 16) if re.fullmatch("[0-9A-Fa-f]{8}", name) else keyword_dict.get(name, 0)
     vr = public_vr(tag)
-    if not tag & 0xFFFF or tag >> 16 < 8 or tag >> 16 & 1 or tag not in DicomDictionary:
+    if not name or not tag & 0xFFFF or tag >> 16 < 8 or tag >> 16 & 1 or tag not in DicomDictionary:
         raise BadValueError(f"{_shown(name)} is no attribute of the standard, by keyword or eight hex digits")
     if STANDARD.level_of(tag) or tag in _CONTROL | _OF_EVERY_LEVEL:
         raise BadValueError(f"{_shown(name)} is known already")
@@ -672,7 +674,11 @@ def _person(value: Any) -> str | None:
         groups = value.split("=")
     else:
         return None
-    return "=".join(group.strip(" ").rstrip("^ ").casefold() for group in groups).rstrip("=")
+    return "=".join(_group(group) for group in groups).rstrip("=")
+
+
+def _group(text: str) -> str:
+    return fold(text).strip(" ").rstrip("^ ")
 
 
 # ── deciding ─────────────────────────────────────────────────────────────────────────────────────
@@ -726,7 +732,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 def _test_person(match: Single | Wildcard) -> _Test:
     text = match.value if isinstance(match, Single) else match.pattern
-    groups = [group.strip(" ") for group in text.casefold().split("=")]
+    groups = [fold(group).strip(" ") for group in text.split("=")]
     if isinstance(match, Single):
         tests = [_equals(group.rstrip("^ ")) for group in groups]
     else:
