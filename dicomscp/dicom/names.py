@@ -43,8 +43,8 @@ _LATIN = str.maketrans(
 # Hebrew accents and points, Arabic vowel signs: written or not, the name is the same.
 _POINTS = frozenset(
     chr(code)
-    for first, last in ((0x0591, 0x05BD), (0x05BF, 0x05BF), (0x05C1, 0x05C2), (0x05C4, 0x05C5), (0x05C7, 0x05C7),
-                        (0x064B, 0x0652), (0x0670, 0x0670))
+    for first, last in ((0x0591, 0x05BD), (0x05BF, 0x05BF), (0x05C1, 0x05C2), (0x05C4, 0x05C5),
+                        (0x05C7, 0x05C7), (0x064B, 0x0652), (0x0670, 0x0670))
     for code in range(first, last + 1)
 )  # fmt: skip
 _BETWEEN_PARTS = re.compile(r"[\s=^,.;/\\-]+")
