@@ -407,18 +407,18 @@ def filled(tmp_path_factory):
 
 @pytest.fixture
 def associate(listen: Listen, filled):
-    """A function that opens an association of pynetdicom's with these options of Study Root."""
+    """A function that opens an association of pynetdicom's with these options of an information model."""
     gateway = listen(filled, answering=Answering(local=lambda _: timedelta(hours=1)))
     open_ones = []
 
-    def open_one(asked: bytes | None) -> Association:
+    def open_one(asked: bytes | None, model: str = STUDY_FIND) -> Association:
         ae = AE()
         ae.add_requested_context(STUDY_FIND)
         ae.add_requested_context(PATIENT_FIND)
         items = []
         if asked is not None:
             item = SOPClassExtendedNegotiation()
-            item.sop_class_uid, item.service_class_application_information = STUDY_FIND, asked
+            item.sop_class_uid, item.service_class_application_information = model, asked
             items = [item]
         open_ones.append(ae.associate("127.0.0.1", gateway.port, ext_neg=items))
         assert open_ones[-1].is_established
@@ -449,6 +449,24 @@ def test_pynetdicom_negotiates_and_asks_relationally(associate):
     assert found(association, identifier(Modality="CT", Rows=64)) == [0]
     # What was agreed for Study Root says nothing of Patient Root.
     assert found(association, asked, PATIENT_FIND) == [0xA900]
+
+
+def test_patients_are_found_by_what_they_have_below_each_once(associate):
+    association = associate(b"\1", PATIENT_FIND)
+    asked = identifier(
+        "PATIENT", PatientName="", StudyDate="20040101-20041231", NumberOfPatientRelatedStudies=""
+    )
+    *patients, status = found(association, asked, PATIENT_FIND)
+    assert sorted(str(one.PatientName) for one in patients) == [
+        "CompressedSamples^CT1",
+        "CompressedSamples^MR1",
+    ]
+    assert {one.NumberOfPatientRelatedStudies for one in patients} == {1}
+    assert {element.keyword for element in patients[0]} == {
+        "QueryRetrieveLevel", "RetrieveAETitle", "InstanceAvailability",
+        "PatientName", "PatientID", "NumberOfPatientRelatedStudies",
+    }  # fmt: skip
+    assert status == 0
 
 
 def test_without_negotiation_only_the_baseline_is_done(associate):
