@@ -1,14 +1,14 @@
-"""DICOM JSON objects as the Native DICOM Model in XML (PS3.19 section A.1; PS3.18 section F.1 maps the two).
+"""DICOM JSON objects as the Native DICOM Model in XML (PS3.19 section A.1; PS3.18 F.1 maps the two).
 
-One object makes one document in UTF-8.  No white space is added: `xml:space="preserve"` would make it content.
+One object makes one document in UTF-8.  No white space is added: `xml:space="preserve"` makes it content.
 
 - A private element has its creator in `privateCreator` and, in its tag, 00 for the block that the creator
-  reserved.  If the creator is not among the attributes given, its block is all there is to tell by: the tag is
-  given as it stands.  The elements that reserve blocks stand among the others, for whoever wants the blocks again.
+  reserved.  If the creator is not among the attributes given, the block is all there is to tell by: the tag
+  is given as it stands.  The elements that reserve blocks stand among the others.
 - Empty values between others are empty elements: each value keeps its number.
-- The components of a name each have an element; what follows a fifth stays with it, carets and all, so a name
-  that has more than it may is not cut.  Empty components and groups have none.
-- Numbers are written as JSON has them, decimal strings with the very digits they came with if they come as text.
+- The components of a name each have an element; what follows a fifth stays with it, carets and all, so a
+  name that has more than it may is not cut.  Empty components and groups have none.
+- Numbers are written as JSON has them; those that come as text, with the very digits they came with.
 - XML 1.0 cannot hold control characters and the like, not even escaped: each becomes U+FFFD, and is counted.
 """
 
