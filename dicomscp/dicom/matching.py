@@ -21,7 +21,7 @@ related entities, modalities in study, URLs) are supported beside them.
 import re
 from calendar import monthrange
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from fnmatch import translate
@@ -104,6 +104,9 @@ class Items:
     keys: "tuple[Key, ...]"
 
 
+Path: TypeAlias = tuple[int, ...]
+"""An attribute, behind the sequences that it is in."""
+
 Match: TypeAlias = Universal | Single | UIDList | Wildcard | Range | AnyOf | Items
 
 
@@ -121,7 +124,8 @@ class Query:
     """Objects of *level* that match all *keys*.
 
     Of each, the attributes in *returns* are given if they are known, all if it is None; those in
-    *always* are given even if they are not, without a value.  *limit* None is no limit.
+    *always* are given even if they are not, without a value.  *limit* None is no limit.  Of the items of
+    sequences that *parts* lead into, only what they lead to is given.
     """
 
     level: Level
@@ -130,6 +134,18 @@ class Query:
     limit: int | None
     offset: int = 0
     always: frozenset[int] = frozenset()
+    parts: frozenset[Path] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How keys are matched beyond the rules that always hold."""
+
+    fuzzy: bool = False
+    empty: bool = False
+    multiple: bool = False
+    combined: bool = False
+    relational: bool = False
 
 
 # ── which attributes there are ───────────────────────────────────────────────────────────────────
@@ -316,18 +332,12 @@ _UNASKED = {
         " NumberOfFrames AvailableTransferSyntaxUID"
     ),
 }
-_LITERAL = {
-    "fuzzymatching": (
-        "The fuzzymatching parameter is not supported. Only literal matching has been performed."
-    ),
-    "emptyvaluematching": "The emptyvaluematching parameter is not supported. Empty values match everything.",
-    "multiplevaluematching": (
-        "The multiplevaluematching parameter is not supported. Any one of several values matches."
-    ),
-}
+_FLAGS = {"fuzzymatching": "fuzzy", "emptyvaluematching": "empty", "multiplevaluematching": "multiple"}
 _COMMA_VRS = frozenset({"UI", "CS"})  # neither can hold a comma; viewers send lists of modalities so
 _LINE_VRS = frozenset({"LT", "ST", "UT", "UR"})  # a backslash is a character like any other
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_IN_PARTS = re.compile(r"\(?[0-9A-Fa-f]{4} ?, ?[0-9A-Fa-f]{4}\)?")  # (gggg,eeee), as it is printed
+_LOST_PLUS = re.compile(r"(?<![- ]) (?=\d{4}(\D|$))", re.ASCII)
 
 
 def query_from_parameters(
@@ -338,92 +348,148 @@ def query_from_parameters(
     series_uid: str | None = None,
     max_results: int,
 ) -> tuple[Query, list[str]]:
-    """The query that a QIDO-RS request makes, and warnings about what of it is not done.
+    """The query that a QIDO-RS request makes, and sentences about what of it is not done.
 
     *study_uid* and *series_uid* are those of the resource; without them the attributes of the levels
     above are returned too.  No more than *max_results* are asked for.  Raises BadValueError, naming the
-    parameter, for a value that cannot be used.
+    parameter, for a value that cannot be used and for what may be given once and is given again.
+
+    Dates and times are matched as combined (PS3.18 section 8.3.4.1.1), and keys of the levels above without
+    their unique keys.  What is matched is returned as well.
     """
-    asked: list[tuple[tuple[int, ...], str, str]] = []
-    included: set[int] = set()
-    everything = False
-    bounds = {"limit": max_results, "offset": 0}
-    warnings: list[str] = []
+    asked = _Asked(_SUPPORTED[level])
     for name, value in params:
-        if name == "includefield":
-            for field in value.split(","):
-                everything = everything or field.strip() == "all"
-                included.update(_included(field.strip(), warnings))
-        elif name in bounds:
-            bounds[name] = _whole_number(name, value)
-        elif name in _LITERAL:
-            warnings += _literal(name, value)
-        elif path := _path(name):
-            if path[0] in _SUPPORTED[level] and path[0] not in _CONTROL:
-                asked.append((path, name, value))
-            else:
-                warnings.append(f"The attribute {_shown(name)} is not matched at this level.")
-        else:
-            warnings.append(f"The parameter {_shown(name)} is unknown and was ignored.")
+        asked.take(name, value)
     scope = {STUDY_UID: study_uid, SERIES_UID: series_uid}
     keys = tuple(Key(tag, "UI", Single(uid)) for tag, uid in scope.items() if uid is not None)
-    scoped = [Level.STUDY] * (study_uid is not None) + [Level.SERIES] * (series_uid is not None)
-    levels = [
-        one
-        for one in _UNASKED
-        if one is level or (one not in scoped and one in _ORDER[: _ORDER.index(level)])
-    ]
-    always = frozenset().union(*(_ALWAYS[one] for one in levels))
-    unasked = frozenset().union(*(_UNASKED[one] for one in levels))
+    always, unasked = _returned_at(level, scoped=[uid is not None for uid in scope.values()])
+    whole = unasked | {path[0] for path in asked.returned if len(path) == 1}
+    parts = frozenset(path for path in asked.returned if path[0] not in whole)
     query = Query(
         level,
-        keys + _asked_keys(asked),
-        None if everything else unasked | (_SUPPORTED[level] & included),
-        min(bounds["limit"], max_results),
-        bounds["offset"],
+        keys + _asked_keys(asked.keys),
+        None if asked.everything else whole | {path[0] for path in parts},
+        min(asked.numbers.get("limit", max_results), max_results),
+        asked.numbers.get("offset", 0),
         always,
+        frozenset() if asked.everything else parts,
     )
-    return query, warnings
+    return query, asked.warnings
 
 
-def _included(field: str, warnings: list[str]) -> Iterable[int]:
-    """The attribute that includefield names; of a path, the sequence it begins with."""
-    if field in ("", "all"):
-        return ()
-    path = _path(field)
-    if not path:
-        warnings.append(f"The attribute {_shown(field)} of includefield is unknown and was ignored.")
-    return path[:1]
+def narrowed(found: dict[str, Any], parts: Iterable[Path]) -> dict[str, Any]:
+    """*found*, with nothing in the items of sequences but what *parts* of them are asked for."""
+    inside: dict[int, list[Path]] = {}
+    for tag, *rest in parts:
+        inside.setdefault(tag, []).append(tuple(rest))
+    return found | {
+        name: {**found[name], "Value": [_part(item, paths) for item in found[name]["Value"]]}
+        for tag, paths in inside.items()
+        for name in (f"{tag:08X}",)
+        if "Value" in found.get(name, {})
+    }
 
 
-def _literal(name: str, value: str) -> list[str]:
+def _part(item: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+    wanted = {f"{path[0]:08X}" for path in paths}
+    whole = {path[0] for path in paths if len(path) == 1}
+    kept = {name: attribute for name, attribute in (item or {}).items() if name in wanted}
+    return narrowed(kept, [path for path in paths if path[0] not in whole])
+
+
+def _returned_at(level: Level, *, scoped: Sequence[bool]) -> tuple[frozenset[int], frozenset[int]]:
+    """What is returned known or not, and all that is returned unasked.
+
+    Of the levels above, *scoped* says which the resource names: those are known to whoever asks.
+    """
+    above = [one for one, named in zip((Level.STUDY, Level.SERIES), scoped, strict=True) if not named]
+    levels = [level, *(one for one in above if _ORDER.index(one) < _ORDER.index(level))]
+    always = frozenset().union(*(_ALWAYS[one] for one in levels))
+    return always, frozenset().union(*(_UNASKED[one] for one in levels))
+
+
+class _Asked:
+    """What the parameters of one request ask for, taken one by one."""
+
+    def __init__(self, supported: frozenset[int]) -> None:
+        self.keys: list[tuple[Path, str, str]] = []
+        self.returned: set[Path] = set()
+        self.everything = False
+        self.numbers: dict[str, int] = {}
+        self.options = Options(combined=True, relational=True)
+        self.warnings: list[str] = []
+        self._supported = supported
+        self._seen: set[str | Path] = set()
+
+    def take(self, name: str, value: str) -> None:
+        if name == "includefield":
+            for field in value.split(","):
+                self._include(field.strip())
+        elif name in ("limit", "offset"):
+            self._once(name, name)
+            self.numbers[name] = _whole_number(name, value)
+        elif name in _FLAGS:
+            self._once(name, name)
+            self.options = replace(self.options, **{_FLAGS[name]: _truth(name, value)})
+        elif path := _path(name):
+            self._match(path, name, value)
+        elif _IN_PARTS.fullmatch(name):
+            raise BadValueError(f"{_shown(name)}: a tag is written as eight hex digits, as 00100020")
+        elif name:
+            self.warnings.append(f"The parameter {_shown(name)} is not supported and was ignored.")
+
+    def _match(self, path: Path, name: str, value: str) -> None:
+        """PS3.18 8.3.4.1: no attribute is repeated, under another name neither."""
+        self._once(path, name)
+        if path[0] in _CONTROL or path[0] not in self._supported:
+            self.warnings.append(f"The attribute {_shown(name)} is not matched here and was ignored.")
+            return
+        self.keys.append((path, name, value))
+        self.returned.add(path)
+
+    def _include(self, field: str) -> None:
+        path = _path(field)
+        if field == "all":
+            self.everything = True
+        elif field and not path:
+            self.warnings.append(f"The attribute {_shown(field)} of includefield is unknown and was ignored.")
+        elif path and path[0] in self._supported:
+            self.returned.add(path)  # what is of a lower level is not (10.6.3.3.1), and needs no warning
+
+    def _once(self, what: str | Path, name: str) -> None:
+        if what in self._seen:
+            raise BadValueError(f"{_shown(name)} is given more than once")
+        self._seen.add(what)
+
+
+def _truth(name: str, value: str) -> bool:
     if value not in ("true", "false"):
         raise BadValueError(f"{name} is true or false, not {_shown(value)}")
-    return [_LITERAL[name]] if value == "true" else []
+    return value == "true"
 
 
 def _whole_number(name: str, value: str) -> int:
     if not _NUMBER.fullmatch(value):
-        raise BadValueError(f"{name} is a whole number, not {_shown(value)}")
+        raise BadValueError(f"{name} is a whole number of at most nine digits, not {_shown(value)}")
     return int(value)
 
 
-def _path(name: str) -> tuple[int, ...]:
+def _path(name: str) -> Path:
     """The tags that *name* leads through, by keyword or eight hex digits; () if one is not known."""
     tags = []
     for part in name.split("."):
         tag = int(part, 16) if re.fullmatch("[0-9A-Fa-f]{8}", part) else keyword_dict.get(part, 0)
-        if not tag or public_vr(tag) == "UN":
+        if not part or not tag or public_vr(tag) == "UN":  # some that are retired have no keyword
             return ()
         tags.append(tag)
     is_through_sequences = all(public_vr(tag) == "SQ" for tag in tags[:-1])
     return tuple(tags) if is_through_sequences else ()
 
 
-def _asked_keys(asked: Iterable[tuple[tuple[int, ...], str, str]]) -> tuple[Key, ...]:
+def _asked_keys(asked: Iterable[tuple[Path, str, str]]) -> tuple[Key, ...]:
     """A key for each attribute; what is asked of one sequence must hold in one item."""
     keys: list[Key] = []
-    inside: dict[int, list[tuple[tuple[int, ...], str, str]]] = {}
+    inside: dict[int, list[tuple[Path, str, str]]] = {}
     for (tag, *rest), name, value in asked:
         vr = public_vr(tag)
         if rest:
@@ -439,6 +505,9 @@ def _asked_keys(asked: Iterable[tuple[tuple[int, ...], str, str]]) -> tuple[Key,
 def _split(vr: str, value: str) -> list[str]:
     if vr in _LINE_VRS:
         return [value]
+    if vr == "DT":
+        # An offset from UTC begins with a plus, which PS3.18 lets stand for itself and forms for a space.
+        value = _LOST_PLUS.sub("+", value)
     return re.split(r"[\\,]" if vr in _COMMA_VRS else r"\\", value)
 
 
