@@ -648,6 +648,7 @@ def _run_web(life: Life) -> None:
             cors_origins=config.web.cors_origins,
             wait_seconds=config.web.wait_seconds,
             max_results=config.web.max_results,
+            empty_status=config.web.empty_search,
             inline_bytes=config.publish.inline_max,
             private_un=config.publish.private_un,
             ae_title=config.dimse.ae_title,

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -213,6 +214,10 @@ class Archive:
         self._check_index()
         self.wait_until_applied()
         return self._index.find(query)
+
+    def count(self, query: Query, bound: int) -> int:
+        """How many objects `find` gives for *query*, its offset and limit kept; at most *bound*."""
+        return sum(1 for _ in islice(self.find(query), bound))
 
     def feed(self, since: str, limit: int) -> Feed:
         """The studies published behind the token *since*, at most *limit*; from the first if it is "".

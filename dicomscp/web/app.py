@@ -41,6 +41,7 @@ from dicomscp.web.changes import Changes
 from dicomscp.web.documents import Documents
 from dicomscp.web.page import Page
 from dicomscp.web.problem import Problem, problem_of, response_of
+from dicomscp.web.search import Search
 from dicomscp.web.studies import Studies
 
 log = structlog.get_logger()
@@ -77,6 +78,7 @@ class WebSettings:
     cors_origins: tuple[str, ...] = ()
     wait_seconds: float = 10.0
     max_results: int = 1000
+    empty_status: int = 200
     inline_bytes: int = 1024
     private_un: Literal["parse", "keep"] = "parse"
     ae_title: str = "DICOMSCP"
@@ -95,11 +97,16 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         documents,
         base_url=settings.base_url,
         wait_seconds=settings.wait_seconds,
-        max_results=settings.max_results,
         new_compiler=partial(
             Compiler, cache_bytes=0, inline_bytes=settings.inline_bytes, private_un=settings.private_un
         ),
         request_publish=settings.request_publish,
+    )
+    search = Search(
+        archive,
+        base_url=settings.base_url,
+        max_results=settings.max_results,
+        empty_status=settings.empty_status,
     )
     page = Page(archive, state, settings.base_url, settings.ae_title, settings.version)
     return Starlette(
@@ -107,6 +114,7 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
             Route("/", page.show, methods=["GET"]),
             *_probes(settings),
             *Changes(archive, settings.stopping).routes(),
+            *search.routes(),
             *studies.routes(),
         ],
         middleware=[Middleware(Guard, hosts=settings.hosts), *_cors(settings.cors_origins)],

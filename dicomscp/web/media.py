@@ -194,11 +194,21 @@ def bulk_offers(transfer_syntax_uid: str, parts: int, document_type: str = "") -
 
 def takes_gzip(accept_encoding: str) -> bool:
     """Whether that Accept-Encoding takes gzip; an empty one means identity."""
+    return _is_taken(accept_encoding, ("gzip", "x-gzip", "*"))
+
+
+def accepts_utf_8(charsets: str) -> bool:
+    """Whether that list of character sets has UTF-8 in it."""
+    return _is_taken(charsets, ("utf-8", "utf8", "*"))
+
+
+def _is_taken(listed: str, names: Sequence[str]) -> bool:
+    """Whether the first of *names* that is *listed* has a weight."""
     weights = {
-        coding.strip().lower(): (_parameters(f";{rest}") or {}).get("q", "1")
-        for coding, _, rest in (piece.partition(";") for piece in accept_encoding.split(","))
+        name.strip().lower(): (_parameters(f";{rest}") or {}).get("q", "1")
+        for name, _, rest in (piece.partition(";") for piece in listed.split(","))
     }
-    weight = next((weights[name] for name in ("gzip", "x-gzip", "*") if name in weights), "0")
+    weight = next((weights[name] for name in names if name in weights), "0")
     return _WEIGHT.fullmatch(weight) is not None and float(weight) > 0
 
 

@@ -10,7 +10,8 @@ from pydicom.encaps import generate_frames
 
 from dicomscp.study import layout
 from dicomscp.web.documents import CHUNK_BYTES
-from dicomscp.web.studies import WHOLE_BYTES, Inflations
+from dicomscp.web.exchange import WHOLE_BYTES
+from dicomscp.web.studies import Inflations
 from tests.unit.web.held import LITTLE, SOURCES
 
 FRAMES = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
