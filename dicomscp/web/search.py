@@ -80,9 +80,11 @@ class Search:
     def _answer(self, request: Request, level: Level) -> Response:
         offer = negotiate(request, OFFERS, default=True)
         query, told = self._asked(request, level)
-        matches = (_encoded(narrowed(found, query.parts), offer) for found in self._archive.find(query))
+        matches = _Matches((narrowed(found, query.parts) for found in self._archive.find(query)), offer)
         begun, ended = _begun(matches)
-        if remaining := self._remaining(query, None if not ended else len(begun)):
+        if matches.replaced and ended:
+            told.append(f"{matches.replaced} characters that XML cannot hold are given as U+FFFD")
+        if remaining := self._remaining(query, len(begun) if ended else None):
             told.append(f"There are {remaining} additional results that can be requested")
         answer = (
             self._whole(request, offer, begun) if ended else _streamed(request, offer, chain(begun, matches))
@@ -137,8 +139,20 @@ class Search:
 _HEADERS = {"cache-control": "no-cache", "vary": "Accept"}
 
 
-def _encoded(found: dict[str, Any], offer: Offer) -> bytes:
-    return native_model(found).document if offer.multipart else orjson.dumps(found)
+class _Matches(Iterator[bytes]):
+    """Objects as they are offered; *replaced* counts the characters that could not be."""
+
+    def __init__(self, found: Iterator[dict[str, Any]], offer: Offer) -> None:
+        self._found, self._as_xml = found, offer.multipart
+        self.replaced = 0
+
+    def __next__(self) -> bytes:
+        found = next(self._found)
+        if not self._as_xml:
+            return orjson.dumps(found)
+        encoded = native_model(found)
+        self.replaced += encoded.replaced
+        return encoded.document
 
 
 def _begun(matches: Iterator[bytes]) -> tuple[list[bytes], bool]:
