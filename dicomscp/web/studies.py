@@ -4,10 +4,10 @@ An edge: a resource reads the address and headers, asks the archive or the publi
 worker thread (both block), and writes the answer.  Nothing is transcoded: a representation that
 names another transfer syntax than the stored one is not there (406).
 
-Memory does not grow with what is asked for: a body of up to `WHOLE_BYTES` is sent at once, a larger
-one in chunks read as the client takes them.  Its length is always told in advance, so that a body
-that had to end early is an error for the client and never a shorter answer.  Bodies are copied to
-`bytes`: what lies mapped must not be looked at after its file was closed.
+Memory does not grow with what is asked for: a body of up to `WHOLE_BYTES` is sent at once, a larger one in
+chunks read as the client takes them.  Its length is told in advance, so that a body that had to end early is
+an error for the client and never a shorter answer; that of metadata in XML is not known, and the connection
+breaks.  Bodies are copied to `bytes`: what lies mapped must not be looked at after its file was closed.
 
 Validators: a held instance never changes, so its digest, with all else that the representation
 depends on, is a strong ETag; a document has its own digest.  `no-cache` lets a client keep what it
@@ -442,24 +442,28 @@ def _closed_after(document: Document, *, gzip: bool) -> Iterator[bytes]:
 
 
 def _xml_document(request: Request, document: Document, offer: Offer) -> Response:
-    """The metadata that *document* holds, an instance at a time as a Native DICOM Model."""
+    """The metadata that *document* holds, each instance as a Native DICOM Model; its length is not known."""
     name = f"{__version__}\n{document.fingerprint.digest}\n{DICOM_XML}"
-    headers = _headers(offer, hashlib.sha256(name.encode()).hexdigest())
-    if is_known(request, headers["etag"]) or request.method == "HEAD":
+    boundary = hashlib.sha256(name.encode()).hexdigest()
+    headers = _headers(offer, boundary)
+    status = 304 if is_known(request, headers["etag"]) else 200
+    if status == 304 or request.method == "HEAD":
         document.close()
-        return Response(status_code=304 if is_known(request, headers["etag"]) else 200, headers=headers)
+        return Response(status_code=status, headers=headers)
     models = ([model] for model in _native_models(_lines(_closed_after(document, gzip=False))))
-    boundary = headers["etag"].strip('"')
     return StreamingResponse(chunked(framed(boundary, DICOM_XML, models)), headers=headers)
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """The lines that *pieces* make together."""
-    begun = b""
+    begun: list[bytes] = []
     for piece in pieces:
-        *lines, begun = (begun + piece).split(b"\n")
-        yield from lines
-    yield begun
+        first, *lines = piece.split(b"\n")
+        begun.append(first)
+        for line in lines:
+            yield b"".join(begun)
+            begun = [line]
+    yield b"".join(begun)
 
 
 def _native_models(lines: Iterable[bytes]) -> Iterator[bytes]:

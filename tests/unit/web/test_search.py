@@ -16,7 +16,7 @@ from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.exchange import WHOLE_BYTES
 from dicomscp.web.search import MOST_REMAINING, OFFERS
 from dicomscp.web.server import bind, serve
-from tests.unit.dicom.test_xmlmodel import as_text, read
+from tests.unit.dicom.nativemodel import as_text, read
 from tests.unit.web.held import SOURCES, FilledArchive
 
 XML = 'multipart/related; type="application/dicom+xml"'

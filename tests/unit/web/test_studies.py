@@ -1,4 +1,5 @@
 import gzip
+import json
 import re
 from io import BytesIO
 from urllib.parse import quote
@@ -12,8 +13,10 @@ from dicomscp.study import layout
 from dicomscp.web.documents import CHUNK_BYTES
 from dicomscp.web.exchange import WHOLE_BYTES
 from dicomscp.web.studies import Inflations
+from tests.unit.dicom.nativemodel import as_text, read
 from tests.unit.web.held import LITTLE, SOURCES
 
+XML = 'multipart/related; type="application/dicom+xml"'
 FRAMES = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
@@ -156,6 +159,49 @@ def test_instance_metadata_is_read_from_the_file(gateway):
     assert bulk.content == pydicom.dcmread(SOURCES / "CT_small.dcm").PixelData
     again = client.get(address(held.key, "/metadata"), headers={"if-none-match": response.headers["etag"]})
     assert again.status_code == 304
+
+
+@pytest.mark.parametrize("level", ["study", "series"])
+def test_metadata_in_xml_have_a_part_for_each_line_of_the_document(gateway, level):
+    key = gateway.archive.add_file("CT_small.dcm").key
+    path = {"study": layout.study_metadata(key[0]), "series": layout.series_metadata(*key[:2])}[level]
+    numbers = ["-1024.50", "0.1", "1e3"]
+    members = [b'{"00281052":{"vr":"DS","Value":[%b]}}' % number.encode() for number in numbers]
+    gateway.publish_bytes(path, b"[" + b",\n".join(members) + b"]")
+    client, url = gateway.start(), f"/dicomweb/{path.removesuffix('.gz')}"
+
+    response = client.get(url, headers={"accept": XML, "accept-encoding": "gzip"})
+    assert "content-encoding" not in response.headers
+    parts = parts_of(response)
+    assert {head for head, _ in parts} == {b"Content-Type: application/dicom+xml"}
+    assert [read(body)["00281052"]["Value"] for _, body in parts] == [[number] for number in numbers]
+    again = client.get(url, headers={"accept": XML, "if-none-match": response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    head = client.head(url, headers={"accept": XML})
+    assert (head.content, head.headers["etag"]) == (b"", response.headers["etag"])
+    assert client.get(url).headers["etag"] != response.headers["etag"]
+
+
+def test_large_metadata_in_xml_are_read_line_by_line(gateway):
+    objects = [{"00104000": {"vr": "LT", "Value": [f"{number}" * 3 * CHUNK_BYTES]}} for number in range(9)]
+    lines = b",\n".join(orjson.dumps(one) for one in objects)
+    gateway.publish_bytes(layout.study_metadata("1.2"), b"[" + lines + b"]")
+    response = gateway.start().get("/dicomweb/studies/1.2/metadata", headers={"accept": XML})
+    assert [read(body) for _, body in parts_of(response)] == objects
+
+
+def test_instance_metadata_in_xml_say_what_those_in_json_do(gateway):
+    held = gateway.archive.add_file("MR_small_implicit.dcm")
+    client, url = gateway.start(), address(held.key, "/metadata")
+    of_json = client.get(url)
+    response = client.get(url, headers={"accept": XML})
+    ((head, body),) = parts_of(response)
+    assert head == b"Content-Type: application/dicom+xml"
+    (expected,) = json.loads(of_json.content, parse_float=str, parse_int=str)
+    assert read(body) == as_text(expected)
+    again = client.get(url, headers={"accept": XML, "if-none-match": response.headers["etag"]})
+    assert again.status_code == 304
+    assert of_json.headers["etag"] != response.headers["etag"]
 
 
 def test_a_damaged_document_is_a_failure_for_a_person_to_look_at(gateway):
