@@ -35,6 +35,7 @@ from dicomscp.archive.index import Index
 from dicomscp.archive.rebuild import mark_if_missing, rebuild_index, set_aside
 from dicomscp.config import Config, is_loopback
 from dicomscp.crew import cores
+from dicomscp.dicom.matching import Level, Model, header_tag
 from dicomscp.dimse.server import KnownAe, Listener, ListenerSettings
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, ConfigError, DamagedError, DicomscpError
@@ -460,7 +461,18 @@ def _flocked(descriptor: int) -> Iterator[None]:
 def make_index(config: Config, *, read_only: bool) -> Index:
     """The index under the root; unless *read_only* it is made if it is missing."""
     engine = sqlite.open_engine(config.root / "index.sqlite", read_only=read_only)
-    return Index(engine, duplicates=config.storage.duplicates, retrieve_url=config.publish.base_url)
+    return Index(
+        engine,
+        duplicates=config.storage.duplicates,
+        retrieve_url=config.publish.base_url,
+        model=_model(config),
+    )
+
+
+def _model(config: Config) -> Model:
+    extra = config.index.extra_keys
+    by_level = {Level.STUDY: extra.study, Level.SERIES: extra.series, Level.IMAGE: extra.instance}
+    return Model({level: map(header_tag, names) for level, names in by_level.items()})
 
 
 def make_intake(config: Config, role: str, sync_failed: Callable[[], None]) -> Intake:

@@ -26,7 +26,7 @@ from dicomscp.archive.store import Slots, Spool, Stages
 from dicomscp.dicom import part10
 from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
-from dicomscp.dicom.matching import Query
+from dicomscp.dicom.matching import Model, Query
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, CrowdedError, DamagedError, MismatchError, RefusedError
 from dicomscp.study import layout
@@ -152,6 +152,11 @@ class Archive:
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._words: dict[str, tuple[Word, Word]] = {}
         self._unsynced: list[Ticket] = []
+
+    @property
+    def model(self) -> Model:
+        """The attributes that can be asked for."""
+        return self._index.model
 
     def receive(self, claim: Claim, source: Source) -> Incoming:
         """Begin to receive a dataset: write to what is returned, then `admit` it.

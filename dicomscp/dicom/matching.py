@@ -6,16 +6,16 @@ candidates as it likes, but this decides.  So what a match is stands here and no
 
 Choices that the standard leaves open:
 
-- PN matches without regard to case and to empty trailing components.  A name in the query without "="
-  matches any component group of a name held; with "=", group by group, an empty one matching any.
+- PN matches as `names` folds it, component by component in their order, without regard to empty trailing
+  ones.  A name in the query without "=" matches any component group of a name held; with "=", group by
+  group, an empty one matching any.  `?` is one character of the folded name: æ is two.
 - Numbers (IS, DS) match by value: 5 is 05.
 - A time or date-time of lower precision stands for the whole period: 1015 is from 10:15:00 up to 10:16.
 - Several values: the key matches if one of its values matches one of those held, whatever the VR.
 - A lone "*" matches everything, in every VR.  Spaces around a value are not significant.
 - A date-time with an offset from UTC and one without compare as if both were local.
 
-What is called a level's *tags* are attributes that come from headers.  Computed attributes (numbers of
-related entities, modalities in study, URLs) are supported beside them.
+Which attributes there are says a `Model`.
 """
 
 import re
@@ -25,11 +25,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from fnmatch import translate
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import keyword_dict, keyword_for_tag
 
 from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.names import fold
 from dicomscp.errors import RefusedError
 
 
@@ -166,45 +169,36 @@ PATIENT_RELATED_STUDIES, PATIENT_RELATED_SERIES, PATIENT_RELATED_INSTANCES = (
 )
 STUDY_RELATED_SERIES, STUDY_RELATED_INSTANCES, SERIES_RELATED_INSTANCES = 0x00201206, 0x00201208, 0x00201209
 
-PATIENT_TAGS = _tags(
-    "PatientName PatientID IssuerOfPatientID IssuerOfPatientIDQualifiersSequence PatientBirthDate"
-    " PatientBirthTime PatientSex OtherPatientIDs OtherPatientIDsSequence OtherPatientNames EthnicGroup"
-    " PatientComments"
-)
-"""Attributes of a patient, out of headers."""
-
-STUDY_TAGS = PATIENT_TAGS | _tags(
-    "StudyInstanceUID StudyDate StudyTime AccessionNumber IssuerOfAccessionNumberSequence StudyID"
-    " StudyDescription ReferringPhysicianName PhysiciansOfRecord NameOfPhysiciansReadingStudy"
-    " TimezoneOffsetFromUTC ProcedureCodeSequence AdmittingDiagnosesDescription PatientAge PatientSize"
-    " PatientWeight Occupation AdditionalPatientHistory AdmissionID RequestingPhysician"
-    " RequestedProcedureDescription"
-)
-"""Attributes of a study and of its patient, out of headers."""
-
-SERIES_TAGS = _tags(
-    "SeriesInstanceUID Modality SeriesNumber SeriesDescription SeriesDescriptionCodeSequence SeriesDate"
-    " SeriesTime BodyPartExamined Laterality PatientPosition ProtocolName"
-    " PerformedProcedureStepStartDate PerformedProcedureStepStartTime PerformedProcedureStepEndDate"
-    " PerformedProcedureStepEndTime PerformedProcedureStepID PerformedProcedureStepDescription"
-    " RequestAttributesSequence PerformingPhysicianName OperatorsName Manufacturer ManufacturerModelName"
-    " StationName DeviceSerialNumber SoftwareVersions InstitutionName InstitutionalDepartmentName"
-)
-"""Attributes of a series, out of headers."""
-
-INSTANCE_TAGS = _tags(
-    "SOPInstanceUID SOPClassUID InstanceNumber AvailableTransferSyntaxUID ImageType InstanceCreationDate"
-    " InstanceCreationTime AcquisitionDate AcquisitionTime AcquisitionDateTime AcquisitionNumber ContentDate"
-    " ContentTime NumberOfFrames Rows Columns BitsAllocated ConceptNameCodeSequence CompletionFlag"
-    " VerificationFlag DocumentTitle ContentLabel ContentDescription PresentationCreationDate"
-    " PresentationCreationTime ContentCreatorName"
-)
-"""Attributes of an instance, out of its header."""
-
-INDEX_TAGS = STUDY_TAGS | SERIES_TAGS | INSTANCE_TAGS
-"""What an index needs of each header."""
-
-_ORDER = tuple(Level)
+# What headers say, by level.
+_OF_HEADERS = {
+    Level.PATIENT: _tags(
+        "PatientName PatientID IssuerOfPatientID IssuerOfPatientIDQualifiersSequence PatientBirthDate"
+        " PatientBirthTime PatientSex OtherPatientIDs OtherPatientIDsSequence OtherPatientNames EthnicGroup"
+        " PatientComments"
+    ),
+    Level.STUDY: _tags(
+        "StudyInstanceUID StudyDate StudyTime AccessionNumber IssuerOfAccessionNumberSequence StudyID"
+        " StudyDescription ReferringPhysicianName PhysiciansOfRecord NameOfPhysiciansReadingStudy"
+        " TimezoneOffsetFromUTC ProcedureCodeSequence AdmittingDiagnosesDescription PatientAge PatientSize"
+        " PatientWeight Occupation AdditionalPatientHistory AdmissionID RequestingPhysician"
+        " RequestedProcedureDescription"
+    ),
+    Level.SERIES: _tags(
+        "SeriesInstanceUID Modality SeriesNumber SeriesDescription SeriesDescriptionCodeSequence SeriesDate"
+        " SeriesTime BodyPartExamined Laterality PatientPosition ProtocolName"
+        " PerformedProcedureStepStartDate PerformedProcedureStepStartTime PerformedProcedureStepEndDate"
+        " PerformedProcedureStepEndTime PerformedProcedureStepID PerformedProcedureStepDescription"
+        " RequestAttributesSequence PerformingPhysicianName OperatorsName Manufacturer ManufacturerModelName"
+        " StationName DeviceSerialNumber SoftwareVersions InstitutionName InstitutionalDepartmentName"
+    ),
+    Level.IMAGE: _tags(
+        "SOPInstanceUID SOPClassUID InstanceNumber AvailableTransferSyntaxUID ImageType InstanceCreationDate"
+        " InstanceCreationTime AcquisitionDate AcquisitionTime AcquisitionDateTime AcquisitionNumber"
+        " ContentDate ContentTime NumberOfFrames Rows Columns BitsAllocated ConceptNameCodeSequence"
+        " CompletionFlag VerificationFlag DocumentTitle ContentLabel ContentDescription"
+        " PresentationCreationDate PresentationCreationTime ContentCreatorName"
+    ),
+}
 _COMPUTED = {
     Level.PATIENT: frozenset({PATIENT_RELATED_STUDIES, PATIENT_RELATED_SERIES, PATIENT_RELATED_INSTANCES}),
     Level.STUDY: frozenset(
@@ -213,34 +207,100 @@ _COMPUTED = {
     Level.SERIES: frozenset({SERIES_RELATED_INSTANCES}),
     Level.IMAGE: frozenset[int](),
 }
-_OWN = {
-    Level.PATIENT: PATIENT_TAGS,
-    Level.STUDY: STUDY_TAGS - PATIENT_TAGS,
-    Level.SERIES: SERIES_TAGS,
-    Level.IMAGE: INSTANCE_TAGS,
-}
-_LEVEL_OF = {tag: level for level in Level for tag in _OWN[level] | _COMPUTED[level]}
 _OF_EVERY_LEVEL = frozenset({INSTANCE_AVAILABILITY, RETRIEVE_URL})  # but that of the patient
 
+# PS3.4 tables C.6-1 to C.6-5.
 _UNIQUE = {
     Level.PATIENT: PATIENT_ID,
     Level.STUDY: STUDY_UID,
     Level.SERIES: SERIES_UID,
     Level.IMAGE: SOP_UID,
 }
+_REQUIRED = {
+    Level.PATIENT: _tags("PatientName"),
+    Level.STUDY: _tags("StudyDate StudyTime AccessionNumber StudyID"),
+    Level.SERIES: _tags("Modality SeriesNumber"),
+    Level.IMAGE: _tags("InstanceNumber"),
+}
+# They govern the request or the response, and are never matched.
+_CONTROL = frozenset({0x00080005, 0x00080052, 0x00080053, 0x00080054, 0x00080201})
+_BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 
 
-def supported_tags(level: Level) -> frozenset[int]:
-    """The attributes that objects at *level* can be matched by and returned with.
+class Model:
+    """The attributes that entities of each level have, are matched by and returned with.
 
-    Those of the levels above are among them.
+    They are those of the standard's tables and more that come from headers: optional keys, all of which
+    are supported as required ones are (PS3.4 C.2.2.1.3).  Numbers of related entities, modalities and SOP
+    classes in the study, availability and URLs are computed.
     """
-    above = _ORDER[: _ORDER.index(level) + 1]
-    known = frozenset(tag for tag, of in _LEVEL_OF.items() if of in above)
-    return known if level is Level.PATIENT else known | _OF_EVERY_LEVEL
+
+    def __init__(self, extra: Mapping[Level, Iterable[int]] = MappingProxyType({})) -> None:
+        """*extra* are further attributes of headers at some levels, each as `header_tag` gives it."""
+        self.extra = {level: frozenset(extra.get(level, ())) for level in Level}
+        self._own = {level: _OF_HEADERS[level] | self.extra[level] for level in Level}
+        self._level_of = {tag: level for level in Level for tag in self._own[level] | _COMPUTED[level]}
+        self._supported = {level: self._down_to(level) for level in Level}
+        self.study_tags = self._own[Level.PATIENT] | self._own[Level.STUDY]
+        """Attributes of a study and of its patient, out of headers."""
+        self.series_tags = self._own[Level.SERIES]
+        """Attributes of a series, out of headers."""
+        self.instance_tags = self._own[Level.IMAGE]
+        """Attributes of an instance, out of its header."""
+        self.index_tags = self.study_tags | self.series_tags | self.instance_tags
+        """What an index needs of each header."""
+
+    def supported(self, level: Level) -> frozenset[int]:
+        """What entities of *level* are matched by and returned with, that of the levels above with it."""
+        return self._supported[level]
+
+    def level_of(self, tag: int) -> Level | None:
+        """The level that has the attribute, if one alone has it."""
+        return self._level_of.get(tag)
+
+    def unique(self, level: Level) -> int:
+        """The unique key of *level*."""
+        return _UNIQUE[level]
+
+    def required(self, level: Level) -> frozenset[int]:
+        """The required keys of *level* itself."""
+        return _REQUIRED[level]
+
+    def optional(self, level: Level) -> frozenset[int]:
+        """The optional keys of *level* itself that come from headers, the extra ones with them."""
+        return self._own[level] - _REQUIRED[level] - {_UNIQUE[level]}
+
+    def computed(self, level: Level) -> frozenset[int]:
+        """The optional keys of *level* itself that are computed."""
+        return _COMPUTED[level] | (_OF_EVERY_LEVEL if level is not Level.PATIENT else frozenset())
+
+    def _down_to(self, level: Level) -> frozenset[int]:
+        above = _ORDER[: _ORDER.index(level) + 1]
+        known = frozenset(tag for tag, of in self._level_of.items() if of in above)
+        return known if level is Level.PATIENT else known | _OF_EVERY_LEVEL
 
 
-_SUPPORTED = {level: supported_tags(level) for level in Level}
+_ORDER = tuple(Level)
+STANDARD = Model()
+"""What is known without any configuration; documents are made of it alone."""
+STUDY_TAGS, SERIES_TAGS, INSTANCE_TAGS = STANDARD.study_tags, STANDARD.series_tags, STANDARD.instance_tags
+
+
+def header_tag(name: str) -> int:
+    """The attribute that *name*, a keyword or eight hex digits, means: one that can be asked for in addition.
+
+    Raises BadValueError if there is none of that name in a dataset, if it is known already, or if nothing
+    can be compared with it: bulk data, and values whose VR depends on other elements.
+    """
+    tag = int(name, 16) if re.fullmatch("[0-9A-Fa-f]{8}", name) else keyword_dict.get(name, 0)
+    vr = public_vr(tag)
+    if not name or not tag & 0xFFFF or tag >> 16 < 8 or tag >> 16 & 1 or tag not in DicomDictionary:
+        raise BadValueError(f"{_shown(name)} is no attribute of the standard, by keyword or eight hex digits")
+    if STANDARD.level_of(tag) or tag in _CONTROL | _OF_EVERY_LEVEL:
+        raise BadValueError(f"{_shown(name)} is known already")
+    if len(vr) > 2 or vr in _BULK_VRS:
+        raise BadValueError(f"{_shown(name)} is of VR {vr}, with which nothing is compared")
+    return tag
 
 
 # ── C-FIND ───────────────────────────────────────────────────────────────────────────────────────
@@ -249,11 +309,11 @@ Identifier: TypeAlias = Mapping[int, tuple[str, Sequence[Any]]]
 """VR and values of each element: text, or for SQ the items, which are identifiers."""
 
 _QUERY_LEVEL = 0x00080052
-# They govern the request or the response, and are never matched.
-_CONTROL = frozenset({0x00080005, _QUERY_LEVEL, 0x00080054, 0x00080201})
 
 
-def query_from_identifier(identifier: Identifier, *, root: Literal["PATIENT", "STUDY"]) -> Query:
+def query_from_identifier(
+    identifier: Identifier, *, root: Literal["PATIENT", "STUDY"], model: Model = STANDARD
+) -> Query:
     """The query that a C-FIND identifier makes, in the Patient Root or Study Root information model.
 
     Baseline behaviour (PS3.4 C.4.1.3.1.1): the unique key of every level above has one value, and no
@@ -267,14 +327,15 @@ def query_from_identifier(identifier: Identifier, *, root: Literal["PATIENT", "S
     keys = tuple(
         Key(tag, vr, match)
         for tag, (_, values) in identifier.items()
-        if tag in _LEVEL_OF and tag not in _CONTROL
+        if model.level_of(tag) and tag not in _CONTROL
         for vr in (public_vr(tag),)
         for match in (_match(_name(tag), vr, values),)
         if not isinstance(match, Universal)
     )
-    _check_hierarchy(level, root, {key.tag: key for key in keys})
-    unique = {_UNIQUE[one] for one in _ORDER[: _ORDER.index(level) + 1]}
-    returns = _SUPPORTED[level] & (unique | identifier.keys())
+    levels = _ORDER[0 if root == "PATIENT" else 1 : _ORDER.index(level) + 1]
+    _check_hierarchy(levels, model, {key.tag: key for key in keys})
+    unique = {_UNIQUE[one] for one in levels}
+    returns = model.supported(level) & (unique | identifier.keys())
     return Query(level, keys, returns, None, always=returns)
 
 
@@ -289,14 +350,14 @@ def _level_of(identifier: Identifier, root: str) -> Level:
     return level
 
 
-def _check_hierarchy(level: Level, root: str, keys: Mapping[int, Key]) -> None:
-    depth = _ORDER.index(level)
-    for above in _ORDER[0 if root == "PATIENT" else 1 : depth]:
-        key = keys.get(_UNIQUE[above])
+def _check_hierarchy(levels: Sequence[Level], model: Model, keys: Mapping[int, Key]) -> None:
+    *above, level = levels
+    for one in above:
+        key = keys.get(_UNIQUE[one])
         if key is None or not isinstance(key.match, Single):
-            raise IdentifierError(f"{_name(_UNIQUE[above])} must have one value at {level} level")
+            raise IdentifierError(f"{_name(_UNIQUE[one])} must have one value at {level} level")
     for tag in keys:
-        if _ORDER.index(_LEVEL_OF[tag]) > depth:
+        if tag not in model.supported(level):
             raise IdentifierError(f"{_name(tag)} is no key at {level} level")
 
 
@@ -347,6 +408,7 @@ def query_from_parameters(
     study_uid: str | None = None,
     series_uid: str | None = None,
     max_results: int,
+    model: Model = STANDARD,
 ) -> tuple[Query, list[str]]:
     """The query that a QIDO-RS request makes, and sentences about what of it is not done.
 
@@ -357,7 +419,7 @@ def query_from_parameters(
     Dates and times are matched as combined (PS3.18 section 8.3.4.1.1), and keys of the levels above without
     their unique keys.  What is matched is returned as well.
     """
-    asked = _Asked(_SUPPORTED[level])
+    asked = _Asked(model.supported(level))
     for name, value in params:
         asked.take(name, value)
     scope = {STUDY_UID: study_uid, SERIES_UID: series_uid}
@@ -681,7 +743,11 @@ def _person(value: Any) -> str | None:
         groups = value.split("=")
     else:
         return None
-    return "=".join(group.strip(" ").rstrip("^ ").casefold() for group in groups).rstrip("=")
+    return "=".join(_group(group) for group in groups).rstrip("=")
+
+
+def _group(text: str) -> str:
+    return fold(text).strip(" ").rstrip("^ ")
 
 
 # ── deciding ─────────────────────────────────────────────────────────────────────────────────────
@@ -735,7 +801,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 def _test_person(match: Single | Wildcard) -> _Test:
     text = match.value if isinstance(match, Single) else match.pattern
-    groups = [group.strip(" ") for group in text.casefold().split("=")]
+    groups = [fold(group).strip(" ") for group in text.split("=")]
     if isinstance(match, Single):
         tests = [_equals(group.rstrip("^ ")) for group in groups]
     else:

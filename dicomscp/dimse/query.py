@@ -132,13 +132,16 @@ class Find:
             raise RefusedError(f"The identifier is longer than {_MAX_IDENTIFIER_BYTES} bytes")
         syntax = self._context.transfer_syntax_uid
         identifier = decode_identifier(bytes(self._encoded), syntax)
-        query = matching.query_from_identifier(identifier, root=ROOTS[self._context.abstract_syntax])
+        model = self._archive.model
+        query = matching.query_from_identifier(
+            identifier, root=ROOTS[self._context.abstract_syntax], model=model
+        )
         if self._context.abstract_syntax == PATIENT_STUDY_ONLY and query.level not in {
             matching.Level.PATIENT,
             matching.Level.STUDY,
         }:
             raise RefusedError(f"Level {query.level} is not of Patient/Study Only")
-        unsupported = _keys(identifier) - matching.supported_tags(query.level)
+        unsupported = _keys(identifier) - model.supported(query.level)
         status = PENDING_UNSUPPORTED_KEYS if unsupported else PENDING
         own = {
             f"{QUERY_LEVEL:08X}": {"vr": "CS", "Value": [str(query.level)]},

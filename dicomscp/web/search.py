@@ -104,6 +104,7 @@ class Search:
             study_uid=uids.get("study"),
             series_uid=uids.get("series"),
             max_results=self._max_results,
+            model=self._archive.model,
         )
 
     def _remaining(self, query: Query, given: int | None) -> int:

@@ -203,6 +203,29 @@ def test_an_ae_is_listed_once(file):
     assert errors(path) == [f"{path}: dimse.ae: CT is listed twice; put all its addresses in one entry"]
 
 
+def test_an_extra_key_is_an_attribute_that_can_be_compared_and_is_not_known(file):
+    path = file(
+        '[index.extra_keys]\nstudy = ["AdmittingDate", "Nonsense"]\nseries = ["00180060", "Modality"]\n'
+        'instance = ["PixelData"]\n'
+    )
+    of_bytes = "is of VR OB or OW, with which nothing is compared"
+    told = "is no attribute of the standard, by keyword or eight hex digits"
+    assert errors(path) == [
+        f"{path}: index.extra_keys.instance[0]: 'PixelData' {of_bytes} (is 'PixelData')",
+        f"{path}: index.extra_keys.series[1]: 'Modality' is known already (is 'Modality')",
+        f"{path}: index.extra_keys.study[1]: 'Nonsense' {told} (is 'Nonsense')",
+    ]
+
+
+def test_an_extra_key_is_listed_once(file):
+    path = file('[index.extra_keys]\nseries = ["00180060"]\ninstance = ["KVP"]\n')
+    assert errors(path) == [
+        f"{path}: index.extra_keys: 00180060, KVP: an attribute is listed once, at one level"
+    ]
+    environ = {"DICOMSCP_INDEX__EXTRA_KEYS__SERIES": "KVP, ConvolutionKernel"}
+    assert config.load(None, {}, environ).index.extra_keys.series == ("KVP", "ConvolutionKernel")
+
+
 def test_the_addresses_of_an_ae_are_networks(file):
     path = file('[[dimse.ae]]\ntitle = "CT"\naddresses = ["10.1.2.3", "fe80::/64"]\n')
 

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dicom.matching import (
-    INDEX_TAGS,
     INSTANCE_TAGS,
-    PATIENT_TAGS,
     SERIES_TAGS,
+    STANDARD,
     STUDY_TAGS,
     AnyOf,
     BadValueError,
@@ -19,13 +18,15 @@ from dicomscp.dicom.matching import (
     Items,
     Key,
     Level,
+    Model,
     Range,
     Single,
     UIDList,
     Wildcard,
+    header_tag,
     matcher,
     query_from_identifier,
-    supported_tags,
+    query_from_parameters,
 )
 from dicomscp.errors import RefusedError
 
@@ -35,6 +36,7 @@ MODALITIES, PATIENT_NAME, PATIENT_ID = 0x00080061, 0x00100010, 0x00100020
 STUDY_UID, SERIES_UID, SOP_UID = 0x0020000D, 0x0020000E, 0x00080018
 SERIES_NUMBER, INSTANCE_NUMBER, REQUEST_ATTRIBUTES = 0x00200011, 0x00200013, 0x00400275
 STEP_ID, PROCEDURE_ID, ACQUISITION = 0x00400009, 0x00401001, 0x0008002A
+KVP, ADMITTING_DATE = 0x00180060, 0x00380020
 PATIENT_COMMENTS, PATIENT_WEIGHT, STUDY_DESCRIPTION = 0x00104000, 0x00101030, 0x00081030
 
 
@@ -101,16 +103,78 @@ REQUIRED = {
 def test_what_the_standard_requires_is_supported_at_its_level_and_below(level):
     wanted = {matching.keyword_dict[keyword] for keyword in REQUIRED[level].split()}
     for other in list(Level)[list(Level).index(level) :]:
-        assert wanted <= supported_tags(other)
+        assert wanted <= STANDARD.supported(other)
 
 
 def test_each_attribute_belongs_to_one_level():
     assert not STUDY_TAGS & SERIES_TAGS
     assert not STUDY_TAGS & INSTANCE_TAGS
     assert not SERIES_TAGS & INSTANCE_TAGS
-    assert PATIENT_TAGS < STUDY_TAGS
-    assert INDEX_TAGS == STUDY_TAGS | SERIES_TAGS | INSTANCE_TAGS
-    assert MODALITY not in supported_tags(Level.STUDY)
+    assert STANDARD.index_tags == STUDY_TAGS | SERIES_TAGS | INSTANCE_TAGS
+    assert STANDARD.optional(Level.PATIENT) < STUDY_TAGS
+    assert MODALITY not in STANDARD.supported(Level.STUDY)
+    assert STANDARD.level_of(PATIENT_ID) is Level.PATIENT
+    assert STANDARD.level_of(0x00081190) is None
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_a_key_is_unique_required_optional_or_computed(level):
+    kinds = [
+        {STANDARD.unique(level)},
+        STANDARD.required(level),
+        STANDARD.optional(level),
+        STANDARD.computed(level),
+    ]
+    assert sum(map(len, kinds)) == len(frozenset().union(*kinds))
+    assert frozenset().union(*kinds) <= STANDARD.supported(level)
+
+
+def test_a_model_knows_extra_keys_at_their_level_and_below():
+    model = Model({Level.SERIES: [KVP], Level.STUDY: [ADMITTING_DATE]})
+    assert model.level_of(KVP) is Level.SERIES
+    assert KVP in model.supported(Level.SERIES) & model.supported(Level.IMAGE) & model.optional(Level.SERIES)
+    assert KVP not in model.supported(Level.STUDY) | STANDARD.supported(Level.IMAGE)
+    assert model.index_tags == STANDARD.index_tags | {KVP, ADMITTING_DATE}
+    assert ADMITTING_DATE in model.study_tags
+    query = query_from_identifier(
+        identifier("SERIES", STUDY_UID="1", KVP="120", ADMITTING_DATE=""), root="STUDY", model=model
+    )
+    assert query.keys[1:] == (Key(KVP, "DS", Single("120")),)
+    assert {KVP, ADMITTING_DATE} < query.returns
+    params = [("KVP", "120"), ("includefield", "00380020")]
+    query, warnings = query_from_parameters(Level.SERIES, params, max_results=1, model=model)
+    assert (query.keys, warnings) == ((Key(KVP, "DS", Single("120")),), [])
+    assert ADMITTING_DATE in query.returns
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("NoSuchThing", "no attribute"),
+        ("", "no attribute"),
+        ("00180000", "no attribute"),
+        ("00020010", "no attribute"),
+        ("00091001", "no attribute"),
+        ("6000", "no attribute"),
+        ("PatientName", "known already"),
+        ("00100020", "known already"),
+        ("NumberOfStudyRelatedSeries", "known already"),
+        ("SpecificCharacterSet", "known already"),
+        ("RetrieveAETitle", "known already"),
+        ("PixelData", "VR OB or OW"),
+        ("SmallestImagePixelValue", "VR US or SS"),
+        ("EncapsulatedDocument", "VR OB"),
+    ],
+)
+def test_what_cannot_be_an_extra_key_is_refused_by_name(name, told):
+    with pytest.raises(BadValueError, match=told) as refused:
+        header_tag(name)
+    assert repr(name) in str(refused.value)
+
+
+def test_an_extra_key_is_named_by_keyword_or_digits():
+    assert header_tag("KVP") == header_tag("00180060") == KVP
+    assert header_tag("0018a001") == 0x0018A001
 
 
 # ── kinds of matching, PS3.4 C.2.2.2 ─────────────────────────────────────────────────────────────
@@ -343,7 +407,7 @@ def test_an_identifier_becomes_keys_and_what_to_return():
         Key(PATIENT_NAME, "PN", Wildcard("Doe*")),
         Key(MODALITIES, "CS", Single("CT")),
     )
-    assert query.returns == query.always == {PATIENT_NAME, STUDY_DATE, MODALITIES, STUDY_UID, PATIENT_ID}
+    assert query.returns == query.always == {PATIENT_NAME, STUDY_DATE, MODALITIES, STUDY_UID}
     assert (query.limit, query.offset) == (None, 0)
 
 

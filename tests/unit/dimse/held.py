@@ -6,7 +6,7 @@ from typing import Any
 
 from dicomscp.archive.archive import Claim, Source
 from dicomscp.dicom.identity import Identity, read_identity
-from dicomscp.dicom.matching import Query, matcher
+from dicomscp.dicom.matching import STANDARD, Query, matcher
 from dicomscp.errors import BusyError, MismatchError
 
 
@@ -32,6 +32,7 @@ class MemoryArchive:
 
     def __init__(self, known: Iterable[dict[str, Any]] = (), *, limit: int | None = None) -> None:
         self.known, self.limit = list(known), limit
+        self.model = STANDARD
         self.held: dict[str, bytes] = {}
         self.sources: list[Source] = []
         self.incoming: list[MemoryIncoming] = []

@@ -12,6 +12,7 @@ import pytest
 from pydicom.dataset import Dataset
 from structlog.testing import capture_logs
 
+from dicomscp.dicom.matching import STANDARD
 from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.exchange import WHOLE_BYTES
 from dicomscp.web.search import MOST_REMAINING, OFFERS
@@ -398,7 +399,7 @@ class Counting:
 
     studies = 0
     fails_at = -1
-    pages = 0
+    model = STANDARD
 
     def __init__(self, root=None):
         self.root, self.given = root or SOURCES, 0
