@@ -41,6 +41,7 @@ def detailed():
     )
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.PatientName, dataset.PatientID = "Yamada^Tarou=山田^太郎=やまだ^たろう", "JP <1>"
+    dataset.SeriesDescription = "Series"
     dataset.PatientComments = "line\r\n\x1bend"
     dataset.ProcedureCodeSequence = [code("A", "first"), code("B", "second")]
     request = Dataset()
@@ -389,6 +390,49 @@ def test_only_what_is_asked_of_items_is_returned(ask):
     ]
     (found,) = ask("/studies", {"PatientID": "JP <1>", "includefield": "00081032"}).json()
     assert [item.keys() for item in found["00081032"]["Value"]] == [{"00080100", "00080102", "00080104"}] * 2
+
+
+# Viewers: what OHIF 3 asks, and what it reads of the answers
+
+OF_STUDIES = "limit=101&offset=0&fuzzymatching={}&includefield=00081030%2C00080060%2C00080090%2C00100030"
+STUDY_FIELDS = (
+    "0020000D 00080020 00080030 00080050 00100020 00100010 00100030 00201208 00081030 00080061 00080090"
+)
+SERIES_FIELDS = "0020000D 0020000E 00080060 00200011 00080021 00201209 0008103E"
+
+
+@pytest.mark.parametrize("fuzzy", ["false", "true"])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        "PatientName=*Yamada*&",
+        "PatientName=*YAMADA*&00100020=*P%20%3C*&",
+        "AccessionNumber=&StudyDescription=*e*&00100020=*JP*&",
+        "ModalitiesInStudy=CT%2CMR&00100020=*JP*&StudyDate=19700102-20261121&",
+        "StudyInstanceUID=1.2.1&",
+        "00100020=JP%20%3C1%3E&",
+    ],
+)
+def test_the_study_list_of_a_viewer(ask, filters, fuzzy):
+    response = ask(f"/studies?{filters}{OF_STUDIES.format(fuzzy)}", accept="application/dicom+json")
+    assert uids(response) == ["1.2.1"]
+    assert warnings(response) == []
+    assert set(STUDY_FIELDS.split()) <= response.json()[0].keys()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "includefield=0008103E%2C00080021",
+        "includefield=00080021%2C00080031%2C0008103E%2C00200011",
+        "includefield=00080021%2C00080031%2C0008103E%2C00200011&SeriesInstanceUID=1.2.1.1",
+    ],
+)
+def test_the_series_list_of_a_viewer(ask, query):
+    response = ask(f"/studies/1.2.1/series?{query}", accept="application/dicom+json")
+    assert uids(response, "0020000E") == ["1.2.1.1"]
+    assert warnings(response) == []
+    assert set(SERIES_FIELDS.split()) <= response.json()[0].keys()
 
 
 # Large answers
