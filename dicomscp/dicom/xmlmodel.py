@@ -36,6 +36,7 @@ _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010fff
 _ESCAPED = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
 )
+_TO_ESCAPE = re.compile('[&<>"\t\n\r]')
 
 
 class Encoded(NamedTuple):
@@ -100,7 +101,7 @@ def _components(group: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.translate(_ESCAPED)
+    return text.translate(_ESCAPED) if _TO_ESCAPE.search(text) else text
 
 
 def _creator(tag: str, attributes: Attributes) -> str | None:
