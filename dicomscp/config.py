@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -88,6 +89,15 @@ def _character_set(value: str) -> str:
     for term in value.split("\\") if value else ():
         if term not in charset.python_encoding:
             raise ValueError(f"{term!r} is not a Specific Character Set term")
+    return value
+
+
+def _timezone(value: str) -> str:
+    if value:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError("is no time zone by its IANA name, such as Europe/Berlin") from error
     return value
 
 
@@ -233,10 +243,12 @@ class Index(_Table):
 
 
 class Query(_Table):
-    """Bounds on C-FIND."""
+    """How C-FIND is answered."""
 
     max_results: Count = 10000
     wait_seconds: Seconds = 5
+    match_unknown: bool = True
+    timezone: Annotated[str, AfterValidator(_timezone)] = ""  # IANA name; empty: this machine's
 
 
 class Web(_Table):

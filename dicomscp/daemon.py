@@ -20,9 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import orjson
 import structlog
@@ -36,6 +37,7 @@ from dicomscp.archive.rebuild import mark_if_missing, rebuild_index, set_aside
 from dicomscp.config import Config, is_loopback
 from dicomscp.crew import cores
 from dicomscp.dicom.matching import Level, Model, header_tag
+from dicomscp.dimse.query import Answering
 from dicomscp.dimse.server import KnownAe, Listener, ListenerSettings
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, ConfigError, DamagedError, DicomscpError
@@ -614,7 +616,6 @@ def _run_listener(life: Life) -> None:
 def _listener_settings(config: Config) -> ListenerSettings:
     dimse = config.dimse
     return ListenerSettings(
-        ae_title=dimse.ae_title,
         called_ae_titles=dimse.called_ae_titles,
         known_aes=tuple(
             KnownAe(
@@ -635,8 +636,21 @@ def _listener_settings(config: Config) -> ListenerSettings:
         unknown_sop_classes=dimse.unknown_sop_classes,
         private_sop_classes=dimse.private_sop_classes,
         open_find=is_loopback(dimse.host),
-        max_results=config.query.max_results,
+        answering=Answering(
+            config.query.max_results, config.query.match_unknown, local_offset(config.query.timezone)
+        ),
     )
+
+
+def local_offset(timezone: str) -> Callable[[datetime], timedelta]:
+    """The offset from UTC at a moment told in *timezone*, by its IANA name; "" is this machine's."""
+    zone = ZoneInfo(timezone) if timezone else None
+
+    def offset(moment: datetime) -> timedelta:
+        local = moment.replace(tzinfo=zone) if zone else moment.astimezone()
+        return local.utcoffset() or timedelta(0)
+
+    return offset
 
 
 def _run_web(life: Life) -> None:

@@ -210,15 +210,17 @@ class Archive:
         for ticket in unsynced:
             self._taking().journal.sync(ticket)
 
-    def find(self, query: Query) -> Iterator[dict[str, Any]]:
+    def find(self, query: Query, goes_on: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
         """The matches of *query*, each a DICOM JSON object, in a stable order.
+
+        *goes_on* is asked now and then, however long nothing matches; if it says no, nothing more comes.
 
         Everything acknowledged before the call is seen, unless the pipeline lags beyond the wait.
         Raises BusyError while the index is being rebuilt: it would say no to what is held.
         """
         self._check_index()
         self.wait_until_applied()
-        return self._index.find(query)
+        return self._index.find(query, goes_on)
 
     def count(self, query: Query, bound: int) -> int:
         """How many objects `find` gives for *query*, its offset and limit kept; at most *bound*."""

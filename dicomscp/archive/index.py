@@ -24,7 +24,7 @@ import hashlib
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -871,8 +871,10 @@ class Index:
             leaving = connection.execute(select(func.count()).where(_IS_LEAVING)).scalar()
         return Counts(*row)._replace(leaving=leaving or 0)
 
-    def find(self, query: Query) -> Iterator[dict[str, Any]]:
+    def find(self, query: Query, goes_on: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
         """The objects that match *query*, as DICOM JSON.
+
+        Before each page of rows is read, *goes_on* is asked; if it says no, nothing more is given.
 
         Studies and patients come newest first (by date, time, then UID; those without a date last), what
         belongs to them in published order.  Rows are read in pages, each a snapshot of its own.
@@ -880,7 +882,7 @@ class Index:
         search = _Search(query, self._retrieve_url, self._places)
         to_skip, left = query.offset, query.limit
         after: _Row | None = None
-        while left is None or left > 0:
+        while (left is None or left > 0) and goes_on():
             beyond, to_skip = (to_skip, 0) if search.is_exact else (0, to_skip)
             size = _PAGE if left is None else min(_PAGE, to_skip + left)
             with self._reading() as connection:
@@ -1577,7 +1579,7 @@ class _Search:
             returns = supported & query.returns
         self._needed = returns | {key.tag for key in query.keys}
         self._returned = [(_hex(tag), public_vr(tag), tag in query.always) for tag in sorted(returns)]
-        self._matches = matching.matcher(query.keys)
+        self._matches = matching.matcher(query)
         self.is_exact = all(_uid_condition(key) is not None for key in query.keys)  # every candidate matches
         self._order = self._ordering()
         self._blobs = [column for column, tags in places.blobs if tags & self._needed]

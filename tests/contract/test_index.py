@@ -833,7 +833,7 @@ def test_no_column_loses_a_match(database, arrivals, level, data):
     index.apply(arrivals, {})
     keys = tuple(data.draw(st.lists(any_key(level), min_size=1, max_size=3)))
     everything = list(index.find(Query(level, (), matching.STANDARD.supported(level), None)))
-    matches = matching.matcher(keys)
+    matches = matching.matcher(Query(level, keys, None, None))
     expected = [one for one in everything if matches(one)]
     assert list(index.find(Query(level, keys, matching.STANDARD.supported(level), None))) == expected
 

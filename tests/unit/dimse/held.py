@@ -1,7 +1,7 @@
 """An archive in memory, with the doors that the DIMSE edge uses."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dicomscp.archive.archive import Claim, Source
@@ -61,11 +61,13 @@ class MemoryArchive:
         self.held[claim.sop_uid] = bytes(incoming.data)
         return identity
 
-    def find(self, query: Query) -> Iterator[dict[str, Any]]:
-        for one in filter(matcher(query.keys), self.known):
+    def find(self, query: Query, goes_on: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
+        for one in filter(matcher(query), self.known):
             if self.yielded:
                 assert self.gate.wait(10)
             self.yielded += 1
+            if not goes_on():
+                return
             yield one
 
 

@@ -15,7 +15,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
 
-from dicomscp.dimse.query import carrier, decode_identifier, encode_identifier
+from dicomscp.dimse.query import Answering, carrier, decode_identifier, encode_identifier
 from dicomscp.dimse.server import KnownAe
 from dicomscp.errors import RefusedError
 from tests.peers import require
@@ -74,11 +74,8 @@ def test_each_match_is_pending_and_the_last_answer_is_success(listen: Listen):
         "1.2.3",
         "",
     )
-    assert (first.QueryRetrieveLevel, first.RetrieveAETitle, first.InstanceAvailability) == (
-        "STUDY",
-        "DICOMSCP",
-        "ONLINE",
-    )
+    assert (first.QueryRetrieveLevel, first.InstanceAvailability) == ("STUDY", "ONLINE")
+    assert first["RetrieveAETitle"].is_empty  # nobody retrieves from here by C-MOVE or C-GET
     assert "SpecificCharacterSet" not in first
     assert "PatientSex" not in first
     (line,) = gateway.logged("query_answered")
@@ -152,7 +149,7 @@ def test_an_identifier_without_end_is_answered_so(listen: Listen):
 
 
 def test_more_matches_than_are_allowed_end_in_out_of_resources(listen: Listen):
-    gateway = listen(MemoryArchive([study(f"1.2.{n}") for n in range(5)]), max_results=3)
+    gateway = listen(MemoryArchive([study(f"1.2.{n}") for n in range(5)]), answering=Answering(3))
     with Wire(gateway.port) as peer:
         peer.associate()
         answers = ask(peer, identifier(PatientName=""))
