@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -223,8 +223,8 @@ class Archive:
         return self._index.find(query, goes_on)
 
     def count(self, query: Query, bound: int) -> int:
-        """How many objects `find` gives for *query*, its offset and limit kept; at most *bound*."""
-        return sum(1 for _ in islice(self.find(query), bound))
+        """How many objects match *query*, whatever its limit and offset; at most *bound* are counted."""
+        return sum(1 for _ in self.find(replace(query, limit=bound, offset=0)))
 
     def feed(self, since: str, limit: int) -> Feed:
         """The studies published behind the token *since*, at most *limit*; from the first if it is "".

@@ -15,6 +15,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +69,7 @@ class WebSettings:
     *hosts*: names by which the gateway is reached, beside loopback names and addresses; "*" takes any.
     *cors_origins*: origins whose pages may read, such as "https://viewer.example.org"; "*" is any.
     *request_publish*: called from a worker thread with a study UID that somebody waits for.
+    *max_results*, *empty_status*, *local*: of searches (`search.Search`).
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
     *ready*: whether the gateway does its work, and facts about it.  *stopping*: whether it is to end.
     *metrics*: Prometheus text.
@@ -79,6 +81,7 @@ class WebSettings:
     wait_seconds: float = 10.0
     max_results: int = 1000
     empty_status: int = 200
+    local: Callable[[datetime], timedelta] = lambda _: timedelta(0)
     inline_bytes: int = 1024
     private_un: Literal["parse", "keep"] = "parse"
     ae_title: str = "DICOMSCP"
@@ -107,6 +110,7 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         base_url=settings.base_url,
         max_results=settings.max_results,
         empty_status=settings.empty_status,
+        local=settings.local,
     )
     page = Page(archive, state, settings.base_url, settings.ae_title, settings.version)
     return Starlette(

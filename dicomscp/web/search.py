@@ -13,8 +13,8 @@ and not quoted, as PS3.18 has them, each on a line of its own and without commas
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -54,15 +54,25 @@ RESOURCES = {
 class Search:
     """The search resources of one archive."""
 
-    def __init__(self, archive: Archive, *, base_url: str, max_results: int, empty_status: int) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        *,
+        base_url: str,
+        max_results: int,
+        empty_status: int,
+        local: Callable[[datetime], timedelta],
+    ) -> None:
         """A search gives at most *max_results*.
 
         One that finds nothing is answered with *empty_status*: 200, an empty array, or 204, nothing at all.
+        *local* is the offset from UTC, at a moment of local time, of what tells no time zone.
         """
         self._archive = archive
         self._base_url = base_url.rstrip("/")
         self._max_results = max_results
         self._empty_status = empty_status
+        self._local = local
 
     def routes(self) -> list[Route]:
         """All resources, under the path of the base URL."""
@@ -105,6 +115,7 @@ class Search:
             series_uid=uids.get("series"),
             max_results=self._max_results,
             model=self._archive.model,
+            local=self._local,
         )
 
     def _remaining(self, query: Query, given: int | None) -> int:
@@ -112,7 +123,8 @@ class Search:
         limit = query.limit or 0
         if given is not None and given < limit:
             return 0
-        return self._archive.count(replace(query, offset=query.offset + limit, limit=None), MOST_REMAINING)
+        end = query.offset + limit
+        return max(self._archive.count(query, end + MOST_REMAINING) - end, 0)
 
     def _whole(self, request: Request, offer: Offer, matches: list[bytes]) -> Response:
         digest = hashlib.sha256(offer.content_type().encode())
