@@ -114,6 +114,11 @@ def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _number(value: object) -> object:
+    """A whole number written as text, as the environment has it."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+
+
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -256,6 +261,7 @@ class Web(_Table):
     cors_origins: Origins = ()
     wait_seconds: Seconds = 10
     max_results: Count = 1000
+    empty_search: Annotated[Literal[200, 204], BeforeValidator(_number)] = 200  # HTTP status
 
     @field_validator("host", mode="after")
     @classmethod

@@ -674,6 +674,8 @@ def _run_web(life: Life) -> None:
             cors_origins=config.web.cors_origins,
             wait_seconds=config.web.wait_seconds,
             max_results=config.web.max_results,
+            empty_status=config.web.empty_search,
+            local=local_offset(config.query.timezone),
             inline_bytes=config.publish.inline_max,
             private_un=config.publish.private_un,
             ae_title=config.dimse.ae_title,

@@ -564,6 +564,7 @@ def query_from_parameters(
     series_uid: str | None = None,
     max_results: int,
     model: Model = STANDARD,
+    local: Callable[[datetime], timedelta] = lambda _: timedelta(0),
 ) -> tuple[Query, list[str]]:
     """The query that a QIDO-RS request makes, and sentences about what of it is not done.
 
@@ -571,8 +572,9 @@ def query_from_parameters(
     above are returned too.  No more than *max_results* are asked for.  Raises BadValueError, naming the
     parameter, for a value that cannot be used and for what may be given once and is given again.
 
-    Dates and times are matched as combined (PS3.18 section 8.3.4.1.1), and keys of the levels above without
-    their unique keys.  What is matched is returned as well.
+    Dates and times are matched as combined and, if (0008,0201) is among the parameters, as in that time zone
+    (PS3.18 section 8.3.4.1.1); *local* is the offset from UTC of what tells none of its own.  Keys of the
+    levels above are matched without their unique keys.  What is matched is returned as well.
     """
     asked = _Asked(model.supported(level))
     for name, value in params:
@@ -582,14 +584,20 @@ def query_from_parameters(
     always, unasked = _returned_at(level, scoped=[uid is not None for uid in scope.values()])
     whole = unasked | {path[0] for path in asked.returned if len(path) == 1}
     parts = frozenset(path for path in asked.returned if path[0] not in whole)
+    keys = _combined(keys + _asked_keys(asked.keys, asked.options), asked.written)
+    zone = Zone(asked.offset, local) if asked.offset is not None else None
+    if zone:
+        keys = tuple(_adjusting(key, zone) for key in keys)
+        whole |= _needed_to_adjust(frozenset(key.tag for key in keys))
     query = Query(
         level,
-        _combined(keys + _asked_keys(asked.keys, asked.options), asked.written),
+        keys,
         None if asked.everything else whole | {path[0] for path in parts},
         min(asked.numbers.get("limit", max_results), max_results),
         asked.numbers.get("offset", 0),
         always,
         frozenset() if asked.everything else parts,
+        zone=zone,
     )
     return query, asked.warnings
 
@@ -634,6 +642,7 @@ class _Asked:
         self.returned: set[Path] = set()
         self.everything = False
         self.numbers: dict[str, int] = {}
+        self.offset: timedelta | None = None
         self.options = Options(combined=True, relational=True)
         self.warnings: list[str] = []
         self.written: dict[int, str] = {}  # values, by attributes that are in no sequence
@@ -660,6 +669,9 @@ class _Asked:
     def _match(self, path: Path, name: str, value: str) -> None:
         """PS3.18 8.3.4.1: no attribute is repeated, under another name neither."""
         self._once(path, name)
+        if path == (_TIMEZONE,):
+            self.offset = _zone_offset(name, value)
+            return
         if path[0] in _CONTROL or path[0] not in self._supported:
             self.warnings.append(f"The attribute {_shown(name)} is not matched here and was ignored.")
             return
@@ -687,6 +699,13 @@ def _truth(name: str, value: str) -> bool:
     if value not in ("true", "false"):
         raise BadValueError(f"{name} is true or false, not {_shown(value)}")
     return value == "true"
+
+
+def _zone_offset(name: str, value: str) -> timedelta | None:
+    offset = _offset(_LOST_PLUS.sub("+", value))
+    if offset is None and value:
+        raise BadValueError(f"{name} is an offset as +0100, not {_shown(value)}")
+    return offset
 
 
 def _whole_number(name: str, value: str) -> int:

@@ -54,6 +54,13 @@ def test_without_any_source_there_are_defaults():
     assert settings.storage.reserve == 1 << 30
 
 
+@pytest.mark.parametrize(("written", "status"), [("204", 204), ("200", 200)])
+def test_a_number_out_of_two_may_come_from_the_environment(written, status):
+    assert config.load(None, {}, {"DICOMSCP_WEB__EMPTY_SEARCH": written}).web.empty_search == status
+    (error,) = errors(environ={"DICOMSCP_WEB__EMPTY_SEARCH": "404"})
+    assert "web.empty_search" in error
+
+
 def test_flags_beat_environment_beats_file_beats_default(file):
     path = file("[dimse]\nport = 1\nlisteners = 1\nmax_associations = 1\n")
     environ = {"DICOMSCP_DIMSE__PORT": "2", "DICOMSCP_DIMSE__LISTENERS": "2"}

@@ -23,10 +23,10 @@ LITTLE = "1.2.840.10008.1.2.1"
 class FilledArchive(Archive):
     """An Archive with an index of its own; what was added is held and found at once."""
 
-    def __init__(self, root):
+    def __init__(self, root, retrieve_url="/dicomweb"):
         self.root = root
         self.engine = open_engine(root / "index.sqlite", read_only=False)
-        self.index = Index(self.engine, retrieve_url="/dicomweb")
+        self.index = Index(self.engine, retrieve_url=retrieve_url)
         self.compiler = Compiler()
         super().__init__(root, self.index)
 
