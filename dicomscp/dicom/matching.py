@@ -615,6 +615,16 @@ def _person(value: Any) -> str | None:
     return "=".join(group.strip(" ").rstrip("^ ").casefold() for group in groups).rstrip("=")
 
 
+def name_parts(folded: str) -> list[str]:
+    """The parts of a folded name, of all its groups, in their order."""
+    return [part for part in re.split(r"[\^=\s]+", folded) if part]
+
+
+def sound(part: str) -> str:
+    """What a part of a name sounds like."""
+    return part
+
+
 # ── deciding ─────────────────────────────────────────────────────────────────────────────────────
 
 _Test: TypeAlias = Callable[[Any], bool]

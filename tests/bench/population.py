@@ -248,7 +248,9 @@ class _Made:
                 0x00083002: _fragment(0x00083002, _EXPLICIT_LITTLE),
                 0x00080008: _fragment(0x00080008, "ORIGINAL", "PRIMARY", "AXIAL"),
             }
-            yield from _instances(InstanceKey(study.study_uid, series_uid, ""), sop_class_uid, of_series, count)
+            yield from _instances(
+                InstanceKey(study.study_uid, series_uid, ""), sop_class_uid, of_series, count
+            )
 
     def _of_study(self, chance: random.Random, study: Study) -> dict[int, bytes]:
         patient, kind = study.patient, study.kind

@@ -14,7 +14,8 @@ from sqlalchemy import func, select
 
 from dicomscp.archive import index as index_module
 from dicomscp.archive import sqlite
-from dicomscp.archive.index import Arrival, Counts, Held, Index, Named, Publication, metadata
+from dicomscp.archive.index import Arrival, Counts, Held, Index, Named, Publication
+from dicomscp.archive.tables import metadata
 from dicomscp.archive.journal import Position
 from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
@@ -642,7 +643,7 @@ def test_what_is_leaving_is_found_without_reading_the_table_of_instances(databas
     engine = database()
     index = Index(engine)
     index.apply([arrival(sop=f"9.{n}") for n in range(200)], {})
-    for conditions in (index_module._IS_LEAVING, index_module._READY_TO_GO):
+    for conditions in (index_module.IS_LEAVING, index_module._READY_TO_GO):
         statement = index_module._HELD.where(conditions).compile(
             engine, compile_kwargs={"literal_binds": True}
         )
@@ -1123,7 +1124,7 @@ def test_an_index_in_a_folder_with_odd_characters_is_opened(tmp_path):
     ],
 )
 def test_no_query_of_a_viewer_reads_the_table_of_instances_as_a_whole(database, query, seek):
-    from dicomscp.archive.index import _Search
+    from dicomscp.archive.search import Search
 
     with database().connect() as connection:
         statement = (
