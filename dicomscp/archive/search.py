@@ -9,7 +9,7 @@ skips it where it lies, a count counts it there.  Irregular rows are always deci
 so is every row if a key is not told.  A kind of match that is not known here narrows nothing.
 
 *Ways in* are the lookups that give a key's studies without reading others: by a patient's ID, an accession
-number, a name, a modality and a date.  Each is taken as far as `_FEW` studies: what gives fewer is the way,
+number, a name, a modality and a date.  Each is taken as far as a thousand studies: what gives fewer is the way,
 and narrows what the others give.  If all give more, studies are walked in order, for matches are dense enough.
 Nothing here relies on statistics that a database gathers.
 
@@ -98,20 +98,25 @@ Row: TypeAlias = Any  # SQLAlchemy 2.0 and 2.1 type theirs differently
 Read: TypeAlias = Callable[[Select[Any]], Sequence[Row]]
 """Reads all that a statement gives, as of one moment."""
 
-_FEW = 1000  # studies: fewer are looked up by their ids
-_VERY_FEW = 50  # which another way in would not narrow for what it costs
-_PAGE = 500  # rows in one snapshot
+_VERY_FEW = 50  # studies, which another way in would not narrow for what it costs
 _MOST_UIDS = 5000  # in one statement; of more, none is narrowed by
 
 
-class Search:
-    """One query; *retrieve_url* begins every RetrieveURL."""
+class _Bounds(NamedTuple):
+    few: int
+    page: int
 
-    def __init__(self, query: Query, retrieve_url: str) -> None:
-        self._query = query
-        below = query.level in (Level.SERIES, Level.IMAGE)
-        answers = _Answers(query, retrieve_url)
-        self._candidates: _Below | _Studies = _Below(query, answers) if below else _Studies(query, answers)
+
+class Search:
+    """One query; *retrieve_url* begins every RetrieveURL.
+
+    So many studies are *few*, that is looked up by their ids; of so many rows is a *page*.
+    """
+
+    def __init__(self, query: Query, retrieve_url: str, *, few: int = 1000, page: int = 500) -> None:
+        self._query, self._bounds = query, _Bounds(few, page)
+        kind = _Below if query.level in (Level.SERIES, Level.IMAGE) else _Studies
+        self._candidates = kind(query, _Answers(query, retrieve_url), self._bounds)
 
     def find(self, read: Read) -> Iterator[Attributes]:
         """What matches, in order, within the query's offset and limit; rows are read in pages."""
@@ -125,7 +130,7 @@ class Search:
         if counted is not None:
             return counted
         bare = replace(self._query, limit=bound, offset=0, returns=frozenset(), always=frozenset())
-        return sum(1 for _ in Search(bare, "").find(read))
+        return sum(1 for _ in Search(bare, "", **self._bounds._asdict()).find(read))
 
 
 # ── what is returned ─────────────────────────────────────────────────────────────────────────────
@@ -496,12 +501,19 @@ def _by_modality_and_date(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[
         yield select(study.c.id).where(IS_LISTED, span.of(study.c.recency))
 
 
-def _few(read: Read, ways: Iterable[Select[Any]]) -> set[int] | None:
+def _is_sought(key: Key, *, unknown: bool) -> bool:
+    """Whether an index gives all that matches *key* in order, and little of it or nothing else."""
+    if key.tag in (STUDY_UID, SERIES_UID, SOP_UID):
+        return True
+    return key.tag in (PATIENT_ID, ACCESSION_NUMBER) and isinstance(key.match, Single) and not unknown
+
+
+def _few(read: Read, most: int, ways: Iterable[Select[Any]]) -> set[int] | None:
     """The ids that all *ways* give that give few; None if none does."""
     few: set[int] | None = None
     for way in ways:
-        ids = {row[0] for row in read(way.limit(_FEW + 1))}
-        if len(ids) <= _FEW:
+        ids = {row[0] for row in read(way.limit(most + 1))}
+        if len(ids) <= most:
             few = ids if few is None else few & ids
             if len(few) <= _VERY_FEW:
                 break
@@ -536,21 +548,21 @@ def _place(match: _Match) -> tuple[int, str]:
 class _Studies:
     """Candidates at the levels of studies and of patients, each of whom the newest study tells of."""
 
-    def __init__(self, query: Query, answers: _Answers) -> None:
-        self._query, self._answers = query, answers
+    def __init__(self, query: Query, answers: _Answers, bounds: _Bounds) -> None:
+        self._query, self._answers, self._bounds = query, answers, bounds
         told = [(key, _told(key, unknown=_unknown(query))) for key in query.keys]
         self._known = [(key, one) for key, one in told if one is not None]
         self._is_exact = len(self._known) == len(told) and all(one.exact for _, one in self._known)
         self._mask = _mask((one for _, one in self._known), study)
         self._always = [_IS_PATIENTS_NEWEST] if query.level is Level.PATIENT else []
         self._walk = _walk(self._known, unknown=_unknown(query))
-        self._is_sought = any(key.tag == STUDY_UID for key, _ in self._known)
+        self._is_sought = any(_is_sought(key, unknown=_unknown(query)) for key, _ in self._known)
 
     def find(self, read: Read, offset: int, limit: int | None) -> Iterator[Attributes]:
         """What matches behind *offset*; *limit* says how much of it may be wanted, no more."""
         irregular = self._irregular(read)
-        few = list(islice(irregular, _PAGE)) if offset and self._is_exact else []
-        if not offset or not self._is_exact or len(few) == _PAGE:
+        few = list(islice(irregular, self._bounds.page)) if offset and self._is_exact else []
+        if not offset or not self._is_exact or len(few) == self._bounds.page:
             regular = self._regular(read, 0, None if limit is None else offset + limit)
             merged = heapq.merge(regular, chain(few, irregular), key=_place)
             yield from (match.found for match in islice(merged, offset, None))
@@ -578,7 +590,7 @@ class _Studies:
     def _regular(self, read: Read, beyond: int, wanted: int | None) -> Iterator[_Match]:
         """Matches among regular rows, without the first *beyond* that meet what is told."""
         ids = self._ids(read)
-        size = _PAGE if wanted is None else max(1, min(_PAGE, wanted))
+        size = self._bounds.page if wanted is None else max(1, min(self._bounds.page, wanted))
         after: Row | None = None
         while True:
             rows = read(self._page(ids, after, size, beyond))
@@ -588,7 +600,7 @@ class _Studies:
                     yield _Match(row[0], row[1], found)
             if len(rows) < size:
                 return
-            after, size, beyond = rows[-1], _PAGE, 0
+            after, size, beyond = rows[-1], self._bounds.page, 0
 
     def _irregular(self, read: Read) -> Iterator[_Match]:
         """Matches among the rows of which the keys' columns do not tell all."""
@@ -597,14 +609,14 @@ class _Studies:
         those = [IS_LISTED, IS_IRREGULAR, study.c.irregular.op("&")(self._mask) != 0, *self._always]
         those += [one.coarse for _, one in self._known]
         page = self._with_object(select(*_STUDY_ORDER, *self._answers.columns).select_from(study))
-        page = page.where(*those).order_by(*_STUDY_ORDER).limit(_PAGE)
+        page = page.where(*those).order_by(*_STUDY_ORDER).limit(self._bounds.page)
         rows = read(page)
         while True:
             for row in rows:
                 found = self._answers.answer(row, decided=False)
                 if found is not None:
                     yield _Match(row[0], row[1], found)
-            if len(rows) < _PAGE:
+            if len(rows) < self._bounds.page:
                 return
             rows = read(page.where(_is_behind(_STUDY_ORDER, rows[-1][:2])))
 
@@ -612,7 +624,7 @@ class _Studies:
         """The ids of all regular rows that match, and of few others; None if a walk is as good."""
         if self._is_sought or (self._is_exact and not self._walk.beside):
             return None
-        return _few(read, _ways_of(self._query))
+        return _few(read, self._bounds.few, _ways_of(self._query))
 
     def _page(self, ids: set[int] | None, after: Row | None, size: int, beyond: int) -> Select[Any]:
         """The next *size* regular rows behind *after*, with what is read of them."""
@@ -672,8 +684,8 @@ def _walk(known: Sequence[tuple[Key, _Told]], *, unknown: bool) -> _Walk:
 class _Below:
     """Candidates at the levels of series and of instances, whose keys may be of the levels above."""
 
-    def __init__(self, query: Query, answers: _Answers) -> None:
-        self._query, self._answers = query, answers
+    def __init__(self, query: Query, answers: _Answers, bounds: _Bounds) -> None:
+        self._query, self._answers, self._bounds = query, answers, bounds
         told = [(key, _told(key, unknown=_unknown(query))) for key in query.keys]
         self._known = [(key, one) for key, one in told if one is not None]
         self._is_exact = len(self._known) == len(told) and all(one.exact for _, one in self._known)
@@ -682,7 +694,7 @@ class _Below:
         self._study_mask = masks[study]
         open_ = [table.c.irregular.op("&")(mask) != 0 for table, mask in masks.items() if mask]
         self._open = or_(*open_) if open_ else None
-        self._is_sought = any(key.tag in _UNIQUE for key, _ in self._known)
+        self._is_sought = any(_is_sought(key, unknown=_unknown(query)) for key, _ in self._known)
         self._fixed = {key.tag for key, _ in self._known if isinstance(key.match, Single)}
 
     def find(self, read: Read, offset: int, limit: int | None) -> Iterator[Attributes]:
@@ -715,14 +727,14 @@ class _Below:
         if self._open is not None:
             columns.append(self._open.label("open"))
         candidates = self._candidates(read, columns)
-        size = _PAGE if wanted is None else max(1, min(_PAGE, wanted))
+        size = self._bounds.page if wanted is None else max(1, min(self._bounds.page, wanted))
         rows = read(candidates.limit(size).offset(beyond))
         yield from rows
         stages = self._behind(rows[-1]) if len(rows) == size else []
         while stages:
-            rows = read(candidates.where(stages.pop(0)).limit(_PAGE))
+            rows = read(candidates.where(stages.pop(0)).limit(self._bounds.page))
             yield from rows
-            if len(rows) == _PAGE:
+            if len(rows) == self._bounds.page:
                 stages = self._behind(rows[-1])
 
     def _behind(self, last: Row) -> list[Condition]:
@@ -764,15 +776,14 @@ class _Below:
         """The ids of the studies in which candidates are, and of few others; None if all are walked."""
         if self._is_sought:
             return None
-        few = _few(read, _ways_of(self._query))
+        few = _few(read, self._bounds.few, _ways_of(self._query))
         if few is None or not self._study_mask:
             return few
         bits = study.c.irregular.op("&")(self._study_mask) != 0
-        irregular = _few(read, [select(study.c.id).where(IS_LISTED, IS_IRREGULAR, bits)])
+        irregular = _few(read, self._bounds.few, [select(study.c.id).where(IS_LISTED, IS_IRREGULAR, bits)])
         return None if irregular is None else few | irregular
 
 
-_UNIQUE = frozenset({STUDY_UID, SERIES_UID, SOP_UID})
 _SERIES_ORDER = (series.c.ordinal, series.c.series_uid)
 _INSTANCE_ORDER = (instance.c.ordinal, instance.c.sop_uid)
 _FROM: dict[Level, Any] = {

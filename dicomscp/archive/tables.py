@@ -128,8 +128,8 @@ IS_IRREGULAR = study.c.irregular != 0
 _study_index(
     "study_irregular", study.c.recency, study.c.study_uid, study.c.irregular, where=IS_IRREGULAR & IS_LISTED
 )
-_study_index("study_patient_id", study.c.patient_id)
-_study_index("study_accession_number", study.c.accession_number)
+_study_index("study_patient_id", study.c.patient_id, study.c.recency, study.c.study_uid)
+_study_index("study_accession_number", study.c.accession_number, study.c.recency, study.c.study_uid)
 _study_index("study_patient_key", study.c.patient_key, study.c.recency, study.c.study_uid)
 _study_index("study_due", study.c.study_uid, where=IS_DUE)
 
