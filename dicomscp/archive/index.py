@@ -24,78 +24,76 @@ import hashlib
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
 from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    ColumnElement,
     Connection,
     Engine,
-    ForeignKey,
-    Integer,
-    LargeBinary,
-    MetaData,
     Select,
     Table,
-    Text,
-    UniqueConstraint,
     and_,
     bindparam,
     delete,
     exists,
-    false,
     func,
     insert,
-    or_,
     select,
     true,
-    tuple_,
     update,
-)
-from sqlalchemy import (
-    Index as TableIndex,
 )
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
+from dicomscp.archive.search import Search
+from dicomscp.archive.tables import (
+    INSTANCE_NUMBER,
+    IS_DUE,
+    IS_LEAVING,
+    IS_WITHDRAWN,
+    MODALITY,
+    NO_NUMBER,
+    UNLISTED,
+    Attributes,
+    Condition,
+    Places,
+    instance,
+    instance_number,
+    journal_position,
+    metadata,
+    modality_rows,
+    name_rows,
+    publication,
+    series,
+    series_attributes,
+    series_row,
+    setting,
+    statement,
+    strings,
+    study,
+    study_modality,
+    study_name,
+    study_object,
+    study_row,
+)
 from dicomscp.dicom import matching
-from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.matching import (
-    SERIES_UID,
     SOP_CLASS_UID,
-    SOP_UID,
     STANDARD,
     STUDY_UID,
-    AnyOf,
     Key,
     Level,
-    Match,
     Model,
     Query,
-    Range,
     Single,
-    UIDList,
-    Wildcard,
-    normal,
 )
-from dicomscp.dicom.names import fold
 from dicomscp.errors import BusyError, DamagedError, RefusedError
 from dicomscp.study import layout
 
-Attributes: TypeAlias = dict[str, dict[str, Any]]
-"""A DICOM JSON object."""
-
 _Row: TypeAlias = Any  # SQLAlchemy 2.0 and 2.1 type theirs differently
-
-NO_NUMBER = (1 << 63) - 1
-"""The ordinal of what has no number: it stands last."""
 
 
 class Arrival(NamedTuple):
@@ -191,375 +189,13 @@ class Feed(NamedTuple):
     reset: bool
 
 
-# ── tables ───────────────────────────────────────────────────────────────────────────────────────
-
-metadata = MetaData()
-
-study = Table(
-    "study",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("study_uid", Text, nullable=False, unique=True),
-    Column("instances", Integer, nullable=False, default=0),
-    Column("series", Integer, nullable=False, default=0),
-    Column("variants", Integer, nullable=False, default=0),
-    Column("bytes", BigInteger, nullable=False, default=0),
-    Column("changes", BigInteger, nullable=False, default=0),  # of what is published of it, ever
-    Column("published", BigInteger, nullable=False, default=0),  # changes that its documents show
-    Column("recency", BigInteger, nullable=False, default=0),  # -YYYYMMDDHHMMSS: the newest stand first
-    Column("irregular", Boolean, nullable=False, default=False),
-    Column("patient_key", Text, nullable=False, default=""),
-    Column("patient_id", Text),
-    Column("patient_name", Text),
-    Column("patient_birth_date", Text),
-    Column("accession_number", Text),
-    Column("study_date", Text),
-    Column("study_time", Text),
-    Column("study_id", Text),
-    Column("study_description", Text),
-    Column("referring_physician_name", Text),
-    Column("modalities", Text, nullable=False, default=""),  # each between backslashes
-    Column("attributes", LargeBinary, nullable=False, default=b"{}"),
-    TableIndex("study_order", "recency", "study_uid", unique=True),
-    TableIndex("study_patient_key", "patient_key", "recency", "study_uid"),
-    TableIndex("study_patient_id", "patient_id"),
-    TableIndex("study_accession_number", "accession_number"),
-    TableIndex("study_irregular", "irregular"),
-)
-_IS_DUE = study.c.changes != study.c.published
-TableIndex("study_due", study.c.study_uid, sqlite_where=_IS_DUE, postgresql_where=_IS_DUE)
-
-series = Table(
-    "series",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("study_id", ForeignKey("study.id"), nullable=False),
-    Column("series_uid", Text, nullable=False),
-    Column("instances", Integer, nullable=False, default=0),
-    Column("ordinal", BigInteger, nullable=False, default=NO_NUMBER),
-    Column("irregular", Boolean, nullable=False, default=False),
-    Column("modality", Text),
-    Column("series_description", Text),
-    Column("performed_procedure_step_start_date", Text),
-    Column("attributes", LargeBinary, nullable=False, default=b"{}"),
-    UniqueConstraint("study_id", "series_uid"),
-    TableIndex("series_order", "study_id", "ordinal", "series_uid", unique=True),
-    TableIndex("series_uid", "series_uid"),
-)
-
-statement = Table(
-    "statement",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("series_id", ForeignKey("series.id"), nullable=False),
-    Column("digest", LargeBinary, nullable=False),
-    Column("instances", Integer, nullable=False, default=0),  # published ones that make it
-    Column("first_ordinal", BigInteger, nullable=False, default=NO_NUMBER),
-    Column("first_sop_uid", Text, nullable=False, default=""),
-    Column("attributes", LargeBinary, nullable=False),
-    UniqueConstraint("series_id", "digest"),
-)
-
-instance = Table(
-    "instance",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("series_id", ForeignKey("series.id"), nullable=False),
-    Column("statement_id", ForeignKey("statement.id"), nullable=False),
-    Column("sop_uid", Text, nullable=False),
-    Column("digest", LargeBinary, nullable=False),
-    Column("ordinal", BigInteger, nullable=False),
-    Column("irregular", Boolean, nullable=False),
-    Column("published", Boolean, nullable=False),
-    Column("received_at", BigInteger, nullable=False),
-    Column("receipts", Integer, nullable=False, default=1),
-    Column("leaving", BigInteger),  # the study's changes when it left; null while it is held
-    Column("size", BigInteger, nullable=False),
-    Column("sop_class_uid", Text, nullable=False),
-    Column("transfer_syntax_uid", Text, nullable=False),
-    Column("calling_ae", Text, nullable=False),
-    Column("path", Text),  # unless it is the one that follows from the UIDs
-    Column("attributes", LargeBinary, nullable=False),
-    UniqueConstraint("sop_uid", "digest", "series_id"),
-    TableIndex("instance_order", "series_id", "ordinal", "sop_uid"),
-)
-_IS_LEAVING = instance.c.leaving.is_not(None)
-_READY_TO_GO = and_(_IS_LEAVING, study.c.published >= instance.c.leaving)  # no document names it
-TableIndex("instance_leaving", instance.c.leaving, sqlite_where=_IS_LEAVING, postgresql_where=_IS_LEAVING)
-
-journal_position = Table(
-    "journal_position",
-    metadata,
-    Column("writer", Text, primary_key=True),
-    Column("number", BigInteger, nullable=False),
-    Column("offset", BigInteger, nullable=False),
-)
-
-setting = Table(
-    "setting",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, nullable=False),
-)
-
-publication = Table(
-    "publication",
-    metadata,
-    Column("study_uid", Text, primary_key=True),
-    Column("number", BigInteger, nullable=False, unique=True),  # rises with each
-    Column("revision", Text, nullable=False),  # "" of a study that was withdrawn
-    Column("series", Integer, nullable=False),
-    Column("instances", Integer, nullable=False),
-    Column("published_at", BigInteger, nullable=False),
-)
-_IS_WITHDRAWN = publication.c.revision == ""
-TableIndex(
-    "publication_withdrawn",
-    publication.c.number,
-    sqlite_where=_IS_WITHDRAWN,
-    postgresql_where=_IS_WITHDRAWN,
-)
-
-# ── attributes and the columns they are matched by ───────────────────────────────────────────────
-
-_MODALITY, _SERIES_NUMBER, _INSTANCE_NUMBER = 0x00080060, 0x00200011, 0x00200013
-_AVAILABLE_TRANSFER_SYNTAX_UID = 0x00083002
-
-_UID_COLUMNS: dict[int, Column[Any]] = {
-    STUDY_UID: study.c.study_uid,
-    matching.SERIES_UID: series.c.series_uid,
-    SOP_UID: instance.c.sop_uid,
-    SOP_CLASS_UID: instance.c.sop_class_uid,
-}
-_STUDY_COLUMNS: dict[int, Column[Any]] = {
-    0x00100020: study.c.patient_id,
-    0x00100010: study.c.patient_name,
-    0x00100030: study.c.patient_birth_date,
-    0x00080050: study.c.accession_number,
-    0x00080020: study.c.study_date,
-    0x00080030: study.c.study_time,
-    0x00200010: study.c.study_id,
-    0x00081030: study.c.study_description,
-    0x00080090: study.c.referring_physician_name,
-}
-_SERIES_COLUMNS: dict[int, Column[Any]] = {
-    _MODALITY: series.c.modality,
-    0x0008103E: series.c.series_description,
-    0x00400244: series.c.performed_procedure_step_start_date,
-}
-_ORDINAL_COLUMNS: dict[int, Column[Any]] = {
-    _SERIES_NUMBER: series.c.ordinal,
-    _INSTANCE_NUMBER: instance.c.ordinal,
-}
-
-_MATCHED_COLUMNS = (
-    _STUDY_COLUMNS | _SERIES_COLUMNS | _ORDINAL_COLUMNS | {matching.MODALITIES_IN_STUDY: study.c.modalities}
-)
-
-
-class _Places:
-    """Where in the tables the attributes of a model lie that have no column of their own."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        said = model.study_tags | model.series_tags
-        self.statement = tuple(sorted((said | {SOP_CLASS_UID}) - {STUDY_UID, SERIES_UID}))
-        self.instance = tuple(
-            sorted(model.instance_tags - {SOP_UID, SOP_CLASS_UID, _AVAILABLE_TRANSFER_SYNTAX_UID})
-        )
-        self.study = tuple(_hex(tag) for tag in sorted(model.study_tags - {STUDY_UID}))
-        self.series = tuple(_hex(tag) for tag in sorted(model.series_tags - {SERIES_UID}))
-        in_study = {matching.MODALITIES_IN_STUDY, matching.SOP_CLASSES_IN_STUDY}
-        self.blobs: tuple[tuple[Column[Any], frozenset[int]], ...] = (
-            (study.c.attributes, model.study_tags - {STUDY_UID} | in_study),
-            (series.c.attributes, model.series_tags - {SERIES_UID}),
-            (instance.c.attributes, frozenset(self.instance)),
-        )
-
-
-def _hex(tag: int) -> str:
-    return f"{tag:08X}"
-
-
-def _column_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
-    """The value that the column of *tag* takes, and whether it fails to tell the attribute in full."""
-    values = [value for value in attributes.get(_hex(tag), {}).get("Value", ()) if value is not None]
-    if not values:
-        return None, False
-    value = normal(public_vr(tag), values[0])
-    return (value if isinstance(value, str) else None), len(values) > 1 or value is None
-
-
-def _ordinal(attributes: Attributes, tag: int) -> tuple[int, bool]:
-    """The first value of an IS attribute, as `_column_value` gives those of text."""
-    values = attributes.get(_hex(tag), {}).get("Value", ())
-    try:
-        number = int(values[0])
-    except (IndexError, TypeError, ValueError):
-        return NO_NUMBER, len(values) > 1
-    if not -NO_NUMBER <= number < NO_NUMBER:
-        return NO_NUMBER, True
-    return number, len(values) > 1 or normal("IS", values[0]) != number
-
-
-@lru_cache(maxsize=1 << 16)
-def _instance_number(fragment: bytes) -> tuple[int, bool]:
-    return _ordinal(orjson.loads(b"{" + fragment + b"}"), _INSTANCE_NUMBER)
-
-
-def _first_values(statements: Iterable[Attributes], tags: Sequence[str]) -> Attributes:
-    """Of each attribute the first element with a value, or the first without if none has one."""
-    found: Attributes = {}
-    lacking = list(tags)
-    for attributes in statements:
-        left = []
-        for tag in lacking:
-            element = attributes.get(tag)
-            if element is not None and len(element) > 1:
-                found[tag] = element
-            else:
-                left.append(tag)
-                if element is not None:
-                    found.setdefault(tag, element)
-        lacking = left
-    return found
-
-
-def _strings(attributes: Attributes, tag: int) -> list[str]:
-    return [value for value in attributes.get(_hex(tag), {}).get("Value", ()) if isinstance(value, str)]
-
-
-def _columns(attributes: Attributes, columns: Mapping[int, Column[Any]]) -> dict[str, Any]:
-    """The columns' values by name, and whether the row is irregular."""
-    row: dict[str, Any] = {"irregular": False}
-    for tag, column in columns.items():
-        row[column.name], irregular = _column_value(attributes, tag)
-        row["irregular"] |= irregular
-    return row
-
-
-def _series_row(attributes: Attributes) -> dict[str, Any]:
-    """What is derived of a series, but for counts."""
-    row = _columns(attributes, _SERIES_COLUMNS)
-    row["ordinal"], irregular = _ordinal(attributes, _SERIES_NUMBER)
-    row["irregular"] |= irregular
-    return row | {"attributes": orjson.dumps(attributes)}
-
-
-def _study_row(attributes: Attributes, modalities: Iterable[str], classes: Iterable[str]) -> dict[str, Any]:
-    """What is derived of a study, but for counts."""
-    row = _columns(attributes, _STUDY_COLUMNS)
-    in_study, of_classes = sorted(set(modalities)), sorted(set(classes))
-    computed = {
-        _hex(matching.MODALITIES_IN_STUDY): _element("CS", in_study),
-        _hex(matching.SOP_CLASSES_IN_STUDY): _element("UI", of_classes),
-    }
-    return row | {
-        "recency": _recency(row["study_date"], row["study_time"]),
-        "patient_key": _patient_key(attributes, row),
-        "modalities": "".join(f"\\{modality}" for modality in in_study) + "\\",
-        "attributes": orjson.dumps(attributes | computed),
-    }
-
-
-def _recency(date: str | None, time: str | None) -> int:
-    return -int(date + (time or "000000")[:6]) if date else 0
-
-
-def _patient_key(attributes: Attributes, row: Mapping[str, Any]) -> str:
-    """What tells patients apart: the ID and its issuer; where there is no ID, name and birth date."""
-    if row["patient_id"]:
-        issuer, _ = _column_value(attributes, 0x00100021)
-        return f"{row['patient_id']}\\{issuer or ''}"
-    return f"\\\\{row['patient_name'] or ''}\\{row['patient_birth_date'] or ''}"
-
-
-def _element(vr: str, values: Sequence[object]) -> dict[str, Any]:
-    return {"vr": vr, "Value": list(values)} if values else {"vr": vr}
-
-
-# ── narrowing ────────────────────────────────────────────────────────────────────────────────────
-
-_Condition: TypeAlias = ColumnElement[bool]
-_MOST_UIDS = 5000  # in one statement; of more, none is narrowed by
-
-
-def _narrowed(key: Key) -> tuple[Table, _Condition] | None:
-    """A table, and a condition that every regular row of it meets that matches *key*; else None."""
-    column = _MATCHED_COLUMNS.get(key.tag)
-    if column is None:
-        return None
-    if column is study.c.modalities:
-        condition = _modality_condition(key.match)
-    elif key.tag in _ORDINAL_COLUMNS:
-        condition = _number_condition(column, key.match)
-    else:
-        condition = _text_condition(column, key.vr, key.match)
-    return None if condition is None else (column.table, condition)
-
-
-def _number_condition(column: Column[Any], match: Match) -> _Condition | None:
-    if not isinstance(match, Single):
-        return None
-    number = float(match.value)
-    is_whole = number.is_integer() and abs(number) < NO_NUMBER
-    return column == int(number) if is_whole else false()
-
-
-def _text_condition(column: Column[Any], vr: str, match: Match) -> _Condition | None:
-    if isinstance(match, AnyOf):
-        return _any(_text_condition(column, vr, one) for one in match.matches)
-    if isinstance(match, Range):
-        after = column.is_not(None) if match.low is None else column >= match.low
-        return after if match.high is None else and_(after, column <= match.high)
-    if isinstance(match, Single):
-        value = normal(vr, match.value)
-        runs = _runs(column, vr, match.value)
-        return or_(column == value, and_(column.contains("="), runs)) if vr == "PN" else column == value
-    return _runs(column, vr, match.pattern) if isinstance(match, Wildcard) else None
-
-
-def _any(conditions: Iterable[_Condition | None]) -> _Condition | None:
-    """Any of *conditions*; None, which narrows nothing, if one of them is."""
-    known = list(conditions)
-    told = [one for one in known if one is not None]
-    return or_(*told) if len(told) == len(known) else None
-
-
-def _runs(column: Column[Any], vr: str, pattern: str) -> _Condition:
-    """That the column contains each run of characters that stand for themselves."""
-    runs = re.split(r"[*?^=]+", fold(pattern)) if vr == "PN" else re.split(r"[*?]+", pattern)
-    return and_(
-        *(column.contains(run.strip(" "), autoescape=True) for run in runs if run), column.is_not(None)
-    )
-
-
-def _modality_condition(match: Match) -> _Condition | None:
-    if isinstance(match, AnyOf):
-        return _any(_modality_condition(one) for one in match.matches)
-    if isinstance(match, Single):
-        return study.c.modalities.contains(f"\\{match.value}\\", autoescape=True)
-    return None
-
-
-def _uid_condition(key: Key) -> _Condition | None:
-    """As `_narrowed`, of columns that tell their UIDs in full."""
-    column = _UID_COLUMNS.get(key.tag)
-    if column is None:
-        return None
-    if isinstance(key.match, Single):
-        return column == key.match.value
-    if isinstance(key.match, UIDList) and len(key.match.values) <= _MOST_UIDS:
-        return column.in_(key.match.values)
-    return None
-
-
 # ── the index ────────────────────────────────────────────────────────────────────────────────────
 
 _CHUNK = 500  # values in one statement
+_STUDIES_AT_ONCE = 50  # whose statements are in memory together
 _PAGE = 500  # rows in one snapshot
-_NO_LIMIT = (1 << 31) - 1
 _WITHDRAWN_KEPT = 100_000  # studies withdrawn that the feed still tells of: about 15 MB
+_READY_TO_GO = and_(IS_LEAVING, study.c.published >= instance.c.leaving)  # no document names it
 _UNSETTLED = 1_000_000  # publications: more than a loss of power can take back
 _NAME, _FEED_FROM = "index", "feed_from"
 
@@ -590,6 +226,10 @@ class _Variant(NamedTuple):
         return Named(self.key, self.digest, self.received_at, self.receipts)
 
 
+class _StoppedError(Exception):
+    """A search is not to go on."""
+
+
 class Index:
     """The index in one database; safe to share between threads.
 
@@ -615,7 +255,7 @@ class Index:
         """
         self._engine, self._writer = engine, engine.execution_options(writes=True)
         self._duplicates, self._retrieve_url = duplicates, retrieve_url
-        self.model, self._places = model, _Places(model)
+        self.model, self._places = model, Places(model)
         self._feed_from: int | None = None
         if not engine.get_execution_options().get("read_only"):
             self._adopt()
@@ -666,12 +306,12 @@ class Index:
         """The studies of which something is leaving."""
         studies = select(study.c.study_uid).join_from(instance, series).join(study)
         with self._reading() as connection:
-            return set(connection.execute(studies.where(_IS_LEAVING).distinct()).scalars())
+            return set(connection.execute(studies.where(IS_LEAVING).distinct()).scalars())
 
     def leaving(self) -> list[Held]:
         """Every variant that left and whose file is not known to be gone."""
         with self._reading() as connection:
-            return [_held(row) for row in connection.execute(_HELD.where(_IS_LEAVING))]
+            return [_held(row) for row in connection.execute(_HELD.where(IS_LEAVING))]
 
     def left(self, limit: int) -> list[Held]:
         """At most *limit* variants that left and that no document names any more."""
@@ -694,8 +334,9 @@ class Index:
     def clear(self) -> None:
         """Forget everything, the positions and the index's name too."""
         with self._writing() as connection:
-            for table in (instance, statement, series, study, journal_position, publication):
-                connection.execute(delete(table))
+            for table in reversed(metadata.sorted_tables):
+                if table is not setting:
+                    connection.execute(delete(table))
             _begin_anew(connection)
 
     def make_durable(self) -> None:
@@ -762,7 +403,7 @@ class Index:
         found: dict[str, list[Held]] = {}
         with self._reading() as connection:
             for chunk in _chunks(set(sop_uids)):
-                condition = and_(instance.c.sop_uid.in_(chunk), true() if leaving else ~_IS_LEAVING)
+                condition = and_(instance.c.sop_uid.in_(chunk), true() if leaving else ~IS_LEAVING)
                 rows = connection.execute(
                     _HELD.where(condition).order_by(instance.c.received_at, instance.c.digest)
                 )
@@ -783,13 +424,13 @@ class Index:
     ) -> list[Held]:
         """Every variant that claims to be there, published or not, in published order."""
         order = (*_PUBLISHED_ORDER, instance.c.received_at, instance.c.digest)
-        there = and_(*_place(study_uid, series_uid, sop_uid), ~_IS_LEAVING)
+        there = and_(*_place(study_uid, series_uid, sop_uid), ~IS_LEAVING)
         with self._reading() as connection:
             return [_held(row) for row in connection.execute(_HELD.where(there).order_by(*order))]
 
     def leaving_of(self, key: InstanceKey) -> list[Held]:
         """What is leaving of one instance; what its documents name, as far as can be told, comes first."""
-        there = and_(*_place(*key), _IS_LEAVING)
+        there = and_(*_place(*key), IS_LEAVING)
         with self._reading() as connection:
             found = [_held(row) for row in connection.execute(_HELD.where(there))]
         found.sort(key=lambda one: (one.received_at, one.digest), reverse=self._duplicates == "last")
@@ -801,8 +442,17 @@ class Index:
         with self._snapshot() as connection:
             this = study.c.study_uid == study_uid
             changes = connection.execute(select(study.c.changes).where(this)).scalar()
-            studies = self._all(connection, Query(Level.STUDY, one, OF_STUDY, None))
-            of_study = self._all(connection, Query(Level.SERIES, one, _OF_SERIES, None))
+            studies, of_study = (
+                list(
+                    Search(query, self._retrieve_url, self._places).find(
+                        lambda question: connection.execute(question).all()
+                    )
+                )
+                for query in (
+                    Query(Level.STUDY, one, OF_STUDY, None),
+                    Query(Level.SERIES, one, _OF_SERIES, None),
+                )
+            )
             rows = connection.execute(
                 _HELD.where(this, instance.c.published.is_(true())).order_by(*_PUBLISHED_ORDER)
             )
@@ -842,7 +492,7 @@ class Index:
                 uid
                 for chunk in _chunks(study_uids)
                 for uid in connection.execute(
-                    select(publication.c.study_uid).where(publication.c.study_uid.in_(chunk), ~_IS_WITHDRAWN)
+                    select(publication.c.study_uid).where(publication.c.study_uid.in_(chunk), ~IS_WITHDRAWN)
                 ).scalars()
             }
 
@@ -852,12 +502,12 @@ class Index:
 
     def due(self) -> Iterator[tuple[str, int]]:
         """The studies whose documents do not show what is published of them, and their changes by now."""
-        yield from ((row.study_uid, row.changes) for row in self._paged(_IS_DUE))
+        yield from ((row.study_uid, row.changes) for row in self._paged(IS_DUE))
 
     def due_instances(self) -> int:
         """How many published instances the studies have that are due."""
         with self._reading() as connection:
-            total = select(func.coalesce(func.sum(study.c.instances), 0)).where(_IS_DUE)
+            total = select(func.coalesce(func.sum(study.c.instances), 0)).where(IS_DUE)
             return int(connection.execute(total).scalar() or 0)
 
     def counts(self) -> Counts:
@@ -868,40 +518,28 @@ class Index:
             row = connection.execute(
                 select(func.count().filter(held), *(func.coalesce(func.sum(total), 0) for total in totals))
             ).one()
-            leaving = connection.execute(select(func.count()).where(_IS_LEAVING)).scalar()
+            leaving = connection.execute(select(func.count()).where(IS_LEAVING)).scalar()
         return Counts(*row)._replace(leaving=leaving or 0)
 
     def find(self, query: Query, goes_on: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
         """The objects that match *query*, as DICOM JSON.
 
-        Before each page of rows is read, *goes_on* is asked; if it says no, nothing more is given.
-
         Studies and patients come newest first (by date, time, then UID; those without a date last), what
-        belongs to them in published order.  Rows are read in pages, each a snapshot of its own.
+        belongs to them in published order.  Rows are read in pages, each a snapshot of its own.  Before
+        each, *goes_on* is asked; if it says no, nothing more is given.
         """
-        search = _Search(query, self._retrieve_url, self._places)
-        to_skip, left = query.offset, query.limit
-        after: _Row | None = None
-        while (left is None or left > 0) and goes_on():
-            beyond, to_skip = (to_skip, 0) if search.is_exact else (0, to_skip)
-            size = _PAGE if left is None else min(_PAGE, to_skip + left)
-            with self._reading() as connection:
-                rows = connection.execute(search.page(after, size).offset(beyond)).all()
-            for row in rows:
-                found = search.match(row)
-                if found is None:
-                    continue
-                if to_skip:
-                    to_skip -= 1
-                    continue
-                yield found
-                if left is not None:
-                    left -= 1
-                    if not left:
-                        return
-            if len(rows) < size:
-                return
-            after = rows[-1]
+
+        def read(question: Select[Any]) -> Sequence[_Row]:
+            if not goes_on():
+                raise _StoppedError
+            return self._rows(question)
+
+        with contextlib.suppress(_StoppedError):
+            yield from Search(query, self._retrieve_url, self._places).find(read)
+
+    def count(self, query: Query, bound: int) -> int:
+        """How many objects match *query*, whatever its limit and offset; *bound* if they are that many or more."""
+        return Search(query, self._retrieve_url, self._places).count(self._rows, bound)
 
     # Transactions
 
@@ -921,13 +559,12 @@ class Index:
         with _translated(), self._engine.execution_options(snapshot=True).connect() as connection:
             yield connection
 
-    def _all(self, connection: Connection, query: Query) -> list[Attributes]:
-        """All objects that match *query*, whose keys are UIDs."""
-        search = _Search(query, self._retrieve_url, self._places)
-        rows = connection.execute(search.page(None, _NO_LIMIT)).all()
-        return [found for row in rows if (found := search.match(row)) is not None]
+    def _rows(self, question: Select[Any]) -> Sequence[_Row]:
+        """All that *question* gives, as of one moment."""
+        with self._reading() as connection:
+            return connection.execute(question).all()
 
-    def _paged(self, condition: _Condition) -> Iterator[_Row]:
+    def _paged(self, condition: Condition) -> Iterator[_Row]:
         """Study UIDs and changes of the studies that meet *condition*, by UID."""
         after = ""
         while True:
@@ -958,7 +595,7 @@ class Index:
             return {}
         times = Counter(key.sop_uid for key, _ in fresh)
         contested = {one.sop_uid for one in known} & times.keys() | {uid for uid, n in times.items() if n > 1}
-        intake = _Intake(connection, self._places)
+        intake = _Intake(connection, self._places, [key for key, _ in fresh])
         for arrival in fresh.values():
             intake.add(arrival, published=arrival.key.sop_uid not in contested)
         moved = intake.write()
@@ -1154,14 +791,14 @@ def _announce(connection: Connection, new: Publication, least: int) -> None:
     _put(connection, publication, {"study_uid": new.study_uid}, {**new._asdict(), "number": number})
     if new.revision:
         return
-    withdrawn = select(publication.c.number).where(_IS_WITHDRAWN).order_by(publication.c.number.desc())
+    withdrawn = select(publication.c.number).where(IS_WITHDRAWN).order_by(publication.c.number.desc())
     oldest = connection.execute(withdrawn.offset(_WITHDRAWN_KEPT).limit(1)).scalar()
     if oldest is not None:
-        connection.execute(delete(publication).where(_IS_WITHDRAWN, publication.c.number <= oldest))
+        connection.execute(delete(publication).where(IS_WITHDRAWN, publication.c.number <= oldest))
         _put(connection, setting, {"name": _FEED_FROM}, {"value": str(oldest)})
 
 
-def _place(study_uid: str, series_uid: str | None, sop_uid: str | None) -> list[_Condition]:
+def _place(study_uid: str, series_uid: str | None, sop_uid: str | None) -> list[Condition]:
     """That an instance claims to be of the study, of the series, or to be that instance."""
     conditions = [study.c.study_uid == study_uid]
     if series_uid is not None:
@@ -1246,13 +883,17 @@ def _put(connection: Connection, table: Table, key: Mapping[str, Any], row: Mapp
 
 
 class _Intake:
-    """The new variants of one transaction on their way into the tables."""
+    """The new variants of one transaction on their way into the tables, under those *keys*."""
 
-    def __init__(self, connection: Connection, places: _Places) -> None:
-        self._connection, self._places = connection, places
-        self._series_ids: dict[tuple[str, str], int] = {}
-        self._study_ids: dict[str, int] = {}
+    def __init__(self, connection: Connection, tags: Places, keys: Iterable[InstanceKey]) -> None:
+        self._connection, self._tags = connection, tags
+        places = dict.fromkeys((key.study_uid, key.series_uid) for key in keys)
+        self._study_ids = self._ids_of_studies(dict.fromkeys(study_uid for study_uid, _ in places))
+        self._new_series: set[int] = set()
+        self._series_ids = self._ids_of_series(places)
         self._statements: dict[tuple[int, bytes], int] = {}
+        self._new_statements: list[dict[str, Any]] = []
+        self._next_statement = _next_id(connection, statement)
         self._rows: list[dict[str, Any]] = []
         self._first: dict[int, tuple[int, str]] = {}  # published order of the first instance, by statement
         self._count: Counter[int] = Counter()  # published instances, by statement
@@ -1264,13 +905,12 @@ class _Intake:
     def add(self, arrival: Arrival, *, published: bool) -> None:
         """Prepare the row of one variant.  The hot path."""
         key, attributes = arrival.key, arrival.attributes
-        place = (key.study_uid, key.series_uid)
-        series_id = self._series_ids.get(place) or self._series_id(*place)
+        series_id = self._series_ids[key.study_uid, key.series_uid]
         get = attributes.get
-        said = b",".join(filter(None, map(get, self._places.statement)))
+        said = b",".join(filter(None, map(get, self._tags.statement)))
         statement_id = self._statements.get((series_id, said)) or self._statement_id(series_id, said)
-        number = get(_INSTANCE_NUMBER)
-        ordinal, irregular = _instance_number(number) if number else (NO_NUMBER, False)
+        number = get(INSTANCE_NUMBER)
+        ordinal, irregular = instance_number(number) if number else (NO_NUMBER, 0)
         study_id = self._study_ids[key.study_uid]
         gain = self.gains[study_id]
         gain[0] += 1
@@ -1295,12 +935,14 @@ class _Intake:
                 "transfer_syntax_uid": arrival.transfer_syntax_uid,
                 "calling_ae": arrival.calling_ae,
                 "path": None if arrival.path == layout.instance_path(key) else arrival.path,
-                "attributes": b"{" + b",".join(filter(None, map(get, self._places.instance))) + b"}",
+                "attributes": b"{" + b",".join(filter(None, map(get, self._tags.instance))) + b"}",
             }
         )
 
     def write(self) -> _Touched:
         """Insert the rows and count them; returns the series whose derived attributes may have changed."""
+        if self._new_statements:
+            self._connection.execute(insert(statement), self._new_statements)
         self._connection.execute(insert(instance), self._rows)
         touched: _Touched = set()
         by_series: Counter[int] = Counter()
@@ -1314,10 +956,9 @@ class _Intake:
                 touched.add(series_id)
             counted[statement_id] = (before + count, min(order, first) if before else order)
         _count_statements(self._connection, counted)
-        for series_id, count in by_series.items():
-            self._connection.execute(
-                update(series).where(series.c.id == series_id).values(instances=series.c.instances + count)
-            )
+        if by_series:
+            rows = [{"b_id": series_id, "b_more": more} for series_id, more in by_series.items()]
+            self._connection.execute(_COUNT_SERIES, rows)
         return touched
 
     def _is_one_of_several(self, statement_id: int) -> bool:
@@ -1328,37 +969,57 @@ class _Intake:
         )
         return bool(self._connection.execute(select(others)).scalar())
 
-    def _series_id(self, study_uid: str, series_uid: str) -> int:
-        study_id = self._study_ids.get(study_uid) or self._study_id(study_uid)
-        self._study_ids[study_uid] = study_id
-        series_id = _id_of(self._connection, series, {"study_id": study_id, "series_uid": series_uid})
-        self._series_ids[study_uid, series_uid] = series_id
-        return series_id
+    def _ids_of_studies(self, study_uids: Iterable[str]) -> dict[str, int]:
+        """The ids of these studies; those that are not there are made."""
+        ids: dict[str, int] = {}
+        for chunk in _chunks(study_uids):
+            there = select(study.c.study_uid, study.c.id).where(study.c.study_uid.in_(chunk))
+            ids.update((study_uid, study_id) for study_uid, study_id in self._connection.execute(there))
+        lacking = [study_uid for study_uid in study_uids if study_uid not in ids]
+        if lacking:
+            ids |= {uid: study_id for study_id, uid in enumerate(lacking, _next_id(self._connection, study))}
+            before = _changes_before(self._connection)
+            rows = [
+                {"id": ids[study_uid], "study_uid": study_uid, "changes": before, "published": before}
+                for study_uid in lacking
+            ]
+            self._connection.execute(insert(study), rows)
+        return ids
 
-    def _study_id(self, study_uid: str) -> int:
-        there = select(study.c.id).where(study.c.study_uid == study_uid)
-        found: int | None = self._connection.execute(there).scalar()
-        if found is not None:
-            return found
-        before = _changes_before(self._connection)
-        return _inserted(
-            self._connection, study, {"study_uid": study_uid, "changes": before, "published": before}
-        )
+    def _ids_of_series(self, places: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """The ids of the series in these studies; those that are not there are made."""
+        wanted = {(self._study_ids[study_uid], uid): (study_uid, uid) for study_uid, uid in places}
+        ids: dict[tuple[str, str], int] = {}
+        for chunk in _chunks({series_uid for _, series_uid in places}):
+            there = select(series.c.study_id, series.c.series_uid, series.c.id)
+            for study_id, uid, series_id in self._connection.execute(
+                there.where(series.c.series_uid.in_(chunk))
+            ):
+                if (study_id, uid) in wanted:
+                    ids[wanted[study_id, uid]] = series_id
+        lacking = [(place, where) for place, where in wanted.items() if where not in ids]
+        if lacking:
+            first = _next_id(self._connection, series)
+            rows = [
+                {"id": series_id, "study_id": study_id, "series_uid": uid}
+                for series_id, ((study_id, uid), _) in enumerate(lacking, first)
+            ]
+            self._connection.execute(insert(series), rows)
+            ids |= {where: series_id for series_id, (_, where) in enumerate(lacking, first)}
+            self._new_series.update(row["id"] for row in rows)
+        return ids
 
     def _statement_id(self, series_id: int, said: bytes) -> int:
-        columns = (
-            statement.c.id,
-            statement.c.instances,
-            statement.c.first_ordinal,
-            statement.c.first_sop_uid,
-        )
         digest = hashlib.sha256(said).digest()
-        row: _Row = self._connection.execute(
-            select(*columns).where(statement.c.series_id == series_id, statement.c.digest == digest)
-        ).one_or_none()
+        row: _Row = None
+        if series_id not in self._new_series:
+            values = {"b_series_id": series_id, "b_digest": digest}
+            row = self._connection.execute(_THAT_STATEMENT, values).one_or_none()
         if row is None:
-            values = {"series_id": series_id, "digest": digest, "attributes": b"{" + said + b"}"}
-            row = (_inserted(self._connection, statement, values), 0, NO_NUMBER, "")
+            row = (self._next_statement, 0, NO_NUMBER, "")
+            self._next_statement += 1
+            said_there = {"series_id": series_id, "digest": digest, "attributes": b"{" + said + b"}"}
+            self._new_statements.append({"id": row[0], **said_there})
         statement_id, before, *first = row
         self._before[statement_id] = (before, tuple(first))
         self._statements[series_id, said] = statement_id
@@ -1366,19 +1027,19 @@ class _Intake:
         return int(statement_id)
 
 
-def _id_of(connection: Connection, table: Table, key: Mapping[str, Any]) -> int:
-    """The id of the row with that *key*, which is made if it is not there."""
-    condition = and_(*(table.c[name] == value for name, value in key.items()))
-    found: int | None = connection.execute(select(table.c.id).where(condition)).scalar()
-    return _inserted(connection, table, key) if found is None else found
+def _next_id(connection: Connection, table: Table) -> int:
+    """An id behind all that rows have; one process writes, and adds to these tables in `apply` alone."""
+    return int(connection.execute(select(func.max(table.c.id))).scalar() or 0) + 1
 
 
-def _inserted(connection: Connection, table: Table, values: Mapping[str, Any]) -> int:
-    """The id of a new row."""
-    key: _Row = connection.execute(insert(table).values(**values)).inserted_primary_key
-    return int(key[0])
-
-
+_THAT_STATEMENT: Select[Any] = select(
+    statement.c.id, statement.c.instances, statement.c.first_ordinal, statement.c.first_sop_uid
+).where(statement.c.series_id == bindparam("b_series_id"), statement.c.digest == bindparam("b_digest"))
+_COUNT_SERIES = (
+    update(series)
+    .where(series.c.id == bindparam("b_id"))
+    .values(instances=series.c.instances + bindparam("b_more"))
+)
 _COUNT_STATEMENT = (
     update(statement)
     .where(statement.c.id == bindparam("b_id"))
@@ -1417,43 +1078,121 @@ def _recount(connection: Connection, series_id: int) -> None:
     connection.execute(update(series).where(series.c.id == series_id).values(instances=total))
 
 
-def _derive(connection: Connection, series_ids: _Touched, places: _Places) -> None:
+def _derive(connection: Connection, series_ids: _Touched, places: Places) -> None:
     """Derive these series and their studies from the statements of what is published."""
+    study_ids: set[int] = set()
     for chunk in _chunks(series_ids):
-        rows = connection.execute(select(series.c.study_id).where(series.c.id.in_(chunk)).distinct())
-        for study_id in rows.scalars().all():
-            _derive_study(connection, study_id, series_ids, places)
+        of_chunk = select(series.c.study_id).where(series.c.id.in_(chunk)).distinct()
+        study_ids.update(connection.execute(of_chunk).scalars())
+    ordered = sorted(study_ids)
+    for start in range(0, len(ordered), _STUDIES_AT_ONCE):
+        _derive_studies(connection, ordered[start : start + _STUDIES_AT_ONCE], series_ids, places)
 
 
-def _derive_study(connection: Connection, study_id: int, series_ids: _Touched, places: _Places) -> None:
-    rows = connection.execute(
-        select(series.c.id, series.c.series_uid, statement.c.attributes)
-        .join_from(series, statement)
-        .where(series.c.study_id == study_id, statement.c.instances > 0)
-        .order_by(series.c.id, statement.c.first_ordinal, statement.c.first_sop_uid)
-    )
-    statements: dict[tuple[int, str], list[Attributes]] = defaultdict(list)
-    for series_id, series_uid, attributes in rows:
-        statements[series_id, series_uid].append(orjson.loads(attributes))
-    ordered: list[tuple[int, str, list[Attributes]]] = []
-    modalities: list[str] = []
-    for (series_id, series_uid), said in statements.items():
-        attributes = _first_values(said, places.series)
-        row = _series_row(attributes)
-        if series_id in series_ids:
-            connection.execute(update(series).where(series.c.id == series_id).values(**row))
-        ordered.append((row["ordinal"], series_uid, said))
-        modalities += _strings(attributes, _MODALITY)
-    ordered.sort(key=lambda one: one[:2])
-    in_order = [attributes for _, _, said in ordered for attributes in said]
-    classes = [uid for attributes in in_order for uid in _strings(attributes, SOP_CLASS_UID)]
-    row = _study_row(_first_values(in_order, places.study), modalities, classes)
-    connection.execute(update(study).where(study.c.id == study_id).values(**row))
+def _derive_studies(
+    connection: Connection, study_ids: Sequence[int], series_ids: _Touched, places: Places
+) -> None:
+    rows = connection.execute(_SAID.where(series.c.study_id.in_(study_ids)))
+    statements: dict[int, dict[tuple[int, str], list[Attributes]]] = {uid: {} for uid in study_ids}
+    for study_id, series_id, series_uid, attributes in rows:
+        said = statements[study_id].setdefault((series_id, series_uid), [])
+        said.append(orjson.loads(attributes))
+    changed_series: list[dict[str, Any]] = []
+    derived: dict[int, tuple[dict[str, Any], bytes]] = {}
+    for study_id, of_study in statements.items():
+        ordered: list[tuple[int, str, list[Attributes]]] = []
+        modalities: list[str] = []
+        for (series_id, series_uid), said in of_study.items():
+            own = series_attributes(said, places)
+            row = series_row(own)
+            if series_id in series_ids:
+                changed_series.append({"b_id": series_id, **row})
+            ordered.append((row["ordinal"], series_uid, said))
+            modalities += strings(own, MODALITY)
+        ordered.sort(key=lambda one: one[:2])
+        in_order = [attributes for _, _, said in ordered for attributes in said]
+        classes = [uid for attributes in in_order for uid in strings(attributes, SOP_CLASS_UID)]
+        if in_order:
+            row, whole = study_row(in_order, modalities, classes, places)
+            derived[study_id] = ({"listed": True, **row}, whole)
+        else:
+            derived[study_id] = (UNLISTED, b"")
+    _execute(connection, _SET_SERIES, changed_series)
+    _put_studies(connection, derived)
+
+
+_SAID: Select[Any] = (
+    select(series.c.study_id, series.c.id, series.c.series_uid, statement.c.attributes)
+    .join_from(series, statement)
+    .where(statement.c.instances > 0)
+    .order_by(series.c.study_id, series.c.id, statement.c.first_ordinal, statement.c.first_sop_uid)
+)
+_SET_SERIES = update(series).where(series.c.id == bindparam("b_id"))  # the columns that each row names
+
+
+def _put_studies(connection: Connection, derived: Mapping[int, tuple[dict[str, Any], bytes]]) -> None:
+    """Write what was *derived* of studies, by id, and what is looked up by it, where it is not there."""
+    changes: dict[Any, list[dict[str, Any]]] = {
+        statement: []
+        for statement in (
+            _SET_STUDY, _SET_OBJECT, insert(study_object),
+            _DROP_MODALITY, _DROP_NAME, insert(study_modality), insert(study_name),
+        )
+    }  # fmt: skip
+    set_study, set_object, add_object, drop_modality, drop_name, add_modality, add_name = changes.values()
+    for old in connection.execute(_THOSE_STUDIES, {"b_ids": list(derived)}).mappings():
+        study_id, study_uid = old["id"], old["study_uid"]
+        row, whole = derived[study_id]
+        if any(old[name] != value for name, value in row.items()):
+            set_study.append({"b_id": study_id, **row})
+            before = modality_rows(old, study_id, study_uid) if old["listed"] else []
+            after = modality_rows(row, study_id, study_uid) if row["listed"] else []
+            drop_modality += [_bound(one) for one in before if one not in after]
+            add_modality += [one for one in after if one not in before]
+            before = name_rows(old, study_id) if old["listed"] else []
+            after = name_rows(row, study_id) if row["listed"] else []
+            drop_name += [_bound(one) for one in before if one not in after]
+            add_name += [one for one in after if one not in before]
+        if old["attributes"] is None:
+            add_object.append({"study_id": study_id, "attributes": whole})
+        elif old["attributes"] != whole:
+            set_object.append({"b_id": study_id, "attributes": whole})
+    for statement_, rows in changes.items():
+        _execute(connection, statement_, rows)
+
+
+def _bound(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"b_{name}": value for name, value in row.items()}
+
+
+def _execute(connection: Connection, statement: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Execute *statement* with each of *rows*; none is no reason to."""
+    if rows:
+        connection.execute(statement, rows)
+
+
+_THOSE_STUDIES: Select[Any] = (
+    select(study.c.id, study.c.study_uid, *(study.c[name] for name in UNLISTED), study_object.c.attributes)
+    .join_from(study, study_object, isouter=True)
+    .where(study.c.id.in_(bindparam("b_ids", expanding=True)))
+)
+_SET_STUDY = update(study).where(study.c.id == bindparam("b_id"))
+_SET_OBJECT = update(study_object).where(study_object.c.study_id == bindparam("b_id"))
+_DROP_MODALITY = delete(study_modality).where(
+    study_modality.c.modality == bindparam("b_modality"),
+    study_modality.c.recency == bindparam("b_recency"),
+    study_modality.c.study_uid == bindparam("b_study_uid"),
+)
+_DROP_NAME = delete(study_name).where(
+    study_name.c.kind == bindparam("b_kind"),
+    study_name.c.value == bindparam("b_value"),
+    study_name.c.study_id == bindparam("b_study_id"),
+)
 
 
 _SERIES_OF_STUDY = series.c.study_id == study.c.id
 # Nothing of it is held, no document stands, and nothing of it is leaving.
-_IS_OVER = and_(study.c.variants == 0, ~_IS_DUE, ~exists().where(_SERIES_OF_STUDY))
+_IS_OVER = and_(study.c.variants == 0, ~IS_DUE, ~exists().where(_SERIES_OF_STUDY))
 
 
 def _count_studies(
@@ -1503,7 +1242,7 @@ def _sweep(connection: Connection, series_ids: set[int], study_ids: set[int]) ->
         _end_studies(connection, study.c.id.in_(chunk))
 
 
-def _end_studies(connection: Connection, condition: _Condition) -> None:
+def _end_studies(connection: Connection, condition: Condition) -> None:
     """Take away the studies of which nothing is left.
 
     Should one come again, its changes are counted on from there: a publish of what it was, which somebody
@@ -1512,6 +1251,8 @@ def _end_studies(connection: Connection, condition: _Condition) -> None:
     over = and_(condition, _IS_OVER)
     last = connection.execute(select(func.max(study.c.changes)).where(over)).scalar()
     if last is not None:
+        ended = select(study.c.id).where(over)
+        connection.execute(delete(study_object).where(study_object.c.study_id.in_(ended)))
         connection.execute(delete(study).where(over))
         _put(connection, setting, {"name": "changes"}, {"value": str(max(last, _changes_before(connection)))})
 
@@ -1519,142 +1260,3 @@ def _end_studies(connection: Connection, condition: _Condition) -> None:
 def _changes_before(connection: Connection) -> int:
     """The most that changes of a study that is gone were counted to."""
     return int(connection.execute(select(setting.c.value).where(setting.c.name == "changes")).scalar() or 0)
-
-
-# ── searching ────────────────────────────────────────────────────────────────────────────────────
-
-_STUDY_ORDER = (study.c.recency, study.c.study_uid)
-_SERIES_ORDER = (series.c.ordinal, series.c.series_uid)
-_INSTANCE_ORDER = (instance.c.ordinal, instance.c.sop_uid)
-_OTHER = study.alias("other")  # of the same patient
-_OF_SAME_PATIENT = and_(_OTHER.c.patient_key == study.c.patient_key, _OTHER.c.instances > 0)
-_IS_PATIENTS_NEWEST = ~exists().where(
-    _OF_SAME_PATIENT,
-    tuple_(_OTHER.c.recency, _OTHER.c.study_uid) < tuple_(study.c.recency, study.c.study_uid),
-)
-_PATIENT_COUNTS: dict[int, ColumnElement[Any]] = {
-    tag: select(total).where(_OF_SAME_PATIENT).scalar_subquery().label(f"patient_{name}")
-    for tag, name, total in (
-        (matching.PATIENT_RELATED_STUDIES, "studies", func.count()),
-        (matching.PATIENT_RELATED_SERIES, "series", func.sum(_OTHER.c.series)),
-        (matching.PATIENT_RELATED_INSTANCES, "instances", func.sum(_OTHER.c.instances)),
-    )
-}
-_COUNTS: dict[int, ColumnElement[Any]] = {
-    matching.STUDY_RELATED_SERIES: study.c.series,
-    matching.STUDY_RELATED_INSTANCES: study.c.instances,
-    matching.SERIES_RELATED_INSTANCES: series.c.instances,
-} | _PATIENT_COUNTS
-_UIDS: dict[int, Column[Any]] = _UID_COLUMNS | {
-    _AVAILABLE_TRANSFER_SYNTAX_UID: instance.c.transfer_syntax_uid
-}
-_FROM: dict[Level, Any] = {
-    Level.PATIENT: study,
-    Level.STUDY: study,
-    Level.SERIES: series.join(study),
-    Level.IMAGE: instance.join(series).join(study),
-}
-_URLS: dict[Level, tuple[Column[Any], ...]] = {
-    Level.STUDY: (study.c.study_uid,),
-    Level.SERIES: (study.c.study_uid, series.c.series_uid),
-    Level.IMAGE: (study.c.study_uid, series.c.series_uid, instance.c.sop_uid),
-}
-_IS_PUBLISHED: dict[Level, _Condition] = {
-    Level.PATIENT: and_(study.c.instances > 0, _IS_PATIENTS_NEWEST),
-    Level.STUDY: study.c.instances > 0,
-    Level.SERIES: series.c.instances > 0,
-    Level.IMAGE: instance.c.published.is_(true()),
-}
-
-
-class _Search:
-    """One query: the statement that reads a page of candidates, and what becomes of each row."""
-
-    def __init__(self, query: Query, retrieve_url: str, places: _Places) -> None:
-        self._query, self._retrieve_url = query, retrieve_url
-        supported = places.model.supported(query.level)
-        if query.returns is None:
-            returns = supported - (_PATIENT_COUNTS.keys() if query.level is not Level.PATIENT else set())
-        else:
-            returns = supported & query.returns
-        self._needed = returns | {key.tag for key in query.keys}
-        self._returned = [(_hex(tag), public_vr(tag), tag in query.always) for tag in sorted(returns)]
-        self._matches = matching.matcher(query)
-        self.is_exact = all(_uid_condition(key) is not None for key in query.keys)  # every candidate matches
-        self._order = self._ordering()
-        self._blobs = [column for column, tags in places.blobs if tags & self._needed]
-        self._elements = [
-            (_hex(tag), public_vr(tag), column)
-            for tag, column in (_UIDS | _COUNTS).items()
-            if tag in self._needed and tag in supported
-        ]
-        self._url = _URLS.get(query.level) if matching.RETRIEVE_URL in self._needed else None
-        self._select = self._candidates()
-
-    def page(self, after: _Row | None, size: int) -> Select[Any]:
-        """The next *size* candidates behind the row *after*."""
-        page = self._select.limit(size)
-        if after is None:
-            return page
-        last = [after._mapping[column] for column in self._order]  # noqa: SLF001 - SQLAlchemy's public name
-        if len(self._order) > 1 and self._order[0] is study.c.recency:
-            page = page.where(study.c.recency >= last[0])  # what an index can seek, in a join too
-        return page.where(tuple_(*self._order) > tuple_(*last))
-
-    def match(self, row: _Row) -> dict[str, Any] | None:
-        """The object of *row* as it is returned, or None if it does not match."""
-        found: Attributes = {}
-        values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
-        for blob in self._blobs:
-            found.update(orjson.loads(values[blob]))
-        for tag, vr, column in self._elements:
-            found[tag] = {"vr": vr, "Value": [values[column]]}
-        if self._query.level is not Level.PATIENT:
-            found[_hex(matching.INSTANCE_AVAILABILITY)] = {"vr": "CS", "Value": ["ONLINE"]}
-        if self._url:
-            uids = (values[column] for column in self._url)
-            found[_hex(matching.RETRIEVE_URL)] = {"vr": "UR", "Value": [self._url_of(*uids)]}
-        if not self._matches(found):
-            return None
-        return {
-            tag: found.get(tag, {"vr": vr}) for tag, vr, always in self._returned if always or tag in found
-        }
-
-    def _url_of(self, study_uid: str, series_uid: str = "", sop_uid: str = "") -> str:
-        if sop_uid:
-            return layout.instance_url(self._retrieve_url, InstanceKey(study_uid, series_uid, sop_uid))
-        if series_uid:
-            return layout.series_url(self._retrieve_url, study_uid, series_uid)
-        return layout.study_url(self._retrieve_url, study_uid)
-
-    def _candidates(self) -> Select[Any]:
-        """All candidates in order; what is not told in full by columns is among them."""
-        level, keys = self._query.level, self._query.keys
-        told: dict[Table, list[_Condition]] = defaultdict(list)
-        conditions = [_IS_PUBLISHED[level]]
-        for key in keys:
-            if (condition := _uid_condition(key)) is not None:
-                conditions.append(condition)
-            elif not self._query.matches_unknown and (narrowed := _narrowed(key)) is not None:
-                table, condition = narrowed
-                told[table].append(condition)
-        conditions += [
-            or_(table.c.irregular.is_(true()), and_(*of_table)) for table, of_table in told.items()
-        ]
-        columns = dict.fromkeys(
-            [*self._order, *(self._url or ()), *(column for *_, column in self._elements), *self._blobs]
-        )
-        return select(*columns).select_from(_FROM[level]).where(*conditions).order_by(*self._order)
-
-    def _ordering(self) -> list[Column[Any]]:
-        """The columns that order the rows, without those that a unique key fixes."""
-        fixed = {key.tag for key in self._query.keys if isinstance(key.match, Single)}
-        order = (
-            [] if STUDY_UID in fixed and self._query.level in (Level.SERIES, Level.IMAGE) else [*_STUDY_ORDER]
-        )
-        if self._query.level is Level.SERIES:
-            order += _SERIES_ORDER
-        elif self._query.level is Level.IMAGE:
-            order += [] if SERIES_UID in fixed and not order else _SERIES_ORDER
-            order += _INSTANCE_ORDER
-        return order

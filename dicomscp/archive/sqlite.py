@@ -13,11 +13,11 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 
-from dicomscp.archive import index
+from dicomscp.archive.tables import metadata
 from dicomscp.errors import BusyError, ConfigError, DamagedError
 
-SCHEMA_VERSION = 2
-"""Of the tables in `index`; kept as the database's user_version."""
+SCHEMA_VERSION = 3
+"""Of the tables in `tables`; kept as the database's user_version."""
 
 _BUSY_SECONDS = 30  # a writer waits so long for another one: publishing and filing are two
 _POOL = 16  # more threads than that which read at once wait for each other
@@ -28,10 +28,14 @@ _WRITER_CACHE_KIB = 64 << 10
 _STATISTICS = (
     ("study", "sqlite_autoindex_study_1", "20000 1"),
     ("study", "study_order", "20000 1 1"),
+    ("study", "study_scan", "20000 1 1 1 1 1 1 1 1 1 1 1 1"),
+    ("study", "study_irregular", "20 1 1 1"),
+    ("study", "study_patient_id", "20000 2 1 1"),
+    ("study", "study_accession_number", "20000 1 1 1"),
     ("study", "study_patient_key", "20000 2 1 1"),
-    ("study", "study_patient_id", "20000 2"),
-    ("study", "study_accession_number", "20000 1"),
-    ("study", "study_irregular", "20000 10"),  # of the value that is asked for
+    ("study", "study_due", "100 1"),
+    ("study_modality", "study_modality", "25000 2500 1 1"),
+    ("study_name", "study_name", "100000 25000 10 1"),
     ("series", "sqlite_autoindex_series_1", "100000 5 1"),
     ("series", "series_order", "100000 5 1 1"),
     ("series", "series_uid", "100000 1"),
@@ -113,7 +117,7 @@ def _create(engine: Engine) -> None:
     """Make the tables, once; two that come at a time find it made."""
     with engine.execution_options(writes=True).begin() as connection:
         if not connection.exec_driver_sql("PRAGMA user_version").scalar():
-            index.metadata.create_all(connection)
+            metadata.create_all(connection)
             connection.exec_driver_sql("ANALYZE")  # makes the table of statistics
             connection.exec_driver_sql("DELETE FROM sqlite_stat1")
             connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, ?, ?)", list(_STATISTICS))

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from collections import defaultdict
 from dataclasses import replace
+from datetime import datetime
 
 import orjson
 import pytest
@@ -14,8 +15,11 @@ from sqlalchemy import func, select
 
 from dicomscp.archive import index as index_module
 from dicomscp.archive import sqlite
-from dicomscp.archive.index import Arrival, Counts, Held, Index, Named, Publication, metadata
+from dicomscp.archive.index import Arrival, Counts, Held, Index, Named, Publication
+from dicomscp.archive.search import Search
+from dicomscp.archive.tables import metadata
 from dicomscp.archive.journal import Position
+from dicomscp.archive.tables import Places
 from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dicom.identity import InstanceKey
@@ -32,6 +36,7 @@ from dicomscp.dicom.matching import (
     Single,
     UIDList,
     Wildcard,
+    AllOf, Empty, Fuzzy, Moments,
 )
 from dicomscp.errors import BusyError, ConfigError, DamagedError, RefusedError
 from dicomscp.study import layout
@@ -642,7 +647,7 @@ def test_what_is_leaving_is_found_without_reading_the_table_of_instances(databas
     engine = database()
     index = Index(engine)
     index.apply([arrival(sop=f"9.{n}") for n in range(200)], {})
-    for conditions in (index_module._IS_LEAVING, index_module._READY_TO_GO):
+    for conditions in (index_module.IS_LEAVING, index_module._READY_TO_GO):
         statement = index_module._HELD.where(conditions).compile(
             engine, compile_kwargs={"literal_binds": True}
         )
@@ -724,9 +729,9 @@ def test_a_series_of_more_than_a_page_is_read_in_order(index):
 
 # ── what is found ────────────────────────────────────────────────────────────────────────────────
 
-NAMES = ["Doe^John", "DOE^JANE", "Yamada^Tarou", "Ångström^Åke", "O%_/Neil"]
+NAMES = ["Doe^John", "DOE^JANE", "Doe", "Yamada^Tarou", "Ångström^Åke", "O%_/Neil", "a\U0010ffff", "^"]
 person = st.sampled_from(NAMES).flatmap(lambda n: st.sampled_from([name(n), name(n, "山田^太郎")]))
-texts = st.sampled_from(["A", "a", "AB", "A B", "50%", "1_2", "x/y", "é", "[a]"])
+texts = st.sampled_from(["A", "a", "AB", "A B", "50%", "1_2", "x/y", "é", "[a]", " A ", " "])
 dates = st.sampled_from(["20200101", "20200131", "1999.12.31", "2020", "none"])
 times = st.sampled_from(["10", "1015", "101530", "101530.5", "10:15:30", "never"])
 steps = st.lists(texts, max_size=2).map(
@@ -735,8 +740,9 @@ steps = st.lists(texts, max_size=2).map(
 
 
 def some(strategy):
-    """Absent, empty, one value or two."""
-    return st.one_of(st.none(), st.just(()), st.tuples(strategy), st.tuples(strategy, strategy))
+    """Absent, empty, one value or, less often, two."""
+    one = st.tuples(strategy)
+    return st.one_of(st.none(), st.just(()), one, one, one, st.tuples(strategy, strategy))
 
 
 MATCHED = {
@@ -760,22 +766,42 @@ MATCHED = {
 def any_instance(draw):
     attributes = {keyword: draw(some(strategy)) for keyword, strategy in MATCHED.items()}
     attributes["REQUEST_ATTRIBUTES"] = draw(steps)
-    study = draw(st.sampled_from(["1", "2", "3"]))
+    study = draw(st.sampled_from("123456"))
     return arrival(
         study,
         f"{study}.{draw(st.integers(1, 2))}",
-        f"9.{draw(st.integers(1, 8))}",
+        f"9.{draw(st.integers(1, 20))}",
         sop_class=draw(st.sampled_from([CT, MR])),
         **{keyword: value for keyword, value in attributes.items() if value is not None},
     )
 
 
+def wildcards(beginnings):
+    """Patterns that fix the beginning, the end, the middle, or all but one character of a value."""
+    shapes = ["{}*", "*{}*", "*{}", "{}**", "?{}*", "{}?", "*{}*?"]
+    cut = st.tuples(beginnings, st.integers(1, 8)).map(lambda both: both[0][: both[1]])
+    return st.tuples(st.sampled_from(shapes), cut).map(lambda both: Wildcard(both[0].format(both[1])))
+
+
 text_matches = st.one_of(
-    texts.map(Single), st.sampled_from(["A*", "*B", "?", "*%*", "A?B", "*/*", "[a]*"]).map(Wildcard)
+    texts.map(Single), wildcards(texts), st.sampled_from(["A?B", "*", "?"]).map(Wildcard)
 )
+PEOPLE = [
+    "doe^john",
+    "Doe^John^^",
+    "doe",
+    "山田^太郎",
+    "yamada^tarou=山田^太郎",
+    "doe=",
+    "=山田^太郎",
+    "^",
+    "a",
+]
+people = st.sampled_from(PEOPLE)
 person_matches = st.one_of(
-    st.sampled_from(["doe^john", "Doe^John^^", "山田^太郎", "yamada^tarou=山田^太郎"]).map(Single),
-    st.sampled_from(["doe*", "DOE^J?N*", "*山*", "ångström^*", "doe^*", "*%_*"]).map(Wildcard),
+    people.map(Single),
+    wildcards(people),
+    st.sampled_from(["DOE^J?N*", "*山*", "ångström^*", "doe^*", "doe^^^*", "*^*", "d*=山*"]).map(Wildcard),
 )
 bounds = {
     "DA": ["19991231", "20200101", "20200131"],
@@ -783,59 +809,105 @@ bounds = {
 }
 
 
+def several(matches):
+    """One of *matches*, or any of two."""
+    return st.one_of(matches, matches, st.tuples(matches, matches).map(AnyOf))
+
+
 def ranges(vr):
     ends = st.one_of(st.none(), st.sampled_from(bounds[vr]))
     return st.tuples(ends, ends).filter(any).map(lambda both: Range(*both))
 
 
+days = several(st.one_of(ranges("DA"), st.just(Single("20200101"))))
+modalities = several(st.sampled_from([Single("CT"), Single("C"), Single("MR"), Wildcard("C?")]))
+numbers = several(st.sampled_from(["1", "1.5", "1e30", "-3"]).map(Single))
+MATCHES = {
+    STUDY_DATE: days,
+    STUDY_TIME: several(ranges("TM")),
+    ACCESSION: several(text_matches),
+    PATIENT_NAME: several(person_matches),
+    PATIENT_ID: several(text_matches),
+    BIRTH_DATE: days,
+    REFERRING: several(person_matches),
+    STUDY_DESCRIPTION: several(text_matches),
+    matching.MODALITIES_IN_STUDY: modalities,
+    matching.SOP_CLASSES_IN_STUDY: st.just(Single(MR)),
+    matching.STUDY_RELATED_INSTANCES: st.just(Single("2")),
+    STUDY_UID: st.sampled_from([Single("1"), UIDList(("1", "3", "7"))]),
+    MODALITY: modalities,
+    SERIES_NUMBER: numbers,
+    SERIES_DESCRIPTION: several(text_matches),
+    PROCEDURE_START: days,
+    REQUEST_ATTRIBUTES: texts.map(lambda one: Items((key(STEP_ID, Single(one)),))),
+    SERIES_UID: st.sampled_from([Single("1.1"), UIDList(("1.1", "2.2"))]),
+    SOP_UID: st.sampled_from([Single("9.1"), UIDList(("9.1", "9.2", "9.3"))]),
+    SOP_CLASS_UID: st.just(Single(CT)),
+    INSTANCE_NUMBER: numbers,
+    CONTENT_TIME: several(ranges("TM")),
+}
+LEVELS = [Level.PATIENT, Level.STUDY, Level.STUDY, Level.SERIES, Level.IMAGE]
+
+
+def more_matches(tag):
+    """Those of the tag, and those that no column tells."""
+    vr = public_vr(tag)
+    more = [MATCHES[tag], st.just(Empty())]
+    if vr == "PN":
+        more.append(texts.filter(bool).map(Fuzzy))
+    if vr == "CS":
+        more.append(st.just(AllOf((Single("CT"), Single("MR")))))
+    if tag == STUDY_DATE:
+        at = datetime(2020, 1, 1, 12)  # noqa: DTZ001
+        more.append(st.sampled_from([Moments(STUDY_TIME, at, None), Moments(STUDY_TIME, None, at)]))
+    return st.one_of(*more)
+
+
 @st.composite
-def any_key(draw, level):
-    known = matching.STANDARD.supported(level)
-    by_tag = {
-        STUDY_DATE: st.one_of(ranges("DA"), st.just(Single("20200101"))),
-        STUDY_TIME: ranges("TM"),
-        ACCESSION: text_matches,
-        PATIENT_NAME: person_matches,
-        PATIENT_ID: st.one_of(text_matches, st.just(AnyOf((Single("A"), Wildcard("x*"))))),
-        REFERRING: person_matches,
-        STUDY_DESCRIPTION: text_matches,
-        matching.MODALITIES_IN_STUDY: st.sampled_from(
-            [Single("CT"), Single("C"), AnyOf((Single("CT"), Single("MR"))), Wildcard("C?")]
-        ),
-        matching.SOP_CLASSES_IN_STUDY: st.just(Single(MR)),
-        matching.STUDY_RELATED_INSTANCES: st.just(Single("2")),
-        STUDY_UID: st.sampled_from([Single("1"), UIDList(("1", "3"))]),
-        MODALITY: st.sampled_from([Single("MR"), Wildcard("C*")]),
-        SERIES_NUMBER: st.sampled_from([Single("1"), Single("1.5"), Single("1e30"), Single("-3")]),
-        SERIES_DESCRIPTION: text_matches,
-        PROCEDURE_START: ranges("DA"),
-        REQUEST_ATTRIBUTES: texts.map(lambda one: Items((key(STEP_ID, Single(one)),))),
-        SERIES_UID: st.sampled_from([Single("1.1"), UIDList(("1.1", "2.2"))]),
-        SOP_UID: st.sampled_from([Single("9.1"), UIDList(("9.1", "9.2", "9.3"))]),
-        SOP_CLASS_UID: st.just(Single(CT)),
-        INSTANCE_NUMBER: st.sampled_from([Single("1"), Single("1.5"), AnyOf((Single("1"), Single("2")))]),
-        CONTENT_TIME: ranges("TM"),
-    }
-    tag = draw(st.sampled_from(sorted(by_tag.keys() & known)))
-    return key(tag, draw(by_tag[tag]))
+def any_query(draw):
+    """Few keys or none, with and without bounds."""
+    level = draw(st.sampled_from(LEVELS))
+    tags = st.sampled_from(sorted(MATCHES.keys() & matching.STANDARD.supported(level)))
+    keys = [key(tag, draw(more_matches(tag))) for tag in draw(st.lists(tags, max_size=3))]
+    if draw(st.booleans()):
+        keys = [replace(one, is_unique=one.tag == PATIENT_ID) for one in keys]
+    limit = draw(st.one_of(st.none(), st.integers(0, 4)))
+    return Query(level, tuple(keys), matching.STANDARD.supported(level), limit, draw(st.integers(0, 5)), matches_unknown=draw(st.booleans()))
 
 
-@settings(with_databases, max_examples=150)
+def in_order(one):
+    """Where an object stands among others of its level."""
+    date, time = (
+        next((matching.normal(vr, value) for value in one.get(tag, {}).get("Value", ())), None)
+        for vr, tag in (("DA", "00080020"), ("TM", "00080030"))
+    )
+    recency = -int(date + (time or "000000")[:6]) if date else 0
+    lower = [number_of(one, SERIES_NUMBER), one.get("0020000E", {}).get("Value", [""])[0]]
+    lower += [number_of(one, INSTANCE_NUMBER), one.get("00080018", {}).get("Value", [""])[0]]
+    return recency, one["0020000D"]["Value"][0] if "0020000D" in one else "", *lower
+
+
+@settings(with_databases, max_examples=50)
 @given(
-    arrivals=st.lists(any_instance(), max_size=10, unique_by=lambda one: one.key.sop_uid),
-    level=st.sampled_from([Level.PATIENT, Level.STUDY, Level.SERIES, Level.IMAGE]),
-    data=st.data(),
+    arrivals=st.lists(any_instance(), max_size=14, unique_by=lambda one: one.key.sop_uid),
+    queries=st.lists(any_query(), min_size=8, max_size=8),
+    few=st.sampled_from([0, 1, 3, 1000]),
+    page=st.sampled_from([1, 2, 3, 500]),
 )
-def test_no_column_loses_a_match(database, arrivals, level, data):
-    """What is found is what the matcher takes of everything that is there."""
+def test_what_is_found_is_what_the_matcher_takes_of_everything(database, arrivals, queries, few, page):
+    """Whichever way in is taken, however pages are cut, with any offset, limit and bound."""
     index = Index(database())
     index.clear()
     index.apply(arrivals, {})
-    keys = tuple(data.draw(st.lists(any_key(level), min_size=1, max_size=3)))
-    everything = list(index.find(Query(level, (), matching.STANDARD.supported(level), None)))
-    matches = matching.matcher(Query(level, keys, None, None))
-    expected = [one for one in everything if matches(one)]
-    assert list(index.find(Query(level, keys, matching.STANDARD.supported(level), None))) == expected
+    for query in queries:
+        everything = found(index, query.level, returns=query.returns)
+        matches = matching.matcher(query)
+        expected = [one for one in everything if matches(one)]
+        end = None if query.limit is None else query.offset + query.limit
+        search = Search(query, "/dicomweb", index._places, few=few, page=page)
+        assert list(search.find(index._rows)) == expected[query.offset : end]
+        assert search.count(index._rows, 4) == min(4, len(expected))
+        assert list(index.find(query)) == expected[query.offset : end]
 
 
 def test_the_first_value_in_published_order_stands_for_the_study(index):
@@ -1123,11 +1195,9 @@ def test_an_index_in_a_folder_with_odd_characters_is_opened(tmp_path):
     ],
 )
 def test_no_query_of_a_viewer_reads_the_table_of_instances_as_a_whole(database, query, seek):
-    from dicomscp.archive.index import _Places, _Search
-
     with database().connect() as connection:
         statement = (
-            _Search(query, "", _Places(matching.STANDARD))
+            Search(query, "", Places(matching.STANDARD))
             .page(None, 10)
             .compile(connection, compile_kwargs={"literal_binds": True})
         )

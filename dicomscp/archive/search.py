@@ -1,0 +1,815 @@
+"""Search: finds in the tables what a query asks for, in order, and no more of it than is wanted.
+
+    keys ─▶ what columns tell ─▶ ways in ─▶ regular rows in order ┐
+                                  irregular rows in order ────────┴─▶ objects
+
+Columns tell of a key a condition that each regular row meets that matches; and often that each that meets it
+matches.  If that holds for all keys, a regular row is a match without anybody reading its object: an offset
+skips it where it lies, a count counts it there.  Irregular rows are always decided by `matching.matcher`, and
+so is every row if a key is not told.  A kind of match that is not known here narrows nothing.
+
+*Ways in* are the lookups that give a key's studies without reading others: by a patient's ID, an accession
+number, a name, a modality and a date.  Each is taken as far as a thousand studies: what gives fewer is the way,
+and narrows what the others give.  If all give more, studies are walked in order, for matches are dense enough.
+Nothing here relies on statistics that a database gathers.
+
+Studies and patients are two streams, of regular and of irregular rows, merged.  Below them irregular rows
+stand among the others: questions there name their study, or are walks.  A walk goes on behind its last row by
+what an index can seek, level by level, so a page costs what it has, however large the study that it is in.
+"""
+
+import functools
+import heapq
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    exists,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import Integer
+
+from dicomscp.archive.tables import (
+    ACCESSION_NUMBER,
+    AVAILABLE_TRANSFER_SYNTAX_UID,
+    BITS,
+    GROUP,
+    IS_IRREGULAR,
+    IS_LISTED,
+    MODALITY,
+    NAMELESS,
+    NO_NUMBER,
+    ORDINALS,
+    PATIENT_NAME,
+    STUDY_DATE,
+    TEXTS,
+    UIDS,
+    Attributes,
+    Condition,
+    Places,
+    hexadecimal,
+    instance,
+    series,
+    study,
+    study_modality,
+    study_name,
+    study_object,
+)
+from dicomscp.dicom import matching
+from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.identity import InstanceKey
+from dicomscp.dicom.matching import (
+    PATIENT_ID,
+    SERIES_UID,
+    SOP_UID,
+    STUDY_UID,
+    AnyOf,
+    Key,
+    Level,
+    Match,
+    Query,
+    Range,
+    Single,
+    UIDList,
+    Wildcard,
+    normal,
+)
+from dicomscp.study import layout
+
+Row: TypeAlias = Any  # SQLAlchemy 2.0 and 2.1 type theirs differently
+Read: TypeAlias = Callable[[Select[Any]], Sequence[Row]]
+"""Reads all that a statement gives, as of one moment."""
+
+_VERY_FEW = 50  # studies, which another way in would not narrow for what it costs
+_MOST_UIDS = 5000  # in one statement; of more, none is narrowed by
+
+
+class _Bounds(NamedTuple):
+    few: int
+    page: int
+
+
+class Search:
+    """One query of what lies at *places*; *retrieve_url* begins every RetrieveURL.
+
+    So many studies are *few*, that is looked up by their ids; of so many rows is a *page*.
+    """
+
+    def __init__(
+        self, query: Query, retrieve_url: str, places: Places, *, few: int = 1000, page: int = 500
+    ) -> None:
+        self._query, self._bounds, self._places = query, _Bounds(few, page), places
+        kind = _Below if query.level in (Level.SERIES, Level.IMAGE) else _Studies
+        self._candidates = kind(query, _Answers(query, retrieve_url, places), self._bounds)
+
+    def find(self, read: Read) -> Iterator[Attributes]:
+        """What matches, in order, within the query's offset and limit; rows are read in pages."""
+        if self._query.limit == 0:
+            return iter(())
+        return islice(self._candidates.find(read, self._query.offset, self._query.limit), self._query.limit)
+
+    def count(self, read: Read, bound: int) -> int:
+        """How many match, whatever the offset and limit; *bound* if they are that many or more."""
+        counted = self._candidates.count(read, bound)
+        if counted is not None:
+            return counted
+        bare = replace(self._query, limit=bound, offset=0, returns=frozenset(), always=frozenset())
+        return sum(1 for _ in Search(bare, "", self._places, **self._bounds._asdict()).find(read))
+
+
+# ── what is returned ─────────────────────────────────────────────────────────────────────────────
+
+_OTHER = study.alias("other")  # of the same patient
+_OF_SAME_PATIENT = and_(_OTHER.c.patient_key == study.c.patient_key, _OTHER.c.listed.is_(true()))
+_IS_PATIENTS_NEWEST = ~exists().where(
+    _OF_SAME_PATIENT,
+    tuple_(_OTHER.c.recency, _OTHER.c.study_uid) < tuple_(study.c.recency, study.c.study_uid),
+)
+_PATIENT_COUNTS: dict[int, ColumnElement[Any]] = {
+    tag: select(total).where(_OF_SAME_PATIENT).scalar_subquery().label(f"patient_{name}")
+    for tag, name, total in (
+        (matching.PATIENT_RELATED_STUDIES, "studies", func.count()),
+        (matching.PATIENT_RELATED_SERIES, "series", func.sum(_OTHER.c.series)),
+        (matching.PATIENT_RELATED_INSTANCES, "instances", func.sum(_OTHER.c.instances)),
+    )
+}
+_ELEMENTS: dict[int, ColumnElement[Any]] = {
+    **UIDS,
+    AVAILABLE_TRANSFER_SYNTAX_UID: instance.c.transfer_syntax_uid,
+    matching.STUDY_RELATED_SERIES: study.c.series,
+    matching.STUDY_RELATED_INSTANCES: study.c.instances,
+    matching.SERIES_RELATED_INSTANCES: series.c.instances,
+    **_PATIENT_COUNTS,
+}
+_URLS: dict[Level, tuple[Column[Any], ...]] = {
+    Level.STUDY: (study.c.study_uid,),
+    Level.SERIES: (study.c.study_uid, series.c.series_uid),
+    Level.IMAGE: (study.c.study_uid, series.c.series_uid, instance.c.sop_uid),
+}
+
+
+class _Answers:
+    """What becomes of a row: whether its object matches, and what of it is returned."""
+
+    def __init__(self, query: Query, retrieve_url: str, places: Places) -> None:
+        self._retrieve_url = retrieve_url
+        self._has_availability = query.level is not Level.PATIENT
+        supported = places.model.supported(query.level)
+        if query.returns is None:
+            returns = supported - (_PATIENT_COUNTS.keys() if self._has_availability else set())
+        else:
+            returns = supported & query.returns
+        needed = returns | {key.tag for key in query.keys}
+        self._returned = [(hexadecimal(tag), public_vr(tag), tag in query.always) for tag in sorted(returns)]
+        self._matches = matching.matcher(query)
+        self._objects = [column for column, tags in places.objects if tags & needed]
+        self._elements = [
+            (hexadecimal(tag), public_vr(tag), column)
+            for tag, column in _ELEMENTS.items()
+            if tag in needed and tag in supported
+        ]
+        self._url = _URLS.get(query.level, ()) if matching.RETRIEVE_URL in needed else ()
+        self.reads_study_object = study_object.c.attributes in self._objects
+
+    @property
+    def columns(self) -> list[ColumnElement[Any]]:
+        """What must be read of a row."""
+        elements = (column for *_, column in self._elements)
+        return list(dict.fromkeys([*self._url, *elements, *self._objects]))
+
+    def answer(self, row: Row, *, decided: bool) -> Attributes | None:
+        """The object of *row* as it is returned; None if it does not match, unless that is *decided*."""
+        found: Attributes = {}
+        values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
+        for column in self._objects:
+            found.update(orjson.loads(values[column]))
+        for tag, vr, column in self._elements:
+            found[tag] = {"vr": vr, "Value": [values[column]]}
+        if self._has_availability:
+            found[_AVAILABILITY] = {"vr": "CS", "Value": ["ONLINE"]}
+        if self._url:
+            found[_RETRIEVE_URL] = {"vr": "UR", "Value": [self._url_of(*(values[uid] for uid in self._url))]}
+        if not decided and not self._matches(found):
+            return None
+        return {
+            tag: found.get(tag, {"vr": vr}) for tag, vr, always in self._returned if always or tag in found
+        }
+
+    def _url_of(self, study_uid: str, series_uid: str = "", sop_uid: str = "") -> str:
+        if sop_uid:
+            return layout.instance_url(self._retrieve_url, InstanceKey(study_uid, series_uid, sop_uid))
+        if series_uid:
+            return layout.series_url(self._retrieve_url, study_uid, series_uid)
+        return layout.study_url(self._retrieve_url, study_uid)
+
+
+_AVAILABILITY, _RETRIEVE_URL = (
+    hexadecimal(tag) for tag in (matching.INSTANCE_AVAILABILITY, matching.RETRIEVE_URL)
+)
+
+
+# ── what columns tell ────────────────────────────────────────────────────────────────────────────
+
+
+class _Position(GenericFunction[int]):
+    """Where text begins in other text, counted from 1; 0 if it is not there."""
+
+    type, name = Integer(), "instr"
+    inherit_cache = True
+
+
+@compiles(_Position, "postgresql")
+def _strpos(function: Any, compiler: Any, **options: Any) -> str:
+    return f"strpos({compiler.process(function.clauses, **options)})"
+
+
+def _has(column: Column[Any], text: str) -> Condition:
+    return _Position(column, text) > 0
+
+
+class _Told(NamedTuple):
+    """A *condition* that each regular row of *table* meets that matches; if *exact*, only those do."""
+
+    table: Table
+    condition: Condition
+    exact: bool
+    bit: int  # in `irregular` of the rows of which it tells nothing
+
+    @property
+    def coarse(self) -> Condition:
+        """What irregular rows meet as well."""
+        return (
+            or_(self.condition, self.table.c.irregular.op("&")(self.bit) != 0) if self.bit else self.condition
+        )
+
+
+def _told(key: Key, *, unknown: bool) -> _Told | None:
+    """What columns tell of *key*, which with *unknown* is matched by what has no value for it; None if nothing."""
+    column = UIDS.get(key.tag)
+    if column is not None:
+        condition = _uid(column, key.match)
+        return None if condition is None else _Told(column.table, condition, exact=True, bit=0)
+    told, none = _by_column(key)
+    if told is None:
+        return None
+    condition, exact = told
+    table = _table_of(key.tag)
+    return _Told(table, or_(condition, none) if unknown else condition, exact, BITS.get(key.tag, 0))
+
+
+_ByColumn: TypeAlias = "tuple[Condition, bool] | None"  # and whether it is exact
+
+
+def _by_column(key: Key) -> tuple[_ByColumn, Condition]:
+    """What the column says of *key*, and that it has no value."""
+    if key.tag == STUDY_DATE:
+        return _date(key.match), study.c.recency == 0
+    if key.tag == matching.MODALITIES_IN_STUDY:
+        return _modality(key.match), study.c.modalities == "\\"
+    if key.tag in ORDINALS:
+        column = ORDINALS[key.tag]
+        return _number(column, key.match), column == NO_NUMBER
+    if key.tag in TEXTS:
+        column = TEXTS[key.tag]
+        of_vr = _person if key.vr == "PN" else _text
+        return _any(lambda match: of_vr(column, key.vr, match), key.match), column.is_(None)
+    return None, false()
+
+
+def _table_of(tag: int) -> Table:
+    column = TEXTS.get(tag, ORDINALS.get(tag))
+    return study if column is None else column.table
+
+
+def _any(tell: Callable[[Match], _ByColumn], match: Match) -> _ByColumn:
+    """What *tell* tells of a match, or of one of several."""
+    if not isinstance(match, AnyOf):
+        return tell(match)
+    told = [tell(one) for one in match.matches]
+    known = [one for one in told if one is not None]
+    if len(known) < len(told):
+        return None
+    return or_(*(condition for condition, _ in known)), all(exact for _, exact in known)
+
+
+def _uid(column: Column[Any], match: Match) -> Condition | None:
+    if isinstance(match, Single):
+        return column == match.value
+    if isinstance(match, UIDList) and len(match.values) <= _MOST_UIDS:
+        return column.in_(match.values)
+    return None
+
+
+def _date(match: Match) -> _ByColumn:
+    return _any(lambda one: None if (span := _span(one)) is None else (span.of(study.c.recency), True), match)
+
+
+class _Span(NamedTuple):
+    """A period of dates, as recency counts."""
+
+    low: int | None
+    high: int
+
+    def of(self, recency: Column[Any]) -> Condition:
+        until = recency <= self.high
+        return until if self.low is None else and_(recency >= self.low, until)
+
+
+def _span(match: Match) -> _Span | None:
+    """The recencies of what is from one date to another; None if *match* asks for no period."""
+    if isinstance(match, Single):
+        date = normal("DA", match.value)
+        match = Range(date, date) if isinstance(date, str) else match
+    if not isinstance(match, Range):
+        return None
+    low = None if match.high is None else -int(match.high) * 10**6 - 999_999
+    return _Span(low, -1 if match.low is None else -int(match.low) * 10**6)
+
+
+def _modality(match: Match) -> _ByColumn:
+    """That the study has one of the modalities; a series that has one is in such a study."""
+    values = _singles(match)
+    if values is None:
+        return None
+    return or_(*(_has(study.c.modalities, f"\\{value}\\") for value in values)), True
+
+
+def _modalities(key: Key) -> list[str] | None:
+    """The modalities of which one is asked for, in a study or in a series."""
+    return _singles(key.match) if key.tag in (matching.MODALITIES_IN_STUDY, MODALITY) else None
+
+
+def _singles(match: Match) -> list[str] | None:
+    """The values of which one is asked for, without spaces around them; None if it is not about single values."""
+    matches = match.matches if isinstance(match, AnyOf) else (match,)
+    values = [one.value.strip(" ") for one in matches if isinstance(one, Single)]
+    return values if len(values) == len(matches) and not any("\\" in value for value in values) else None
+
+
+def _number(column: Column[Any], match: Match) -> _ByColumn:
+    return _any(lambda one: _one_number(column, one) if isinstance(one, Single) else None, match)
+
+
+def _one_number(column: Column[Any], match: Single) -> _ByColumn:
+    number = float(match.value)
+    is_whole = number.is_integer() and abs(number) < NO_NUMBER
+    return (column == int(number) if is_whole else false()), True
+
+
+def _text(column: Column[Any], vr: str, match: Match) -> _ByColumn:
+    if isinstance(match, Range):
+        after = column.is_not(None) if match.low is None else column >= match.low
+        return (after if match.high is None else and_(after, column <= match.high)), True
+    if isinstance(match, Single):
+        value = normal(vr, match.value)
+        return (column == value, True) if isinstance(value, str) else None
+    if not isinstance(match, Wildcard):
+        return None
+    beginning, *others = _literals(match.pattern, r"[*?]+")
+    conditions = [_begins(column, beginning), *(_has(column, run) for run in others)]
+    return and_(*conditions), _is_simple(match.pattern)
+
+
+def _literals(pattern: str, separators: str) -> list[str]:
+    """What stands at the beginning of a pattern, and its other runs of characters that stand for themselves."""
+    beginning, *others = re.split(separators, pattern)
+    return [beginning, *filter(None, others)]
+
+
+def _is_simple(pattern: str) -> bool:
+    """Whether it asks for nothing but how a text begins, or what is in it."""
+    return re.fullmatch(r"[^*?]*\*+|\*+[^*?]+\*+", pattern) is not None
+
+
+def _begins(column: Column[Any], text: str) -> Condition:
+    """That the column's text begins so, as a range: which an index can seek and all databases agree on."""
+    if not text:
+        return column.is_not(None)
+    end = _behind(text)
+    return column >= text if end is None else and_(column >= text, column < end)
+
+
+def _behind(text: str) -> str | None:
+    """The first text behind all that begin with *text*; None if there is none."""
+    kept = text.rstrip("\U0010ffff")
+    if not kept:
+        return None
+    return kept[:-1] + chr({0xD7FF: 0xE000}.get(ord(kept[-1]), ord(kept[-1]) + 1))
+
+
+def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
+    """Of a column with groups between equals signs."""
+    if isinstance(match, Single):
+        groups = _groups(match.value)
+        return (
+            (and_(*(_has(column, f"={group}=") for group in groups)), "=" not in match.value)
+            if groups
+            else None
+        )
+    if not isinstance(match, Wildcard):
+        return None
+    pattern = _folded(match.pattern)
+    if (beginning := _beginning_of_group(match)) is not None:
+        begins = _has(column, f"={beginning}")
+        without = beginning.rstrip("^")
+        ends = [_has(column, f"={without}=")] if without != beginning and without else []
+        return or_(begins, *ends), True
+    runs = [run.strip(" ") for run in re.split(r"[*?^=]+", pattern)]
+    exact = re.fullmatch(r"\*+[^*?=^]+\*+", pattern) is not None and pattern.strip("*") == runs[1]
+    return and_(column.is_not(None), *(_has(column, run) for run in runs if run)), exact
+
+
+def _beginning_of_group(match: Wildcard) -> str | None:
+    """How a group of the name begins, if that is all that is asked for."""
+    pattern = _folded(match.pattern)
+    beginning = pattern.rstrip("*")
+    if not beginning or beginning == pattern or set(beginning) & set("*?="):
+        return None
+    return beginning if len(beginning) - len(beginning.rstrip("^")) <= _MOST_EMPTY else None
+
+
+_MOST_EMPTY = 4  # components at the end of a name, PS3.5 section 6.2.1.1
+
+
+def _folded(name: str) -> str:
+    return str(normal("PN", name) or "")
+
+
+def _groups(name: str) -> list[str]:
+    return [group for group in _folded(name).split("=") if group]
+
+
+# ── ways in ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _ways(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[Select[Any]]:
+    """Lookups that give ids of studies, of all regular ones that match among them, likely few first."""
+    for tag in (PATIENT_ID, ACCESSION_NUMBER):
+        column = TEXTS[tag]
+        if tag in by_tag and (told := _any(functools.partial(_sought, column), by_tag[tag].match)):
+            found = or_(told[0], column.is_(None)) if unknown and not by_tag[tag].is_unique else told[0]
+            yield select(study.c.id).where(IS_LISTED, found)
+    if PATIENT_NAME in by_tag and (told := _any(_named, by_tag[PATIENT_NAME].match)):
+        found = or_(told[0], study_name.c.kind == NAMELESS) if unknown else told[0]
+        yield select(study_name.c.study_id).where(found)
+    yield from _by_modality_and_date(by_tag, unknown=unknown)
+
+
+def _sought(column: Column[Any], match: Match) -> _ByColumn:
+    """A condition that an index seeks."""
+    if isinstance(match, Wildcard) and match.pattern[:1] in ("*", "?"):
+        return None
+    if isinstance(match, Wildcard):
+        return _begins(column, re.split("[*?]", match.pattern)[0]), False
+    return _text(column, "LO", match) if isinstance(match, Single) else None
+
+
+def _named(match: Match) -> _ByColumn:
+    kind, value = study_name.c.kind == GROUP, study_name.c.value
+    if isinstance(match, Single) and (groups := _groups(match.value)):
+        return and_(kind, value == groups[0]), False
+    if isinstance(match, Wildcard) and (beginning := _beginning_of_group(match)) is not None:
+        return and_(kind, _begins(value, beginning.rstrip("^"))), False
+    return None
+
+
+def _by_modality_and_date(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[Select[Any]]:
+    of_study = (_modalities(by_tag[tag]) for tag in (matching.MODALITIES_IN_STUDY, MODALITY) if tag in by_tag)
+    modalities = next((values for values in of_study if values is not None), None)
+    span = _span(by_tag[STUDY_DATE].match) if STUDY_DATE in by_tag and not unknown else None
+    if modalities is not None:
+        sought = study_modality.c.modality.in_([*modalities, ""] if unknown else modalities)
+        when = [] if span is None else [span.of(study_modality.c.recency)]
+        yield select(study_modality.c.study_id).where(sought, *when)
+    elif span is not None:
+        yield select(study.c.id).where(IS_LISTED, span.of(study.c.recency))
+
+
+def _is_sought(key: Key, *, unknown: bool) -> bool:
+    """Whether an index gives all that matches *key* in order, and little of it or nothing else."""
+    if key.tag in (STUDY_UID, SERIES_UID, SOP_UID):
+        return True
+    return key.tag in (PATIENT_ID, ACCESSION_NUMBER) and isinstance(key.match, Single) and not unknown
+
+
+def _few(read: Read, most: int, ways: Iterable[Select[Any]]) -> set[int] | None:
+    """The ids that all *ways* give that give few; None if none does."""
+    few: set[int] | None = None
+    for way in ways:
+        ids = {row[0] for row in read(way.limit(most + 1))}
+        if len(ids) <= most:
+            few = ids if few is None else few & ids
+            if len(few) <= _VERY_FEW:
+                break
+    return few
+
+
+def _is_one_of(ids: Iterable[int]) -> Condition:
+    return study.c.id.in_(bindparam("ids", sorted(ids), expanding=True, literal_execute=True))
+
+
+def _ways_of(query: Query) -> Iterator[Select[Any]]:
+    return _ways({key.tag: key for key in query.keys}, unknown=_unknown(query))
+
+
+# ── studies and patients ─────────────────────────────────────────────────────────────────────────
+
+_STUDY_ORDER = (study.c.recency, study.c.study_uid)
+
+
+class _Match(NamedTuple):
+    """A study or patient that matches, where it stands, and what is returned of it."""
+
+    recency: int
+    study_uid: str
+    found: Attributes
+
+
+def _place(match: _Match) -> tuple[int, str]:
+    return match.recency, match.study_uid
+
+
+class _Studies:
+    """Candidates at the levels of studies and of patients, each of whom the newest study tells of."""
+
+    def __init__(self, query: Query, answers: _Answers, bounds: _Bounds) -> None:
+        self._query, self._answers, self._bounds = query, answers, bounds
+        told = [(key, _told(key, unknown=_unknown(query, key))) for key in query.keys]
+        self._known = [(key, one) for key, one in told if one is not None]
+        self._is_exact = len(self._known) == len(told) and all(one.exact for _, one in self._known)
+        self._mask = _mask((one for _, one in self._known), study)
+        self._always = [_IS_PATIENTS_NEWEST] if query.level is Level.PATIENT else []
+        self._walk = _walk(self._known, unknown=_unknown(query))
+        self._is_sought = any(_is_sought(key, unknown=_unknown(query, key)) for key, _ in self._known)
+
+    def find(self, read: Read, offset: int, limit: int | None) -> Iterator[Attributes]:
+        """What matches behind *offset*; *limit* says how much of it may be wanted, no more."""
+        irregular = self._irregular(read)
+        few = list(islice(irregular, self._bounds.page)) if offset and self._is_exact else []
+        if not offset or not self._is_exact or len(few) == self._bounds.page:
+            regular = self._regular(read, 0, None if limit is None else offset + limit)
+            merged = heapq.merge(regular, chain(few, irregular), key=_place)
+            yield from (match.found for match in islice(merged, offset, None))
+            return
+        # So many regular rows are skipped at least, however many of the irregular ones stand before.
+        beyond = max(0, offset - len(few))
+        regular = self._regular(read, beyond, None if limit is None else offset + limit - beyond)
+        first = next(regular, None)
+        if beyond and first is None:
+            return
+        left = [match for match in few if not beyond or first is None or _place(match) > _place(first)]
+        at = beyond + len(few) - len(left)
+        merged = heapq.merge(chain([first] if first else [], regular), left, key=_place)
+        yield from (match.found for match in islice(merged, offset - at, None))
+
+    def count(self, read: Read, bound: int) -> int | None:
+        """How many match, up to *bound*; None if only their objects tell."""
+        if not self._is_exact:
+            return None
+        picked = self._picked(self._ids(read)).limit(bound).subquery()
+        (regular,) = read(select(func.count()).select_from(picked))[0]
+        irregular = sum(1 for _ in islice(self._irregular(read), bound - regular))
+        return int(regular) + irregular
+
+    def _regular(self, read: Read, beyond: int, wanted: int | None) -> Iterator[_Match]:
+        """Matches among regular rows, without the first *beyond* that meet what is told."""
+        ids = self._ids(read)
+        size = self._bounds.page if wanted is None else max(1, min(self._bounds.page, wanted))
+        after: Row | None = None
+        while True:
+            rows = read(self._page(ids, after, size, beyond))
+            for row in rows:
+                found = self._answers.answer(row, decided=self._is_exact)
+                if found is not None:
+                    yield _Match(row[0], row[1], found)
+            if len(rows) < size:
+                return
+            after, size, beyond = rows[-1], self._bounds.page, 0
+
+    def _irregular(self, read: Read) -> Iterator[_Match]:
+        """Matches among the rows of which the keys' columns do not tell all."""
+        if not self._mask:
+            return
+        those = [IS_LISTED, IS_IRREGULAR, study.c.irregular.op("&")(self._mask) != 0, *self._always]
+        those += [one.coarse for _, one in self._known]
+        page = self._with_object(select(*_STUDY_ORDER, *self._answers.columns).select_from(study))
+        page = page.where(*those).order_by(*_STUDY_ORDER).limit(self._bounds.page)
+        rows = read(page)
+        while True:
+            for row in rows:
+                found = self._answers.answer(row, decided=False)
+                if found is not None:
+                    yield _Match(row[0], row[1], found)
+            if len(rows) < self._bounds.page:
+                return
+            rows = read(page.where(_is_behind(_STUDY_ORDER, rows[-1][:2])))
+
+    def _ids(self, read: Read) -> set[int] | None:
+        """The ids of all regular rows that match, and of few others; None if a walk is as good."""
+        if self._is_sought or (self._is_exact and not self._walk.beside):
+            return None
+        return _few(read, self._bounds.few, _ways_of(self._query))
+
+    def _page(self, ids: set[int] | None, after: Row | None, size: int, beyond: int) -> Select[Any]:
+        """The next *size* regular rows behind *after*, with what is read of them."""
+        page = self._picked(ids, after).limit(size).offset(beyond).subquery()
+        columns = [page.c.recency, page.c.study_uid, *self._answers.columns]
+        rows = select(*columns).join_from(page, study, study.c.id == page.c.id)
+        return self._with_object(rows).order_by(page.c.recency, page.c.study_uid)
+
+    def _picked(self, ids: set[int] | None, after: Row | None = None) -> Select[Any]:
+        """Ids of regular rows behind *after* that meet what is told, in order."""
+        walked = study if ids is not None else self._walk.table
+        order = (walked.c.recency, walked.c.study_uid)
+        if walked is study:
+            picked = select(study.c.id, *order).where(IS_LISTED, *(one.condition for _, one in self._known))
+        else:
+            picked = select(study_modality.c.study_id.label("id"), *order).where(*self._walk.sought)
+            if self._walk.beside or self._always:
+                picked = picked.join(study, study.c.id == study_modality.c.study_id).where(*self._walk.beside)
+        if ids is not None:
+            picked = picked.where(_is_one_of(ids))
+        if self._mask:
+            picked = picked.where(walked.c.irregular.op("&")(self._mask) == 0)
+        if after is not None:
+            picked = picked.where(_is_behind(order, after[:2]))
+        return picked.where(*self._always).order_by(*order)
+
+    def _with_object(self, rows: Select[Any]) -> Select[Any]:
+        return rows.join(study_object) if self._answers.reads_study_object else rows
+
+
+class _Walk(NamedTuple):
+    """What is walked in order if no way in gives few: all studies, or those of one modality."""
+
+    table: Table
+    sought: list[Condition]  # on `table`, which an index seeks
+    beside: list[Condition]  # on `study`
+
+
+def _walk(known: Sequence[tuple[Key, _Told]], *, unknown: bool) -> _Walk:
+    of_one = (key for key, _ in known if len(_modalities(key) or ()) == 1)
+    modality = None if unknown else next(of_one, None)
+    walk = _Walk(study if modality is None else study_modality, [], [])
+    for key, one in known:
+        span = _span(key.match) if key.tag == STUDY_DATE and not unknown else None
+        if key is modality:
+            walk.sought.append(study_modality.c.modality.in_(_modalities(key) or ()))
+        elif span is not None:
+            walk.sought.append(span.of(walk.table.c.recency))
+        else:
+            walk.beside.append(one.condition)
+    return walk
+
+
+# ── series and instances ─────────────────────────────────────────────────────────────────────────
+
+
+class _Below:
+    """Candidates at the levels of series and of instances, whose keys may be of the levels above."""
+
+    def __init__(self, query: Query, answers: _Answers, bounds: _Bounds) -> None:
+        self._query, self._answers, self._bounds = query, answers, bounds
+        told = [(key, _told(key, unknown=_unknown(query, key))) for key in query.keys]
+        self._known = [(key, one) for key, one in told if one is not None]
+        self._is_exact = len(self._known) == len(told) and all(one.exact for _, one in self._known)
+        tables = (study, series, instance) if query.level is Level.IMAGE else (study, series)
+        masks = {table: _mask((one for _, one in self._known), table) for table in tables}
+        self._study_mask = masks[study]
+        open_ = [table.c.irregular.op("&")(mask) != 0 for table, mask in masks.items() if mask]
+        self._open = or_(*open_) if open_ else None
+        self._is_sought = any(_is_sought(key, unknown=_unknown(query, key)) for key, _ in self._known)
+        self._fixed = {key.tag for key, _ in self._known if isinstance(key.match, Single)}
+
+    def find(self, read: Read, offset: int, limit: int | None) -> Iterator[Attributes]:
+        """What matches behind *offset*; *limit* says how much of it may be wanted, no more."""
+        beyond = offset if self._is_exact and self._open is None else 0
+        left = offset - beyond
+        for row in self._rows(read, beyond, None if limit is None else left + limit):
+            decided = self._is_exact and not (self._open is not None and row.open)
+            if left and decided:
+                left -= 1
+                continue
+            found = self._answers.answer(row, decided=decided)
+            if found is None:
+                continue
+            if left:
+                left -= 1
+                continue
+            yield found
+
+    def count(self, read: Read, bound: int) -> int | None:
+        """How many match, up to *bound*; None if only their objects tell."""
+        if not self._is_exact or self._open is not None:
+            return None
+        picked = self._candidates(read, []).limit(bound).subquery()
+        return int(read(select(func.count()).select_from(picked))[0][0])
+
+    def _rows(self, read: Read, beyond: int, wanted: int | None) -> Iterator[Row]:
+        """Candidates in order, without the first *beyond*."""
+        columns = [*_PLACE[self._query.level], *self._answers.columns]
+        if self._open is not None:
+            columns.append(self._open.label("open"))
+        candidates = self._candidates(read, columns)
+        size = self._bounds.page if wanted is None else max(1, min(self._bounds.page, wanted))
+        rows = read(candidates.limit(size).offset(beyond))
+        yield from rows
+        stages = self._behind(rows[-1]) if len(rows) == size else []
+        while stages:
+            rows = read(candidates.where(stages.pop(0)).limit(self._bounds.page))
+            yield from rows
+            if len(rows) == self._bounds.page:
+                stages = self._behind(rows[-1])
+
+    def _behind(self, last: Row) -> list[Condition]:
+        """What stands behind *last*: in its series, then in its study, then in other studies."""
+        recency, study_uid, study_id, ordinal, series_uid, series_id, *rest = last
+        stages = []
+        if self._query.level is Level.IMAGE:
+            stages.append(and_(series.c.id == series_id, _is_behind(_INSTANCE_ORDER, rest[:2])))
+        if STUDY_UID not in self._fixed or SERIES_UID not in self._fixed:
+            stages.append(and_(study.c.id == study_id, _is_behind(_SERIES_ORDER, (ordinal, series_uid))))
+        if STUDY_UID not in self._fixed:
+            stages.append(_is_behind(_STUDY_ORDER, (recency, study_uid)))
+        return stages
+
+    def _candidates(self, read: Read, columns: Sequence[ColumnElement[Any]]) -> Select[Any]:
+        """All candidates in order: what is regular and meets what is told, and what is irregular."""
+        level = self._query.level
+        found = select(*columns) if columns else select(literal(1))
+        found = found.select_from(_FROM[level]).where(IS_LISTED, _IS_PUBLISHED[level])
+        found = found.where(*(one.coarse for _, one in self._known))
+        if (ids := self._ids(read)) is not None:
+            found = found.where(_is_one_of(ids))
+        elif not _unknown(self._query):  # a series of a modality is in a study that has it
+            series_of = [key for key, _ in self._known if key.tag == MODALITY]
+            in_study = [_modality(key.match) for key in series_of]
+            found = found.where(*(told[0] for told in in_study if told is not None))
+        if self._answers.reads_study_object and columns:
+            found = found.join(study_object, study_object.c.study_id == study.c.id)
+        return found.order_by(*self._order())
+
+    def _order(self) -> list[Column[Any]]:
+        """The columns that order the rows, without those that a unique key fixes."""
+        order = [] if STUDY_UID in self._fixed else [*_STUDY_ORDER]
+        if self._query.level is Level.SERIES:
+            return [*order, *_SERIES_ORDER]
+        return [*order, *([] if SERIES_UID in self._fixed and not order else _SERIES_ORDER), *_INSTANCE_ORDER]
+
+    def _ids(self, read: Read) -> set[int] | None:
+        """The ids of the studies in which candidates are, and of few others; None if all are walked."""
+        if self._is_sought:
+            return None
+        few = _few(read, self._bounds.few, _ways_of(self._query))
+        if few is None or not self._study_mask:
+            return few
+        bits = study.c.irregular.op("&")(self._study_mask) != 0
+        irregular = _few(read, self._bounds.few, [select(study.c.id).where(IS_LISTED, IS_IRREGULAR, bits)])
+        return None if irregular is None else few | irregular
+
+
+_SERIES_ORDER = (series.c.ordinal, series.c.series_uid)
+_INSTANCE_ORDER = (instance.c.ordinal, instance.c.sop_uid)
+_FROM: dict[Level, Any] = {
+    Level.SERIES: series.join(study),
+    Level.IMAGE: instance.join(series).join(study),
+}
+_IS_PUBLISHED = {Level.SERIES: series.c.instances > 0, Level.IMAGE: instance.c.published.is_(true())}
+_IN_SERIES = (*_STUDY_ORDER, study.c.id, *_SERIES_ORDER, series.c.id)
+_PLACE = {Level.SERIES: _IN_SERIES, Level.IMAGE: (*_IN_SERIES, *_INSTANCE_ORDER)}
+
+
+def _mask(told: Iterable[_Told], table: Table) -> int:
+    """The bits of `irregular` by which rows of *table* are not told."""
+    mask = 0
+    for one in told:
+        mask |= one.bit if one.table is table else 0
+    return mask
+
+
+def _is_behind(order: Sequence[Column[Any]], last: Sequence[Any]) -> Condition:
+    """That a row stands behind the one with these values; an index in that order seeks it."""
+    return tuple_(*order) > tuple_(*map(literal, last))
+
+
+def _unknown(query: Query, key: Key | None = None) -> bool:
+    """Whether *key*, or keys as such, are matched by what has no value for them (PS3.4 C.2.2.1.2)."""
+    return query.matches_unknown and not (key and key.is_unique)
