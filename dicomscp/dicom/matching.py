@@ -537,15 +537,15 @@ _UNASKED = {
     Level.SERIES: _ALWAYS[Level.SERIES]
     | _OF_EVERY_LEVEL
     | _tags(
-        "StudyInstanceUID SeriesInstanceUID SeriesDescription SeriesDate SeriesTime"
+        "StudyInstanceUID SeriesInstanceUID TimezoneOffsetFromUTC SeriesDescription SeriesDate SeriesTime"
         " PerformedProcedureStepStartDate PerformedProcedureStepStartTime RequestAttributesSequence"
         " NumberOfSeriesRelatedInstances"
     ),
     Level.IMAGE: _ALWAYS[Level.IMAGE]
     | _OF_EVERY_LEVEL
     | _tags(
-        "StudyInstanceUID SeriesInstanceUID SOPInstanceUID SOPClassUID Rows Columns BitsAllocated"
-        " NumberOfFrames AvailableTransferSyntaxUID"
+        "StudyInstanceUID SeriesInstanceUID SOPInstanceUID SOPClassUID TimezoneOffsetFromUTC Rows Columns"
+        " BitsAllocated NumberOfFrames AvailableTransferSyntaxUID"
     ),
 }
 _FLAGS = {"fuzzymatching": "fuzzy", "emptyvaluematching": "empty", "multiplevaluematching": "multiple"}
