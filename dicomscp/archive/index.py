@@ -1635,7 +1635,7 @@ class _Search:
         for key in keys:
             if (condition := _uid_condition(key)) is not None:
                 conditions.append(condition)
-            elif (narrowed := _narrowed(key)) is not None:
+            elif not self._query.matches_unknown and (narrowed := _narrowed(key)) is not None:
                 table, condition = narrowed
                 told[table].append(condition)
         conditions += [

@@ -479,9 +479,9 @@ def _equal_to(values: Sequence[Any]) -> Match:
     if not values:
         return Empty()
     value = values[0]
-    return Single(
-        "=".join(value.get(group, "") for group in _GROUPS) if isinstance(value, Mapping) else value
-    )
+    if isinstance(value, Mapping):
+        return Single("=".join(str(value.get(group) or "") for group in _GROUPS))
+    return Single(str(value))
 
 
 def _level_of(identifier: Identifier, root: str) -> Level:
@@ -618,7 +618,8 @@ def narrowed(found: dict[str, Any], parts: Iterable[Path]) -> dict[str, Any]:
 def _part(item: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
     wanted = {f"{path[0]:08X}" for path in paths}
     whole = {path[0] for path in paths if len(path) == 1}
-    kept = {name: attribute for name, attribute in (item or {}).items() if name in wanted}
+    found = item if isinstance(item, dict) else {}
+    kept = {name: attribute for name, attribute in found.items() if name in wanted}
     return narrowed(kept, [path for path in paths if path[0] not in whole])
 
 
@@ -775,6 +776,8 @@ def _match(name: str, tag: int, vr: str, values: Sequence[Any], options: Options
         return Empty()
     if vr == "SQ":
         return _items(name, [value for value in values if isinstance(value, Mapping)], options)
+    if any(isinstance(value, Mapping) for value in values):
+        raise BadValueError(f"{name} is a {vr}, not a sequence")
     texts = [text for text in (str(value).strip(" ") for value in values) if text]
     if not texts or any(set(text) == {"*"} for text in texts):
         return Universal()
@@ -1090,12 +1093,13 @@ def _person(value: Any) -> str | None:
 
 
 def _group(text: str) -> str:
-    return fold(text).strip(" ").rstrip("^ ")
+    return fold(text).strip(" ").rstrip("^ ") if text else ""
 
 
 # ── deciding ─────────────────────────────────────────────────────────────────────────────────────
 
 _Test: TypeAlias = Callable[[Any], bool]
+_NOTHING: Mapping[str, Any] = {}
 
 
 def matcher(query: Query) -> Callable[[Mapping[str, Any]], bool]:
@@ -1142,7 +1146,7 @@ def _chosen(found: Mapping[str, Any], keys: Sequence[Key], *, unknown: bool) -> 
         if isinstance(key.match, Items) and _values(found, name):
             inner = key.match.keys
             matches = _matcher(inner, unknown=unknown)
-            items = [item for item in _values(found, name) if matches(item)]
+            items = [one for one in _values(found, name) if isinstance(one, Mapping) and matches(one)]
             chosen[name] = {**found[name], "Value": [_chosen(one, inner, unknown=unknown) for one in items]}
     return chosen
 
@@ -1175,8 +1179,14 @@ def _object_test(key: Key, *, unknown: bool) -> Callable[[Mapping[str, Any]], bo
     test = _test(key.vr, match, unknown=unknown)
 
     def matches(attributes: Mapping[str, Any]) -> bool:
-        values = _values(attributes, tag)
-        return any(map(test, values)) if values else unknown
+        """As `any` of `_values`.  Hot: entered for each candidate."""
+        known = False
+        for value in attributes.get(tag, _NOTHING).get("Value", ()):
+            if value is not None and value != "":
+                if test(value):
+                    return True
+                known = True
+        return unknown and not known
 
     return matches
 
@@ -1202,7 +1212,8 @@ def _test_combined(tag: str, match: Moments, *, unknown: bool) -> Callable[[Mapp
 def _test(vr: str, match: Match, *, unknown: bool) -> _Test:
     """Whether one value matches; *unknown* is the answer if in an item there is none."""
     if isinstance(match, Items):
-        return _matcher(match.keys, unknown=unknown)
+        matches = _matcher(match.keys, unknown=unknown)
+        return lambda value: isinstance(value, Mapping) and matches(value)  # devices give it other VRs
     if isinstance(match, AnyOf):
         tests = [_test(vr, one, unknown=unknown) for one in match.matches]
         return lambda value: any(test(value) for test in tests)

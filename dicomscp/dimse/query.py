@@ -218,12 +218,13 @@ class Find:
         if query.below is None:
             yield from self._archive.find(replace(query, limit=limit), self._goes_on)
             return
-        seen = set()
+        seen: set[tuple[matching.Key, ...]] = set()
+        entity = replace(query, limit=1, matches_unknown=False)
         for one in self._archive.find(query.below, self._goes_on):
             identity = matching.identity_keys(query.level, one)
             if identity not in seen:
                 seen.add(identity)
-                yield from self._archive.find(replace(query, keys=identity, limit=1), self._goes_on)
+                yield from self._archive.find(replace(entity, keys=identity), self._goes_on)
             if len(seen) == limit:
                 return
 

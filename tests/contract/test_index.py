@@ -1134,3 +1134,27 @@ def test_no_query_of_a_viewer_reads_the_table_of_instances_as_a_whole(database, 
         plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
     assert any(seek in step for step in plan)
     assert not any(step.startswith(("SCAN instance", "SCAN series")) for step in plan)
+
+
+def test_a_search_ends_before_the_page_at_which_it_is_told_not_to_go_on(index):
+    index.apply([arrival(sop=f"1.1.{number}", INSTANCE_NUMBER=number) for number in range(1, 1202)], {})
+    nothing = replace(EVERY_INSTANCE, keys=(key(CONTENT_TIME, Single("1")),))
+    asked = iter([True, True, False])
+    assert not list(index.find(nothing, lambda: next(asked)))
+    assert next(asked, None) is None
+    asked = iter([True, False])
+    assert 0 < len(list(index.find(EVERY_INSTANCE, lambda: next(asked)))) < 1201
+
+
+def test_what_has_no_value_for_a_key_is_found_if_unknown_values_match(index):
+    index.apply(
+        [
+            arrival("1", ACCESSION="A"),
+            arrival("2", "2.1", "2.1.1"),
+            arrival("3", "3.1", "3.1.1", ACCESSION="B"),
+        ],
+        {},
+    )
+    asked = Query(Level.STUDY, (key(ACCESSION, Single("A")),), None, None)
+    assert values(index.find(asked), STUDY_UID) == ["1"]
+    assert sorted(values(index.find(replace(asked, matches_unknown=True)), STUDY_UID)) == ["1", "2"]

@@ -224,6 +224,13 @@ def test_an_extra_key_is_an_attribute_that_can_be_compared_and_is_not_known(file
     ]
 
 
+def test_a_time_zone_is_one_by_its_name(file):
+    path = file('[query]\ntimezone = "Europe/Nowhere"\n')
+    told = "is no time zone by its IANA name, such as Europe/Berlin"
+    assert errors(path) == [f"{path}: query.timezone: {told} (is 'Europe/Nowhere')"]
+    assert config.load(file('[query]\ntimezone = "Europe/Berlin"\n'), {}, {}).query.timezone
+
+
 def test_an_extra_key_is_listed_once(file):
     path = file('[index.extra_keys]\nseries = ["00180060"]\ninstance = ["KVP"]\n')
     assert errors(path) == [

@@ -900,3 +900,56 @@ def test_an_entity_is_told_by_its_unique_keys_a_patient_without_id_by_name_and_b
     keys = identity_keys(level, attributes)
     assert {one.tag: one.match for one in keys} == expected
     assert ask(*keys)(attributes)
+
+
+# ── whatever comes ───────────────────────────────────────────────────────────────────────────────
+
+ASKED = st.dictionaries(
+    st.sampled_from(
+        [PATIENT_NAME, STUDY_DATE, STUDY_TIME, TIMEZONE, MODALITIES, REQUEST_ATTRIBUTES, SERIES_UID, MODALITY]
+    ),
+    st.lists(
+        st.sampled_from(["", "*", "a*", '""', "20200101-20200102", "10-11", "+0100", "CT", "1.2"])
+        | st.text(max_size=5)
+        | st.just({STEP_ID: ("SH", ["S*"]), CODES: ("SQ", [{MEANING: ("LO", [""])}])}),
+        max_size=2,
+    ),
+)
+VALUE = (
+    st.none()
+    | st.text(max_size=8)
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["20200101", "1015", "+0100", "-9999", {}, {"Alphabetic": None}])
+    | st.just(element(STEP_ID, "S1") | {f"{CODES:08X}": {"vr": "SQ", "Value": [None, "x", {}]}})
+)
+HELD = st.dictionaries(
+    st.sampled_from(
+        [
+            f"{tag:08X}"
+            for tag in (PATIENT_NAME, STUDY_DATE, STUDY_TIME, TIMEZONE, MODALITIES, REQUEST_ATTRIBUTES)
+        ]
+    ),
+    st.fixed_dictionaries(
+        {"vr": st.sampled_from(["PN", "DA", "TM", "SH", "SQ", "DT", "US"])},
+        optional={"Value": st.lists(VALUE)},
+    ),
+)
+
+
+@given(ASKED, HELD, st.lists(st.booleans(), min_size=7, max_size=7))
+def test_any_identifier_is_a_query_that_any_object_matches_or_not_or_a_refusal(asked, held, flags):
+    elements = {LEVEL: ("CS", ["STUDY"])}
+    for tag, values in asked.items():
+        are_items = all(isinstance(value, dict) for value in values)
+        elements[tag] = ("SQ" if are_items else "LO", values)
+    try:
+        query = query_from_identifier(
+            elements, root="STUDY", options=Options(*flags[:6]), matches_unknown=flags[6]
+        )
+    except RefusedError:
+        return
+    assert matcher(query)(held) in (True, False)
+    answer = answerer(query)(held)
+    assert answer.keys() <= held.keys() | {f"{TIMEZONE:08X}"}
+    assert identity_keys(query.level, held)
