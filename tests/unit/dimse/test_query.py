@@ -339,6 +339,31 @@ def test_a_cancel_is_heard_while_nothing_matches(listen: Listen):
         assert peer.send(wire.ECHO).status() == (0, "")
 
 
+def test_what_is_sent_while_nothing_matches_is_taken_afterwards(
+    listen: Listen, ct_dataset: bytes, ct_uid: str
+):
+    class Looking(MemoryArchive):
+        def find(self, query, goes_on=lambda: True):
+            while goes_on() and not enough.is_set():
+                began.set()
+            yield from ()
+
+    began, enough = threading.Event(), threading.Event()
+    gateway = listen(Looking())
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.find(encode(identifier(PatientName=""))))
+        assert began.wait(10)
+        request = wire.store(ct_dataset, ct_uid)
+        peer.send(request[:1000])
+        began.clear()
+        assert began.wait(10)
+        peer.send(request[1000:] + wire.ECHO)
+        enough.set()
+        assert [peer.status() for _ in range(3)] == [(0, "")] * 3
+    assert gateway.archive.held[ct_uid] == ct_dataset
+
+
 @pytest.mark.parametrize(
     ("end", "how"),
     [
