@@ -61,7 +61,8 @@ def uids_of(request: Request) -> dict[str, str]:
 
 def is_known(request: Request, etag: str) -> bool:
     """Whether the client says that it has this representation (RFC 9110 13.1.2)."""
-    known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+    listed = ",".join(request.headers.getlist("if-none-match"))
+    known = [one.strip().removeprefix("W/") for one in listed.split(",")]
     return etag in known or "*" in known
 
 

@@ -148,6 +148,7 @@ def test_an_identifier_that_does_not_fit_the_model_is_answered_so(
     [
         (identifier("SERIES", SeriesInstanceUID=""), [0x0020000D], "StudyInstanceUID (0020,000D) must"),
         (identifier("NONSENSE"), [0x00080052], "Query/Retrieve Level"),
+        (identifier(StudyDate="yesterday"), [0x00080020], "StudyDate (0008,0020) is a DA"),
         (identifier(Modality="CT", SeriesNumber="1"), [0x00080060, 0x00200011], "Modality (0008,0060)"),
         (identifier(charset="ISO_IR 100", PatientID="1"), [0x00080005], "'ISO_IR 999' is not supported"),
     ],
@@ -336,6 +337,31 @@ def test_a_cancel_is_heard_while_nothing_matches(listen: Listen):
         assert peer.status() == (0xFE00, "")
         assert peer.status() == (0, "")
         assert peer.send(wire.ECHO).status() == (0, "")
+
+
+def test_what_is_sent_while_nothing_matches_is_taken_afterwards(
+    listen: Listen, ct_dataset: bytes, ct_uid: str
+):
+    class Looking(MemoryArchive):
+        def find(self, query, goes_on=lambda: True):
+            while goes_on() and not enough.is_set():
+                began.set()
+            yield from ()
+
+    began, enough = threading.Event(), threading.Event()
+    gateway = listen(Looking())
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.find(encode(identifier(PatientName=""))))
+        assert began.wait(10)
+        request = wire.store(ct_dataset, ct_uid)
+        peer.send(request[:1000])
+        began.clear()
+        assert began.wait(10)
+        peer.send(request[1000:] + wire.ECHO)
+        enough.set()
+        assert [peer.status() for _ in range(3)] == [(0, "")] * 3
+    assert gateway.archive.held[ct_uid] == ct_dataset
 
 
 @pytest.mark.parametrize(

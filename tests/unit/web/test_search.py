@@ -3,6 +3,7 @@
 import asyncio
 import email.parser
 import email.policy
+import socket
 import threading
 
 import httpx
@@ -374,6 +375,27 @@ def test_head_tells_what_get_would(ask, accept, params):
     assert head.headers == got.headers
 
 
+def test_what_the_tables_of_the_standard_ask_for_is_returned(ask):
+    """PS3.18 tables 10.6.3-3 to 10.6.3-5; the conditional ones are all known here."""
+    study = (
+        "00080020 00080030 00080050 00080056 00080061 00080090 00080201 00081190 00100010 00100020 00100030"
+        " 00100040 0020000D 00200010 00201206 00201208"
+    )
+    series = "00080060 00080201 0008103E 00081190 0020000E 00200011 00201209 00400275"
+    instance = "00080016 00080018 00080056 00080201 00081190 00200013 00280010 00280011 00280100"
+    for path, wanted in {
+        "/studies": study,
+        "/studies/1.2.1/series": series,
+        "/series": f"{study} {series}",
+        "/studies/1.2.1/series/1.2.1.1/instances": instance,
+        "/studies/1.2.1/instances": f"{series} {instance}",
+        "/instances": f"{study} {series} {instance}",
+    }.items():
+        (found,) = ask(path, {"PatientID": "JP <1>"}).json()
+        assert set(wanted.split()) - found.keys() == set(), path
+        assert list(found) == sorted(found)
+
+
 # Sequences, as parts of what is asked and returned
 
 
@@ -506,6 +528,10 @@ class Counting:
         return min(self.studies, bound)
 
 
+class FewStudies(Counting):
+    studies = 2
+
+
 class ManyStudies(Counting):
     studies = 20_000
 
@@ -536,6 +562,36 @@ class Served:
         self.stop.set()
         self.thread.join(10)
         self.socket.close()
+
+
+HOST = "Host: localhost\r\n"
+SEARCH = "GET /dicomweb/studies?limit=1 HTTP/1.1\r\n" + HOST
+
+
+def test_requests_as_no_library_sends_them():
+    """What stands in the bytes of a request, and what its answer has to begin and end with."""
+    many = ", ".join(f"text/x-{number};q=0.{number}" for number in range(500))
+    with Served(FewStudies()) as server:
+        for asked, begins, ends in (
+            (SEARCH + "Accept: text/html\r\nAccept: application/json\r\n\r\n", " 200 ", "]"),
+            (SEARCH + "ACCEPT:application/dicom+json\r\n\r\n", " 200 ", "]"),
+            (SEARCH + "Accept:\r\n\r\n", " 200 ", "]"),
+            (SEARCH + f"Accept: {many}, application/json;q=0.001\r\n\r\n", " 200 ", "]"),
+            (SEARCH + "Accept: \xe9/\xfc, */*;q=0.1\r\n\r\n", " 200 ", "]"),
+            (SEARCH + 'Accept: "\\\r\n\r\n', " 406 ", "}"),
+            (SEARCH + 'If-None-Match: "x"\r\nIf-None-Match: *\r\n\r\n', " 304 ", "\r\n\r\n"),
+            (SEARCH.replace("GET", "HEAD") + "\r\n", " 200 ", "\r\n\r\n"),
+            (SEARCH.replace("1.1", "1.0") + "\r\n", " 200 ", "]"),
+            (SEARCH.replace("limit=1", "PatientName=%zz%ff%00&limit=1") + "\r\n", " 200 ", "]"),
+            (SEARCH.replace("limit=1", "%6cimit=%31") + "\r\n", " 200 ", "]"),
+            (SEARCH.replace("limit=1", "limit=%D9%A1") + "\r\n", " 400 ", "}"),
+            (SEARCH.replace("GET", "DELETE") + "\r\n", " 405 ", "}"),
+        ):
+            with socket.create_connection(server.socket.getsockname(), timeout=5) as connection:
+                connection.sendall(asked.encode("latin-1"))
+                answer = connection.recv(65536).decode("latin-1")
+            assert begins in answer.splitlines()[0], (asked, answer)
+            assert answer.endswith(ends), (asked, answer)
 
 
 @pytest.mark.parametrize("accept", ["application/dicom+json", XML])
