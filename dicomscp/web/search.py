@@ -13,7 +13,7 @@ and not quoted, as PS3.18 has them, each on a line of its own and without commas
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
@@ -81,7 +81,7 @@ class Search:
             Route(base + path, self._resource(level), methods=["GET"]) for path, level in RESOURCES.items()
         ]
 
-    def _resource(self, level: Level) -> Any:
+    def _resource(self, level: Level) -> Callable[[Request], Awaitable[Response]]:
         async def search(request: Request) -> Response:
             return await to_thread.run_sync(self._answer, request, level)
 
@@ -182,9 +182,8 @@ def _begun(matches: Iterator[bytes]) -> tuple[list[bytes], bool]:
 def _streamed(request: Request, offer: Offer, matches: Iterable[bytes]) -> Response:
     boundary = secrets.token_hex(20)  # what is not known yet cannot be looked at for one that is not in it
     headers = {"content-type": offer.content_type(boundary), **_HEADERS}
-    if request.method == "HEAD":
-        return Response(headers=headers)
-    return StreamingResponse(chunked(_body(offer, boundary, matches)), headers=headers)
+    body = iter(()) if request.method == "HEAD" else chunked(_body(offer, boundary, matches))
+    return StreamingResponse(body, headers=headers)
 
 
 def _body(offer: Offer, boundary: str, matches: Iterable[bytes]) -> Iterator[Buffer]:
