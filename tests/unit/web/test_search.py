@@ -10,6 +10,8 @@ import httpx
 import orjson
 import pydicom
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from structlog.testing import capture_logs
 
@@ -335,6 +337,29 @@ def test_parameters_that_are_nothing_are_passed_over(ask):
     response = ask("/studies?&PatientID=JP%20%3C1%3E&&limit=10&")
     assert uids(response) == ["1.2.1"]
     assert warnings(response) == []
+
+
+NAMES = """PatientName 00100020 StudyDate StudyTime ModalitiesInStudy StudyInstanceUID SeriesNumber
+PatientSize AcquisitionDateTime RequestAttributesSequence RequestAttributesSequence.00400009
+TimezoneOffsetFromUTC NumberOfStudyRelatedSeries RetrieveURL 00080005 includefield limit offset fuzzymatching accept charset
+emptyvaluematching multiplevaluematching PixelData 00091001"""
+VALUES = """* ? - \\ , = ^ . 1 "" true CT,MR 20200101- 1.2\\3 +0100 all utf-8 99999999999999999999 %"""
+PARAMETER = st.tuples(
+    st.sampled_from(NAMES.split()), st.sampled_from(VALUES.split()) | st.just("") | st.text(max_size=8)
+)
+
+
+@given(
+    st.sampled_from(["/studies", "/series", "/studies/1.2.1/series", "/studies/1.2.1/instances"]),
+    st.lists(PARAMETER, max_size=4),
+    st.sampled_from([None, XML]),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_parameters_are_answered_or_named(ask, path, params, accept):
+    response = ask(path, params, accept=accept)
+    assert response.status_code in (200, 400)
+    if response.status_code == 400:
+        assert any(name in response.json()["detail"] for name, _ in params)
 
 
 # Validators and methods
