@@ -339,10 +339,12 @@ def test_parameters_that_are_nothing_are_passed_over(ask):
     assert warnings(response) == []
 
 
-NAMES = """PatientName 00100020 StudyDate StudyTime ModalitiesInStudy StudyInstanceUID SeriesNumber
-PatientSize AcquisitionDateTime RequestAttributesSequence RequestAttributesSequence.00400009
-TimezoneOffsetFromUTC NumberOfStudyRelatedSeries RetrieveURL 00080005 includefield limit offset fuzzymatching accept charset
-emptyvaluematching multiplevaluematching PixelData 00091001"""
+NAMES = """
+PatientName 00100020 StudyDate StudyTime ModalitiesInStudy StudyInstanceUID SeriesNumber PatientSize
+AcquisitionDateTime RequestAttributesSequence RequestAttributesSequence.00400009 TimezoneOffsetFromUTC
+NumberOfStudyRelatedSeries RetrieveURL 00080005 includefield limit offset fuzzymatching accept charset
+emptyvaluematching multiplevaluematching PixelData 00091001
+"""
 VALUES = """* ? - \\ , = ^ . 1 "" true CT,MR 20200101- 1.2\\3 +0100 all utf-8 99999999999999999999 %"""
 PARAMETER = st.tuples(
     st.sampled_from(NAMES.split()), st.sampled_from(VALUES.split()) | st.just("") | st.text(max_size=8)
