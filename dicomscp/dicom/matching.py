@@ -53,7 +53,14 @@ class IdentifierError(RefusedError):
 
 
 class BadValueError(RefusedError):
-    """A key or parameter has a value that nothing can be compared with; the message names it."""
+    """A key or parameter has a value that nothing can be compared with; the message names it.
+
+    Of an identifier it is the element with the tag in *tags*.
+    """
+
+    def __init__(self, message: str, *tags: int) -> None:
+        super().__init__(message)
+        self.tags = tags
 
 
 class Level(StrEnum):
@@ -433,14 +440,16 @@ def _identifier_keys(
 ) -> tuple[Key, ...]:
     # Study Root has no patients: what identifies them is an attribute like others (C.3.2).
     unique = {PATIENT_ID} if root == "PATIENT" else set()
-    keys = tuple(
-        Key(tag, vr, match, tag in unique)
-        for tag, (_, values) in identifier.items()
-        if model.level_of(tag) and tag not in _CONTROL
-        for vr in (public_vr(tag),)
-        for match in (_match(_name(tag), tag, vr, values, options),)
-        if not isinstance(match, Universal)
-    )
+    found = []
+    for tag, (_, values) in identifier.items():
+        if model.level_of(tag) and tag not in _CONTROL:
+            try:
+                match = _match(_name(tag), tag, public_vr(tag), values, options)
+            except BadValueError as error:
+                raise BadValueError(str(error), tag) from error
+            if not isinstance(match, Universal):
+                found.append(Key(tag, public_vr(tag), match, tag in unique))
+    keys = tuple(found)
     if options.combined:
         keys = _combined(keys, {tag: str(values[0]) for tag, (_, values) in identifier.items() if values})
     return tuple(_adjusting(key, zone) for key in keys) if zone else keys
@@ -893,7 +902,7 @@ def _moments_of(dates: Range, times: Range, date_tag: int) -> Moments:
     for date, time in ((dates.low, times.low), (dates.high, times.high)):
         moment = _moment(date, time) if date and time else None
         if date and moment is None:
-            raise BadValueError(f"{_name(date_tag)}: {date} is in no calendar")
+            raise BadValueError(f"{_name(date_tag)}: {date} is in no calendar", date_tag)
         ends.append(moment)
     return Moments(_TIME_OF[date_tag], *ends)
 
@@ -910,7 +919,8 @@ def _zone(identifier: Identifier, local: Callable[[datetime], timedelta]) -> Zon
         return None
     offset = _offset(values[0])
     if offset is None:
-        raise BadValueError(f"{_name(_TIMEZONE)} is an offset as +0100, not {_shown(str(values[0]))}")
+        text = f"{_name(_TIMEZONE)} is an offset as +0100, not {_shown(str(values[0]))}"
+        raise BadValueError(text, _TIMEZONE)
     return Zone(offset, local)
 
 

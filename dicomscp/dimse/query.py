@@ -161,7 +161,7 @@ class Find:
                 yield response(self._command, pending, dataset=True), dataset
         except BusyError as error:
             end = _End(OUT_OF_RESOURCES, str(error))
-        except matching.IdentifierError as error:
+        except (matching.IdentifierError, matching.BadValueError) as error:
             end = _End(NOT_THE_SOP_CLASS, str(error), error.tags)
         except _RefusalError as error:
             end = _End(error.status, str(error))

@@ -9,10 +9,12 @@ import re
 from pathlib import Path
 
 from pydicom.datadict import dictionary_description
+from pydicom.uid import UID
 
 from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dicom.matching import STANDARD, Level
+from dicomscp.dimse import query
 from dicomscp.web import search
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
@@ -48,6 +50,42 @@ def matching_by_vr():
     )
 
 
+def models():
+    """The information models of C-FIND, and their levels."""
+    rows = [
+        (UID(uid).name.split(" - ")[0], uid, ", ".join(_levels(uid, root)))
+        for uid, root in query.ROOTS.items()
+    ]
+    return _table(("information model", "SOP class", "levels"), rows)
+
+
+def _levels(uid, root):
+    if uid == query.PATIENT_STUDY_ONLY:
+        return [level for level in Level if level in query._PATIENT_STUDY_LEVELS]
+    return [level for level in Level if root == "PATIENT" or level is not Level.PATIENT]
+
+
+def negotiation():
+    """The sub-fields of extended negotiation, and whether they are granted."""
+    rows = [
+        (str(at + 1), of, "yes" if granted else "no")
+        for at, (of, granted) in enumerate(zip(_SUB_FIELDS, query.granted(b"\1" * 7), strict=True))
+    ]
+    return _table(("byte", "what is asked for", "granted"), rows)
+
+
+# PS3.4 table C.5-1.
+_SUB_FIELDS = (
+    "relational queries",
+    "combined date and time matching",
+    "fuzzy semantic matching of person names",
+    "time zone query adjustment",
+    "enhanced multi-frame image conversion",
+    "empty value matching",
+    "multiple value matching",
+)
+
+
 def resources():
     return _table(
         ("resource", "finds"),
@@ -60,7 +98,14 @@ def media():
     return _table(("media type, the default first",), rows)
 
 
-TABLES = {"keys": keys, "matching": matching_by_vr, "resources": resources, "media": media}
+TABLES = {
+    "keys": keys,
+    "matching": matching_by_vr,
+    "models": models,
+    "negotiation": negotiation,
+    "resources": resources,
+    "media": media,
+}
 
 
 def _named(tag):

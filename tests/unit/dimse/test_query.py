@@ -148,6 +148,7 @@ def test_an_identifier_that_does_not_fit_the_model_is_answered_so(
     [
         (identifier("SERIES", SeriesInstanceUID=""), [0x0020000D], "StudyInstanceUID (0020,000D) must"),
         (identifier("NONSENSE"), [0x00080052], "Query/Retrieve Level"),
+        (identifier(StudyDate="yesterday"), [0x00080020], "StudyDate (0008,0020) is a DA"),
         (identifier(Modality="CT", SeriesNumber="1"), [0x00080060, 0x00200011], "Modality (0008,0060)"),
         (identifier(charset="ISO_IR 100", PatientID="1"), [0x00080005], "'ISO_IR 999' is not supported"),
     ],
