@@ -539,7 +539,7 @@ class Counting:
     def __init__(self, root=None):
         self.root, self.given = root or SOURCES, 0
 
-    def find(self, query):
+    def find(self, query, goes_on):
         limit = self.studies if query.limit is None else query.offset + query.limit
         for number in range(query.offset, min(limit, self.studies)):
             if number == self.fails_at:
@@ -654,3 +654,27 @@ def test_an_answer_that_has_to_end_early_is_an_error_for_who_reads_it(accept):
 def test_what_fails_before_anything_is_sent_has_a_status_of_its_own():
     with capture_logs(), Served(FailsEarly()) as server:
         assert httpx.get(f"{server.url}/studies").status_code == 500
+
+
+class WithoutMatch(Counting):
+    """An archive that looks for what there is not, as long as it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def find(self, query, goes_on):
+        self.begun.set()
+        while goes_on():
+            self.ended.wait(0.005)
+        self.ended.set()
+        yield from ()
+
+
+def test_a_search_that_nobody_waits_for_ends():
+    archive = WithoutMatch()
+    with Served(archive) as server:
+        with socket.create_connection(server.socket.getsockname(), timeout=5) as connection:
+            connection.sendall(f"{SEARCH}\r\n".encode())
+            assert archive.begun.wait(5)
+        assert archive.ended.wait(5)
