@@ -109,7 +109,7 @@ class Search:
             self._whole(request, offer, begun) if ended else _streamed(request, offer, chain(begun, matches))
         )
         for sentence in told:
-            answer.headers.append("warning", f"299 {self._service(request)}: {_plain(sentence)}")
+            answer.headers.append("warning", _plain(f"299 {self._service(request)}: {sentence}"))
         return answer
 
     def _asked(self, request: Request, level: Level) -> tuple[Query, list[str]]:
@@ -219,6 +219,6 @@ def _array(matches: Iterable[bytes]) -> Iterator[bytes]:
     yield b"]" if separator == b"," else b"[]"
 
 
-def _plain(sentence: str) -> str:
-    """*sentence*, which may quote what was sent, as a header can hold it."""
-    return quote(sentence, safe=" !#$&'()*+./:;=?@_-[]~")
+def _plain(warning: str) -> str:
+    """*warning*, which may quote what was sent, as a header can hold it."""
+    return quote(warning, safe=" !#$&'()*+./:;=?@_-[]~")
