@@ -4,7 +4,8 @@ One object makes one document in UTF-8.  No white space is added: `xml:space="pr
 
 - A private element has its creator in `privateCreator` and, in its tag, 00 for the block that the creator
   reserved.  If the creator is not among the attributes given, the block is all there is to tell by: the tag
-  is given as it stands.  The elements that reserve blocks stand among the others.
+  is given as it stands.  The elements that reserve blocks stand among the others.  Of two blocks that one
+  creator reserved nothing tells the elements apart: the model has no place for it.
 - Empty values between others are empty elements: each value keeps its number.
 - The components of a name each have an element; what follows a fifth stays with it, carets and all, so a
   name that has more than it may is not cut.  Empty components and groups have none.

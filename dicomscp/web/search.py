@@ -5,15 +5,17 @@ An edge: parameters become a `Query`, its matches an array of DICOM JSON or a pa
 Memory does not grow with the number of matches.  An answer of up to `WHOLE_BYTES` is made before anything
 is sent: it has a length and a strong ETag, and what fails has a status of its own.  A larger one is sent as
 it is read, a page of the index at a time, so it has neither; if it has to end early the connection breaks,
-and what came of it is neither an array nor a multipart body.
+and what came of it is neither an array nor a multipart body.  A search that nobody waits for any more ends.
 
 How many matches remain is counted to a bound: `MOST_REMAINING` means as many or more.  Warnings are worded,
 and not quoted, as PS3.18 has them, each on a line of its own and without commas, at which others may be cut.
 """
 
+import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
@@ -81,16 +83,23 @@ class Search:
             Route(base + path, self._resource(level), methods=["GET"]) for path, level in RESOURCES.items()
         ]
 
-    def _resource(self, level: Level) -> Any:
+    def _resource(self, level: Level) -> Callable[[Request], Awaitable[Response]]:
         async def search(request: Request) -> Response:
-            return await to_thread.run_sync(self._answer, request, level)
+            gone = threading.Event()
+            watching = asyncio.create_task(_watch(request, gone))
+            try:
+                return await to_thread.run_sync(self._answer, request, level, gone)
+            finally:
+                watching.cancel()
 
         return search
 
-    def _answer(self, request: Request, level: Level) -> Response:
+    def _answer(self, request: Request, level: Level, gone: threading.Event) -> Response:
+        """The answer; what is given once whoever asked is *gone*, nobody reads."""
         offer = negotiate(request, OFFERS, default=True)
         query, told = self._asked(request, level)
-        matches = _Matches((narrowed(found, query.parts) for found in self._archive.find(query)), offer)
+        found = self._archive.find(query, lambda: not gone.is_set())
+        matches = _Matches((narrowed(one, query.parts) for one in found), offer)
         begun, ended = _begun(matches)
         if matches.replaced and ended:
             told.append(f"{matches.replaced} characters that XML cannot hold are given as U+FFFD")
@@ -100,7 +109,7 @@ class Search:
             self._whole(request, offer, begun) if ended else _streamed(request, offer, chain(begun, matches))
         )
         for sentence in told:
-            answer.headers.append("warning", f"299 {self._service(request)}: {_plain(sentence)}")
+            answer.headers.append("warning", _plain(f"299 {self._service(request)}: {sentence}"))
         return answer
 
     def _asked(self, request: Request, level: Level) -> tuple[Query, list[str]]:
@@ -152,6 +161,13 @@ class Search:
 _HEADERS = {"cache-control": "no-cache", "vary": "Accept"}
 
 
+async def _watch(request: Request, gone: threading.Event) -> None:
+    """Set *gone* once nobody waits for the answer: a search for what there is not may take long."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+
+
 class _Matches(Iterator[bytes]):
     """Objects as they are offered; *replaced* counts the characters that could not be."""
 
@@ -182,9 +198,8 @@ def _begun(matches: Iterator[bytes]) -> tuple[list[bytes], bool]:
 def _streamed(request: Request, offer: Offer, matches: Iterable[bytes]) -> Response:
     boundary = secrets.token_hex(20)  # what is not known yet cannot be looked at for one that is not in it
     headers = {"content-type": offer.content_type(boundary), **_HEADERS}
-    if request.method == "HEAD":
-        return Response(headers=headers)
-    return StreamingResponse(chunked(_body(offer, boundary, matches)), headers=headers)
+    body = iter(()) if request.method == "HEAD" else chunked(_body(offer, boundary, matches))
+    return StreamingResponse(body, headers=headers)
 
 
 def _body(offer: Offer, boundary: str, matches: Iterable[bytes]) -> Iterator[Buffer]:
@@ -204,6 +219,6 @@ def _array(matches: Iterable[bytes]) -> Iterator[bytes]:
     yield b"]" if separator == b"," else b"[]"
 
 
-def _plain(sentence: str) -> str:
-    """*sentence*, which may quote what was sent, as a header can hold it."""
-    return quote(sentence, safe=" !#$&'()*+./:;=?@_-[]~")
+def _plain(warning: str) -> str:
+    """*warning*, which may quote what was sent, as a header can hold it."""
+    return quote(warning, safe=" !#$&'()*+./:;=?@_-[]~")

@@ -446,10 +446,12 @@ def _xml_document(request: Request, document: Document, offer: Offer) -> Respons
     name = f"{__version__}\n{document.fingerprint.digest}\n{DICOM_XML}"
     boundary = hashlib.sha256(name.encode()).hexdigest()
     headers = _headers(offer, boundary)
-    status = 304 if is_known(request, headers["etag"]) else 200
-    if status == 304 or request.method == "HEAD":
+    if is_known(request, headers["etag"]):
         document.close()
-        return Response(status_code=status, headers=headers)
+        return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":
+        document.close()
+        return StreamingResponse(iter(()), headers=headers)
     models = ([model] for model in _native_models(_lines(_closed_after(document, gzip=False))))
     return StreamingResponse(chunked(framed(boundary, DICOM_XML, models)), headers=headers)
 

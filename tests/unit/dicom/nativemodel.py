@@ -23,7 +23,9 @@ def read_dataset(element):
         assert attribute.attrib.keys() <= {"tag", "vr", "keyword", "privateCreator"}
         tag, creator = attribute.attrib["tag"], attribute.attrib.get("privateCreator")
         if creator is not None:
-            block = next(t[6:] for t, a in found.items() if t[:6] == f"{tag[:4]}00" and creator in a["Value"])
+            block = next(
+                t[6:] for t, a in found.items() if t[:6] == f"{tag[:4]}00" and creator in a.get("Value", ())
+            )
             assert tag[4:6] == "00"
             tag = f"{tag[:4]}{block}{tag[6:]}"
         assert tag not in found

@@ -26,7 +26,7 @@ class Failing:
     def __init__(self, error):
         self.error = error
 
-    def find(self, query):
+    def find(self, query, goes_on):
         raise self.error
 
 

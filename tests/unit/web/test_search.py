@@ -10,6 +10,8 @@ import httpx
 import orjson
 import pydicom
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from structlog.testing import capture_logs
 
@@ -337,6 +339,31 @@ def test_parameters_that_are_nothing_are_passed_over(ask):
     assert warnings(response) == []
 
 
+NAMES = """
+PatientName 00100020 StudyDate StudyTime ModalitiesInStudy StudyInstanceUID SeriesNumber PatientSize
+AcquisitionDateTime RequestAttributesSequence RequestAttributesSequence.00400009 TimezoneOffsetFromUTC
+NumberOfStudyRelatedSeries RetrieveURL 00080005 includefield limit offset fuzzymatching accept charset
+emptyvaluematching multiplevaluematching PixelData 00091001
+"""
+VALUES = """* ? - \\ , = ^ . 1 "" true CT,MR 20200101- 1.2\\3 +0100 all utf-8 99999999999999999999 %"""
+PARAMETER = st.tuples(
+    st.sampled_from(NAMES.split()), st.sampled_from(VALUES.split()) | st.just("") | st.text(max_size=8)
+)
+
+
+@given(
+    st.sampled_from(["/studies", "/series", "/studies/1.2.1/series", "/studies/1.2.1/instances"]),
+    st.lists(PARAMETER, max_size=4),
+    st.sampled_from([None, XML]),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_parameters_are_answered_or_named(ask, path, params, accept):
+    response = ask(path, params, accept=accept)
+    assert response.status_code in (200, 400)
+    if response.status_code == 400:
+        assert any(name in response.json()["detail"] for name, _ in params)
+
+
 # Validators and methods
 
 
@@ -512,7 +539,7 @@ class Counting:
     def __init__(self, root=None):
         self.root, self.given = root or SOURCES, 0
 
-    def find(self, query):
+    def find(self, query, goes_on):
         limit = self.studies if query.limit is None else query.offset + query.limit
         for number in range(query.offset, min(limit, self.studies)):
             if number == self.fails_at:
@@ -620,9 +647,34 @@ def test_an_answer_that_has_to_end_early_is_an_error_for_who_reads_it(accept):
             client.get(f"{server.url}/studies", headers={"accept": accept})
         head = client.head(f"{server.url}/studies", headers={"accept": accept})
         assert (head.status_code, head.content) == (200, b"")
+        assert "content-length" not in head.headers
     assert [entry["event"] for entry in logs] == ["request_failed"]
 
 
 def test_what_fails_before_anything_is_sent_has_a_status_of_its_own():
     with capture_logs(), Served(FailsEarly()) as server:
         assert httpx.get(f"{server.url}/studies").status_code == 500
+
+
+class WithoutMatch(Counting):
+    """An archive that looks for what there is not, as long as it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def find(self, query, goes_on):
+        self.begun.set()
+        while goes_on():
+            self.ended.wait(0.005)
+        self.ended.set()
+        yield from ()
+
+
+def test_a_search_that_nobody_waits_for_ends():
+    archive = WithoutMatch()
+    with Served(archive) as server:
+        with socket.create_connection(server.socket.getsockname(), timeout=5) as connection:
+            connection.sendall(f"{SEARCH}\r\n".encode())
+            assert archive.begun.wait(5)
+        assert archive.ended.wait(5)
