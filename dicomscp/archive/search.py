@@ -189,28 +189,32 @@ class _Answers:
         self._url = _URLS.get(query.level, ()) if matching.RETRIEVE_URL in needed else ()
         self.reads_study_object = study_object.c.attributes in self._objects
 
-    @property
-    def columns(self) -> list[ColumnElement[Any]]:
-        """What must be read of a row."""
-        elements = (column for *_, column in self._elements)
-        return list(dict.fromkeys([*self._url, *elements, *self._objects]))
+        self.columns: list[ColumnElement[Any]] = []
+        """What must be read of a row; it stands behind all else."""
+        elements = [column for _, _, column in self._elements]
+        self.columns += dict.fromkeys([*self._url, *elements, *self._objects])
+        at = {column: n - len(self.columns) for n, column in enumerate(self.columns)}
+        self._at_objects = [at[column] for column in self._objects]
+        self._at_elements = [(tag, vr, at[column]) for tag, vr, column in self._elements]
+        self._at_url = [at[column] for column in self._url]
 
     def answer(self, row: Row, *, decided: bool) -> Attributes | None:
         """The object of *row* as it is returned; None if it does not match, unless that is *decided*."""
         found: Attributes = {}
-        values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
-        for column in self._objects:
-            found.update(orjson.loads(values[column]))
-        for tag, vr, column in self._elements:
-            found[tag] = {"vr": vr, "Value": [values[column]]}
+        for at in self._at_objects:
+            found.update(orjson.loads(row[at]))
+        for tag, vr, at in self._at_elements:
+            found[tag] = {"vr": vr, "Value": [row[at]]}
         if self._has_availability:
             found[_AVAILABILITY] = {"vr": "CS", "Value": ["ONLINE"]}
-        if self._url:
-            found[_RETRIEVE_URL] = {"vr": "UR", "Value": [self._url_of(*(values[uid] for uid in self._url))]}
+        if self._at_url:
+            found[_RETRIEVE_URL] = {"vr": "UR", "Value": [self._url_of(*[row[at] for at in self._at_url])]}
         if not decided and not self._matches(found):
             return None
         return {
-            tag: found.get(tag, {"vr": vr}) for tag, vr, always in self._returned if always or tag in found
+            tag: found[tag] if tag in found else {"vr": vr}  # noqa: SIM401 - makes no element in vain
+            for tag, vr, always in self._returned
+            if always or tag in found
         }
 
     def _url_of(self, study_uid: str, series_uid: str = "", sop_uid: str = "") -> str:
@@ -725,9 +729,8 @@ class _Below:
 
     def _rows(self, read: Read, beyond: int, wanted: int | None) -> Iterator[Row]:
         """Candidates in order, without the first *beyond*."""
-        columns = [*_PLACE[self._query.level], *self._answers.columns]
-        if self._open is not None:
-            columns.append(self._open.label("open"))
+        open_ = [] if self._open is None else [self._open.label("open")]
+        columns = [*_PLACE[self._query.level], *open_, *self._answers.columns]
         candidates = self._candidates(read, columns)
         size = self._bounds.page if wanted is None else max(1, min(self._bounds.page, wanted))
         rows = read(candidates.limit(size).offset(beyond))
@@ -741,10 +744,10 @@ class _Below:
 
     def _behind(self, last: Row) -> list[Condition]:
         """What stands behind *last*: in its series, then in its study, then in other studies."""
-        recency, study_uid, study_id, ordinal, series_uid, series_id, *rest = last
+        recency, study_uid, study_id, ordinal, series_uid, series_id, *lower = last
         stages = []
         if self._query.level is Level.IMAGE:
-            stages.append(and_(series.c.id == series_id, _is_behind(_INSTANCE_ORDER, rest[:2])))
+            stages.append(and_(series.c.id == series_id, _is_behind(_INSTANCE_ORDER, lower[:2])))
         if STUDY_UID not in self._fixed or SERIES_UID not in self._fixed:
             stages.append(and_(study.c.id == study_id, _is_behind(_SERIES_ORDER, (ordinal, series_uid))))
         if STUDY_UID not in self._fixed:

@@ -103,6 +103,7 @@ _study_index(
     "study_scan",
     study.c.recency,
     study.c.study_uid,
+    study.c.listed,  # or SQLite reads the table for it
     study.c.irregular,
     study.c.modalities,
     study.c.patient_name,
