@@ -8,9 +8,10 @@ matches.  If that holds for all keys, a regular row is a match without anybody r
 skips it where it lies, a count counts it there.  Irregular rows are always decided by `matching.matcher`, and
 so is every row if a key is not told.  A kind of match that is not known here narrows nothing.
 
-*Ways in* are the lookups that give a key's studies without reading others: by a patient's ID, an accession
-number, a name, a modality and a date.  Each is taken as far as a thousand studies: what gives fewer is the way,
-and narrows what the others give.  If all give more, studies are walked in order, for matches are dense enough.
+A patient's ID, an accession number and one modality give their studies in order, by an index of their own.
+Other *ways in*, by a name, by several modalities or a date among other keys, are lookups, each taken as far as
+a thousand studies: what gives fewer is the way, and narrows what the others give.  If all give more, all
+studies are walked in order, for matches are dense enough.
 Nothing here relies on statistics that a database gathers.
 
 Studies and patients are two streams, of regular and of irregular rows, merged.  Below them irregular rows
@@ -264,7 +265,7 @@ class _Told(NamedTuple):
 
 
 def _told(key: Key, *, unknown: bool) -> _Told | None:
-    """What columns tell of *key*, which with *unknown* is matched by what has no value for it; None if nothing."""
+    """What columns tell of *key*, None if nothing; with *unknown* what has no value matches as well."""
     column = UIDS.get(key.tag)
     if column is not None:
         condition = _uid(column, key.match)
@@ -360,7 +361,7 @@ def _modalities(key: Key) -> list[str] | None:
 
 
 def _singles(match: Match) -> list[str] | None:
-    """The values of which one is asked for, without spaces around them; None if it is not about single values."""
+    """The values of which one is asked for, without spaces around them; None unless all are single."""
     matches = match.matches if isinstance(match, AnyOf) else (match,)
     values = [one.value.strip(" ") for one in matches if isinstance(one, Single)]
     return values if len(values) == len(matches) and not any("\\" in value for value in values) else None
@@ -391,7 +392,7 @@ def _text(column: Column[Any], vr: str, match: Match) -> _ByColumn:
 
 
 def _literals(pattern: str, separators: str) -> list[str]:
-    """What stands at the beginning of a pattern, and its other runs of characters that stand for themselves."""
+    """What a pattern begins with, and its other runs of characters that stand for themselves."""
     beginning, *others = re.split(separators, pattern)
     return [beginning, *filter(None, others)]
 

@@ -56,7 +56,7 @@ class Options:
 
 
 class Kind(NamedTuple):
-    """A kind of question, as QIDO-RS puts it, and the milliseconds it may take: at the index, and over loopback."""
+    """A kind of question, as QIDO-RS puts it, and the milliseconds it may take."""
 
     name: str
     asked: list[Parameters]
@@ -218,7 +218,7 @@ def _qido(connection: http.client.HTTPConnection, asked: Parameters) -> int:
 
 @contextlib.contextmanager
 def _association(gateway: Gateway) -> Iterator[Callable[[Parameters], int]]:
-    """What asks by C-FIND, all on one association, and stops reading behind as many answers as QIDO-RS gives."""
+    """What asks by C-FIND, all on one association; there all answers are given."""
     peer = client.Peer(gateway.ae_title, "127.0.0.1", gateway.port)
     root = next(uid for uid, name in client.ROOTS.items() if name == "STUDY")
     contexts = [(root, (client._EXPLICIT, client._IMPLICIT))]
@@ -294,7 +294,7 @@ def _paging(index: Index, options: Options, report: Report) -> None:
 
 
 def _start_up(gateway: Gateway, report: Report) -> None:
-    """How long serve takes until it is ready, the second time: modules and index are in the page cache then."""
+    """How long serve takes until it is ready when all it reads is in the page cache."""
     gateway.stop()
     began = time.perf_counter()
     gateway.start()
