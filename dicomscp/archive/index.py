@@ -21,7 +21,6 @@ full (several values, a date that is none) is marked *irregular* and is a candid
 
 import contextlib
 import hashlib
-import re
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -538,7 +537,7 @@ class Index:
             yield from Search(query, self._retrieve_url, self._places).find(read)
 
     def count(self, query: Query, bound: int) -> int:
-        """How many objects match *query*, whatever its limit and offset; *bound* if they are that many or more."""
+        """How many objects match *query*, whatever its limit and offset; never more than *bound*."""
         return Search(query, self._retrieve_url, self._places).count(self._rows, bound)
 
     # Transactions
@@ -974,7 +973,7 @@ class _Intake:
         ids: dict[str, int] = {}
         for chunk in _chunks(study_uids):
             there = select(study.c.study_uid, study.c.id).where(study.c.study_uid.in_(chunk))
-            ids.update((study_uid, study_id) for study_uid, study_id in self._connection.execute(there))
+            ids.update((row.study_uid, row.id) for row in self._connection.execute(there))
         lacking = [study_uid for study_uid in study_uids if study_uid not in ids]
         if lacking:
             ids |= {uid: study_id for study_id, uid in enumerate(lacking, _next_id(self._connection, study))}
@@ -1006,7 +1005,7 @@ class _Intake:
             ]
             self._connection.execute(insert(series), rows)
             ids |= {where: series_id for series_id, (_, where) in enumerate(lacking, first)}
-            self._new_series.update(row["id"] for row in rows)
+            self._new_series.update(range(first, first + len(lacking)))
         return ids
 
     def _statement_id(self, series_id: int, said: bytes) -> int:
@@ -1140,7 +1139,8 @@ def _put_studies(connection: Connection, derived: Mapping[int, tuple[dict[str, A
         )
     }  # fmt: skip
     set_study, set_object, add_object, drop_modality, drop_name, add_modality, add_name = changes.values()
-    for old in connection.execute(_THOSE_STUDIES, {"b_ids": list(derived)}).mappings():
+    for row_before in connection.execute(_THOSE_STUDIES, {"b_ids": list(derived)}):
+        old: Mapping[str, Any] = row_before._asdict()
         study_id, study_uid = old["id"], old["study_uid"]
         row, whole = derived[study_id]
         if any(old[name] != value for name, value in row.items()):

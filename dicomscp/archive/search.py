@@ -8,9 +8,10 @@ matches.  If that holds for all keys, a regular row is a match without anybody r
 skips it where it lies, a count counts it there.  Irregular rows are always decided by `matching.matcher`, and
 so is every row if a key is not told.  A kind of match that is not known here narrows nothing.
 
-*Ways in* are the lookups that give a key's studies without reading others: by a patient's ID, an accession
-number, a name, a modality and a date.  Each is taken as far as a thousand studies: what gives fewer is the way,
-and narrows what the others give.  If all give more, studies are walked in order, for matches are dense enough.
+A patient's ID, an accession number and one modality give their studies in order, by indexes of their own.
+Other *ways in*, by a name, by modalities or a date among other keys, are lookups, each counted to a thousand
+studies: what gives the fewest is the way.  If all give more, all studies are walked in order, for matches are
+dense enough.
 Nothing here relies on statistics that a database gathers.
 
 Studies and patients are two streams, of regular and of irregular rows, merged.  Below them irregular rows
@@ -33,7 +34,6 @@ from sqlalchemy import (
     Select,
     Table,
     and_,
-    bindparam,
     exists,
     false,
     func,
@@ -266,7 +266,7 @@ class _Told(NamedTuple):
 
 
 def _told(key: Key, *, unknown: bool) -> _Told | None:
-    """What columns tell of *key*, which with *unknown* is matched by what has no value for it; None if nothing."""
+    """What columns tell of *key*, None if nothing; with *unknown* what has no value matches as well."""
     column = UIDS.get(key.tag)
     if column is not None:
         condition = _uid(column, key.match)
@@ -362,7 +362,7 @@ def _modalities(key: Key) -> list[str] | None:
 
 
 def _singles(match: Match) -> list[str] | None:
-    """The values of which one is asked for, without spaces around them; None if it is not about single values."""
+    """The values of which one is asked for, without spaces around them; None unless all are single."""
     matches = match.matches if isinstance(match, AnyOf) else (match,)
     values = [one.value.strip(" ") for one in matches if isinstance(one, Single)]
     return values if len(values) == len(matches) and not any("\\" in value for value in values) else None
@@ -393,7 +393,7 @@ def _text(column: Column[Any], vr: str, match: Match) -> _ByColumn:
 
 
 def _literals(pattern: str, separators: str) -> list[str]:
-    """What stands at the beginning of a pattern, and its other runs of characters that stand for themselves."""
+    """What a pattern begins with, and its other runs of characters that stand for themselves."""
     beginning, *others = re.split(separators, pattern)
     return [beginning, *filter(None, others)]
 
@@ -514,20 +514,16 @@ def _is_sought(key: Key, *, unknown: bool) -> bool:
     return key.tag in (PATIENT_ID, ACCESSION_NUMBER) and isinstance(key.match, Single) and not unknown
 
 
-def _few(read: Read, most: int, ways: Iterable[Select[Any]]) -> set[int] | None:
-    """The ids that all *ways* give that give few; None if none does."""
-    few: set[int] | None = None
+def _fewest(read: Read, most: int, ways: Iterable[Select[Any]]) -> Select[Any] | None:
+    """Of *ways* the one that gives the fewest; None if all give more than *most*."""
+    fewest, least = None, most + 1
     for way in ways:
-        ids = {row[0] for row in read(way.limit(most + 1))}
-        if len(ids) <= most:
-            few = ids if few is None else few & ids
-            if len(few) <= _VERY_FEW:
-                break
-    return few
-
-
-def _is_one_of(ids: Iterable[int]) -> Condition:
-    return study.c.id.in_(bindparam("ids", sorted(ids), expanding=True, literal_execute=True))
+        given = read(select(func.count()).select_from(way.limit(least).subquery()))[0][0]
+        if given < least:
+            fewest, least = way, given
+        if least <= _VERY_FEW:
+            break
+    return fewest
 
 
 def _ways_of(query: Query) -> Iterator[Select[Any]]:
@@ -588,18 +584,18 @@ class _Studies:
         """How many match, up to *bound*; None if only their objects tell."""
         if not self._is_exact:
             return None
-        picked = self._picked(self._ids(read)).limit(bound).subquery()
+        picked = self._picked(self._way(read)).limit(bound).subquery()
         (regular,) = read(select(func.count()).select_from(picked))[0]
         irregular = sum(1 for _ in islice(self._irregular(read), bound - regular))
         return int(regular) + irregular
 
     def _regular(self, read: Read, beyond: int, wanted: int | None) -> Iterator[_Match]:
         """Matches among regular rows, without the first *beyond* that meet what is told."""
-        ids = self._ids(read)
+        way = self._way(read)
         size = self._bounds.page if wanted is None else max(1, min(self._bounds.page, wanted))
         after: Row | None = None
         while True:
-            rows = read(self._page(ids, after, size, beyond))
+            rows = read(self._page(way, after, size, beyond))
             for row in rows:
                 found = self._answers.answer(row, decided=self._is_exact)
                 if found is not None:
@@ -626,22 +622,22 @@ class _Studies:
                 return
             rows = read(page.where(_is_behind(_STUDY_ORDER, rows[-1][:2])))
 
-    def _ids(self, read: Read) -> set[int] | None:
-        """The ids of all regular rows that match, and of few others; None if a walk is as good."""
+    def _way(self, read: Read) -> Select[Any] | None:
+        """What gives the ids of all regular rows that match, and few others; None if a walk is as good."""
         if self._is_sought or (self._is_exact and not self._walk.beside):
             return None
-        return _few(read, self._bounds.few, _ways_of(self._query))
+        return _fewest(read, self._bounds.few, _ways_of(self._query))
 
-    def _page(self, ids: set[int] | None, after: Row | None, size: int, beyond: int) -> Select[Any]:
+    def _page(self, way: Select[Any] | None, after: Row | None, size: int, beyond: int) -> Select[Any]:
         """The next *size* regular rows behind *after*, with what is read of them."""
-        page = self._picked(ids, after).limit(size).offset(beyond).subquery()
+        page = self._picked(way, after).limit(size).offset(beyond).subquery()
         columns = [page.c.recency, page.c.study_uid, *self._answers.columns]
         rows = select(*columns).join_from(page, study, study.c.id == page.c.id)
         return self._with_object(rows).order_by(page.c.recency, page.c.study_uid)
 
-    def _picked(self, ids: set[int] | None, after: Row | None = None) -> Select[Any]:
+    def _picked(self, way: Select[Any] | None, after: Row | None = None) -> Select[Any]:
         """Ids of regular rows behind *after* that meet what is told, in order."""
-        walked = study if ids is not None else self._walk.table
+        walked = study if way is not None else self._walk.table
         order = (walked.c.recency, walked.c.study_uid)
         if walked is study:
             picked = select(study.c.id, *order).where(IS_LISTED, *(one.condition for _, one in self._known))
@@ -649,8 +645,8 @@ class _Studies:
             picked = select(study_modality.c.study_id.label("id"), *order).where(*self._walk.sought)
             if self._walk.beside or self._always:
                 picked = picked.join(study, study.c.id == study_modality.c.study_id).where(*self._walk.beside)
-        if ids is not None:
-            picked = picked.where(_is_one_of(ids))
+        if way is not None:
+            picked = picked.where(study.c.id.in_(way))
         if self._mask:
             picked = picked.where(walked.c.irregular.op("&")(self._mask) == 0)
         if after is not None:
@@ -760,8 +756,8 @@ class _Below:
         found = select(*columns) if columns else select(literal(1))
         found = found.select_from(_FROM[level]).where(IS_LISTED, _IS_PUBLISHED[level])
         found = found.where(*(one.coarse for _, one in self._known))
-        if (ids := self._ids(read)) is not None:
-            found = found.where(_is_one_of(ids))
+        if (ways := self._ways(read)) is not None:
+            found = found.where(or_(*(study.c.id.in_(way) for way in ways)))
         elif not _unknown(self._query):  # a series of a modality is in a study that has it
             series_of = [key for key, _ in self._known if key.tag == MODALITY]
             in_study = [_modality(key.match) for key in series_of]
@@ -777,16 +773,16 @@ class _Below:
             return [*order, *_SERIES_ORDER]
         return [*order, *([] if SERIES_UID in self._fixed and not order else _SERIES_ORDER), *_INSTANCE_ORDER]
 
-    def _ids(self, read: Read) -> set[int] | None:
-        """The ids of the studies in which candidates are, and of few others; None if all are walked."""
+    def _ways(self, read: Read) -> list[Select[Any]] | None:
+        """What gives the studies in which candidates are, and few others; None if all are walked."""
         if self._is_sought:
             return None
-        few = _few(read, self._bounds.few, _ways_of(self._query))
-        if few is None or not self._study_mask:
-            return few
+        way = _fewest(read, self._bounds.few, _ways_of(self._query))
+        if way is None or not self._study_mask:
+            return None if way is None else [way]
         bits = study.c.irregular.op("&")(self._study_mask) != 0
-        irregular = _few(read, self._bounds.few, [select(study.c.id).where(IS_LISTED, IS_IRREGULAR, bits)])
-        return None if irregular is None else few | irregular
+        irregular = select(study.c.id).where(IS_LISTED, IS_IRREGULAR, bits)
+        return None if _fewest(read, self._bounds.few, [irregular]) is None else [way, irregular]
 
 
 _SERIES_ORDER = (series.c.ordinal, series.c.series_uid)

@@ -5,9 +5,9 @@
 
 `study` is narrow: of what questions name most it has the values, in the form in which they are equal.  Its
 DICOM JSON stands apart, in `study_object`, so that whoever looks for studies does not read it.
-`study_modality` has a row for each modality of a study, and one without any if it has none; `study_name` for
-each group, part and sound of its patient's name.  Only what is *listed* is there: studies of which an instance
-is published.
+`study_modality` has a row for each modality of a study, and one without any if it has none; `study_name` has
+one for each group, part and sound of its patient's name.  Only what is *listed* is there: studies of which an
+instance is published.
 
 Of an attribute with several values, or with one that is none, a column cannot tell in full: its bit is set
 in the row's `irregular`, and only a matcher that sees the DICOM JSON can decide by it.  The column of an
@@ -151,7 +151,7 @@ study_name = Table(
     sqlite_with_rowid=False,
 )
 NAMELESS, GROUP, PART, SOUND = range(4)
-"""Kinds of `study_name`: the patient has no name; a group of it, a part of a group, what a part sounds like."""
+"""Kinds of `study_name`: no name at all; a group of the name, a part of a group, what a part sounds like."""
 
 series = Table(
     "series",
@@ -333,7 +333,7 @@ def series_row(attributes: Attributes) -> dict[str, Any]:
 def study_row(
     statements: Iterable[Attributes], modalities: Iterable[str], classes: Iterable[str], places: Places
 ) -> tuple[dict[str, Any], bytes]:
-    """The columns of a study, but for counts, and its object, from what its instances say, in published order."""
+    """The columns of a study, but for counts, and its object; *statements* are in published order."""
     attributes = _first_values(statements, places.study)
     row = _columns(attributes, _STUDY_TEXTS)
     in_study, of_classes = sorted(set(modalities)), sorted(set(classes))

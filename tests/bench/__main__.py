@@ -1,4 +1,4 @@
-"""`python -m tests.bench store|compile|publish|serve`: run one benchmark and show it.
+"""`python -m tests.bench store|compile|publish|serve|find`: run one benchmark and show it.
 
 Exit status: 0 done; 1 the benchmark failed, or --check was given and a target was missed; 2 usage;
 130 interrupted.
@@ -73,6 +73,13 @@ def _run(options: argparse.Namespace, directory: Path, report: Report) -> None:
             ),
             report,
         )
+    elif options.benchmark == "find":
+        from tests.bench import find
+
+        find.run(
+            find.Options(directory, options.index, options.studies, options.rounds, options.questions),
+            report,
+        )
     else:
         from tests.bench import serve
 
@@ -124,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--connections", type=_count, default=2, help="at once")
     serve.add_argument("--seconds", type=float, default=1.0, help="a turn")
     _some_of(serve, "--servers", SERVERS)
+
+    finding = _command(commands, "find", "C-FIND and QIDO-RS of a large archive", rounds=3)
+    finding.add_argument(
+        "--index", type=Path, help="the folder that keeps the archive; default: it is made anew"
+    )
+    finding.add_argument("--studies", type=_count, default=100_000, help="in the archive, of ten instances")
+    finding.add_argument("--questions", type=_count, default=300, help="of each kind, a round")
     return parser
 
 

@@ -16,10 +16,9 @@ from sqlalchemy import func, select
 from dicomscp.archive import index as index_module
 from dicomscp.archive import sqlite
 from dicomscp.archive.index import Arrival, Counts, Held, Index, Named, Publication
-from dicomscp.archive.search import Search
-from dicomscp.archive.tables import metadata
 from dicomscp.archive.journal import Position
-from dicomscp.archive.tables import Places
+from dicomscp.archive.search import Search
+from dicomscp.archive.tables import Places, metadata
 from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dicom.identity import InstanceKey
@@ -27,16 +26,19 @@ from dicomscp.dicom.matching import (
     INSTANCE_TAGS,
     SERIES_TAGS,
     STUDY_TAGS,
+    AllOf,
     AnyOf,
+    Empty,
+    Fuzzy,
     Items,
     Key,
     Level,
+    Moments,
     Query,
     Range,
     Single,
     UIDList,
     Wildcard,
-    AllOf, Empty, Fuzzy, Moments,
 )
 from dicomscp.errors import BusyError, ConfigError, DamagedError, RefusedError
 from dicomscp.study import layout
@@ -734,9 +736,7 @@ person = st.sampled_from(NAMES).flatmap(lambda n: st.sampled_from([name(n), name
 texts = st.sampled_from(["A", "a", "AB", "A B", "50%", "1_2", "x/y", "é", "[a]", " A ", " "])
 dates = st.sampled_from(["20200101", "20200131", "1999.12.31", "2020", "none"])
 times = st.sampled_from(["10", "1015", "101530", "101530.5", "10:15:30", "never"])
-steps = st.lists(texts, max_size=2).map(
-    lambda ids: tuple({f"{STEP_ID:08X}": element(STEP_ID, one)} for one in ids)
-)
+steps = texts.map(lambda one: {f"{STEP_ID:08X}": element(STEP_ID, one)})
 
 
 def some(strategy):
@@ -759,13 +759,13 @@ MATCHED = {
     "PROCEDURE_START": dates,
     "INSTANCE_NUMBER": st.sampled_from([1, 2, 1.5]),
     "CONTENT_TIME": times,
+    "REQUEST_ATTRIBUTES": steps,
 }
 
 
 @st.composite
-def any_instance(draw):
-    attributes = {keyword: draw(some(strategy)) for keyword, strategy in MATCHED.items()}
-    attributes["REQUEST_ATTRIBUTES"] = draw(steps)
+def any_instance(draw, keywords):
+    attributes = {keyword: draw(some(MATCHED[keyword])) for keyword in keywords}
     study = draw(st.sampled_from("123456"))
     return arrival(
         study,
@@ -849,6 +849,9 @@ MATCHES = {
 LEVELS = [Level.PATIENT, Level.STUDY, Level.STUDY, Level.SERIES, Level.IMAGE]
 
 
+ALWAYS_KNOWN = [STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS_UID, matching.STUDY_RELATED_INSTANCES]
+
+
 def more_matches(tag):
     """Those of the tag, and those that no column tells."""
     vr = public_vr(tag)
@@ -864,15 +867,28 @@ def more_matches(tag):
 
 
 @st.composite
-def any_query(draw):
-    """Few keys or none, with and without bounds."""
+def any_query(draw, keywords):
+    """Few keys or none, most of them about these attributes, with and without bounds."""
     level = draw(st.sampled_from(LEVELS))
-    tags = st.sampled_from(sorted(MATCHES.keys() & matching.STANDARD.supported(level)))
-    keys = [key(tag, draw(more_matches(tag))) for tag in draw(st.lists(tags, max_size=3))]
+    tags = {globals()[keyword] for keyword in keywords}
+    if MODALITY in tags:
+        tags |= {matching.MODALITIES_IN_STUDY, matching.SOP_CLASSES_IN_STUDY}
+    supported = matching.STANDARD.supported(level)
+    known = sorted(tags & supported) * 3
+    known += [tag for tag in ALWAYS_KNOWN if tag in supported]
+    some_tags = draw(st.lists(st.sampled_from(known), max_size=3)) if known else []
+    keys = [key(tag, draw(more_matches(tag))) for tag in some_tags]
     if draw(st.booleans()):
         keys = [replace(one, is_unique=one.tag == PATIENT_ID) for one in keys]
     limit = draw(st.one_of(st.none(), st.integers(0, 4)))
-    return Query(level, tuple(keys), matching.STANDARD.supported(level), limit, draw(st.integers(0, 5)), matches_unknown=draw(st.booleans()))
+    return Query(
+        level,
+        tuple(keys),
+        matching.STANDARD.supported(level),
+        limit,
+        draw(st.integers(0, 5)),
+        matches_unknown=draw(st.booleans()),
+    )
 
 
 def in_order(one):
@@ -882,20 +898,30 @@ def in_order(one):
         for vr, tag in (("DA", "00080020"), ("TM", "00080030"))
     )
     recency = -int(date + (time or "000000")[:6]) if date else 0
-    lower = [number_of(one, SERIES_NUMBER), one.get("0020000E", {}).get("Value", [""])[0]]
-    lower += [number_of(one, INSTANCE_NUMBER), one.get("00080018", {}).get("Value", [""])[0]]
+    lower = []
+    for number, uid in ((SERIES_NUMBER, SERIES_UID), (INSTANCE_NUMBER, SOP_UID)):
+        absent, value = number_of(one, number)
+        lower += [(True, 0) if absent or value == "x" else (False, int(value)), values([one], uid)[0] or ""]
     return recency, one["0020000D"]["Value"][0] if "0020000D" in one else "", *lower
 
 
-@settings(with_databases, max_examples=50)
+@st.composite
+def archives_and_queries(draw):
+    """Instances that tell some attributes alone, so that much matches, and queries about those."""
+    keywords = draw(st.lists(st.sampled_from(sorted(MATCHED)), min_size=1, max_size=3, unique=True))
+    instances = st.lists(any_instance(keywords), max_size=14, unique_by=lambda one: one.key.sop_uid)
+    return draw(instances), draw(st.lists(any_query(keywords), min_size=8, max_size=8))
+
+
+@settings(with_databases, max_examples=60)
 @given(
-    arrivals=st.lists(any_instance(), max_size=14, unique_by=lambda one: one.key.sop_uid),
-    queries=st.lists(any_query(), min_size=8, max_size=8),
+    archive=archives_and_queries(),
     few=st.sampled_from([0, 1, 3, 1000]),
     page=st.sampled_from([1, 2, 3, 500]),
 )
-def test_what_is_found_is_what_the_matcher_takes_of_everything(database, arrivals, queries, few, page):
+def test_what_is_found_is_what_the_matcher_takes_of_everything(database, archive, few, page):
     """Whichever way in is taken, however pages are cut, with any offset, limit and bound."""
+    arrivals, queries = archive
     index = Index(database())
     index.clear()
     index.apply(arrivals, {})
@@ -903,6 +929,8 @@ def test_what_is_found_is_what_the_matcher_takes_of_everything(database, arrival
         everything = found(index, query.level, returns=query.returns)
         matches = matching.matcher(query)
         expected = [one for one in everything if matches(one)]
+        if query.level is not Level.PATIENT:
+            assert everything == sorted(everything, key=in_order)
         end = None if query.limit is None else query.offset + query.limit
         search = Search(query, "/dicomweb", index._places, few=few, page=page)
         assert list(search.find(index._rows)) == expected[query.offset : end]
@@ -1183,27 +1211,56 @@ def test_an_index_in_a_folder_with_odd_characters_is_opened(tmp_path):
     assert (folder / "index.sqlite").is_file()
 
 
+def of_level(level, *keys, offset=0):
+    return Query(level, keys, None, 10, offset)
+
+
+NAMED = key(PATIENT_NAME, Wildcard("smith*"))
+ANYWHERE = key(PATIENT_NAME, Wildcard("*mit*"))
+OF_CT = key(matching.MODALITIES_IN_STUDY, Single("CT"))
+LAST_YEAR = key(STUDY_DATE, Range("20250101", "20251231"))
+
+
 @pytest.mark.parametrize(
-    ("query", "seek"),
+    ("query", "steps"),
     [
-        (EVERY_STUDY, "study_order"),
-        (replace(EVERY_STUDY, keys=(key(PATIENT_ID, Single("A")),)), "study_patient_id"),
-        (EVERY_SERIES, "series_order"),
-        (EVERY_INSTANCE, "instance_order"),
-        (replace(EVERY_INSTANCE, keys=(key(STUDY_UID, Single("1")),)), "instance_order"),
-        (replace(EVERY_INSTANCE, keys=(key(SOP_UID, Single("1")),)), "sqlite_autoindex_instance_1"),
+        (of_level(Level.STUDY), ["study USING COVERING INDEX study_scan"]),
+        (of_level(Level.STUDY, offset=5000), ["study USING COVERING INDEX study_scan"]),
+        (of_level(Level.STUDY, key(STUDY_UID, Single("1"))), ["study USING INDEX sqlite_autoindex_study_1"]),
+        (of_level(Level.STUDY, key(PATIENT_ID, Single("A"))), ["study USING INDEX study_patient_id"]),
+        (of_level(Level.STUDY, key(ACCESSION, Single("A"))), ["study USING INDEX study_accession_number"]),
+        (of_level(Level.STUDY, LAST_YEAR), ["study USING COVERING INDEX study_scan"]),
+        (of_level(Level.STUDY, OF_CT, offset=5000), ["study_modality USING PRIMARY KEY"]),
+        (of_level(Level.STUDY, OF_CT, LAST_YEAR), ["study_modality USING PRIMARY KEY"]),
+        (of_level(Level.STUDY, ANYWHERE), ["study USING COVERING INDEX study_scan"]),
+        (of_level(Level.STUDY, NAMED), ["study_name USING PRIMARY KEY", "study USING INTEGER PRIMARY KEY"]),
+        (of_level(Level.PATIENT, NAMED), ["study_name USING PRIMARY KEY", "study USING INTEGER PRIMARY KEY"]),
+        (of_level(Level.SERIES), ["study USING INDEX study_order", "series USING INDEX series_order"]),
+        (of_level(Level.SERIES, NAMED), ["study_name USING PRIMARY KEY", "series USING INDEX series_order"]),
+        (of_level(Level.IMAGE), ["study USING INDEX study_order", "instance USING INDEX instance_order"]),
+        (of_level(Level.IMAGE, key(STUDY_UID, Single("1"))), ["instance USING INDEX instance_order"]),
+        (
+            of_level(Level.IMAGE, key(SOP_UID, Single("1"))),
+            ["instance USING INDEX sqlite_autoindex_instance_1"],
+        ),
     ],
 )
-def test_no_query_of_a_viewer_reads_the_table_of_instances_as_a_whole(database, query, seek):
-    with database().connect() as connection:
-        statement = (
-            Search(query, "", Places(matching.STANDARD))
-            .page(None, 10)
-            .compile(connection, compile_kwargs={"literal_binds": True})
-        )
-        plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
-    assert any(seek in step for step in plan)
-    assert not any(step.startswith(("SCAN instance", "SCAN series")) for step in plan)
+def test_each_question_goes_by_the_index_that_is_made_for_it(database, query, steps):
+    """None reads all series or instances; the plans of a large archive are those of a small one."""
+    engine = database()
+    Index(engine).apply([arrival(PATIENT_NAME=name("Smith"))], {})
+    plans = []
+
+    def read(statement):
+        with engine.connect() as connection:
+            text = statement.compile(connection, compile_kwargs={"literal_binds": True})
+            plans.extend(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}"))
+            return connection.execute(statement).all()
+
+    list(Search(query, "", Places(matching.STANDARD)).find(read))
+    for step in steps:
+        assert any(f" {step}" in plan for plan in plans), plans
+    assert not any(plan.startswith(("SCAN instance", "SCAN series")) for plan in plans)
 
 
 def test_a_search_ends_before_the_page_at_which_it_is_told_not_to_go_on(index):
