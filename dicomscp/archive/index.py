@@ -42,10 +42,10 @@ from sqlalchemy import (
     MetaData,
     Select,
     Table,
-    Text,
     UniqueConstraint,
     and_,
     bindparam,
+    cast,
     delete,
     exists,
     false,
@@ -60,7 +60,10 @@ from sqlalchemy import (
 from sqlalchemy import (
     Index as TableIndex,
 )
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import (
+    Text as AnyText,
+)
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
@@ -194,11 +197,15 @@ class Feed(NamedTuple):
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────
 
 metadata = MetaData()
+"""The tables as the newest migration leaves them.  Foreign keys say how tables join; nobody checks them."""
+
+Text = AnyText().with_variant(AnyText(collation="C"), "postgresql")  # byte by byte, as SQLite compares
+_ID = BigInteger().with_variant(Integer(), "sqlite")  # there an integer primary key is the row's own number
 
 study = Table(
     "study",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _ID, primary_key=True),
     Column("study_uid", Text, nullable=False, unique=True),
     Column("instances", Integer, nullable=False, default=0),
     Column("series", Integer, nullable=False, default=0),
@@ -232,7 +239,7 @@ TableIndex("study_due", study.c.study_uid, sqlite_where=_IS_DUE, postgresql_wher
 series = Table(
     "series",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _ID, primary_key=True),
     Column("study_id", ForeignKey("study.id"), nullable=False),
     Column("series_uid", Text, nullable=False),
     Column("instances", Integer, nullable=False, default=0),
@@ -250,7 +257,7 @@ series = Table(
 statement = Table(
     "statement",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _ID, primary_key=True),
     Column("series_id", ForeignKey("series.id"), nullable=False),
     Column("digest", LargeBinary, nullable=False),
     Column("instances", Integer, nullable=False, default=0),  # published ones that make it
@@ -263,7 +270,7 @@ statement = Table(
 instance = Table(
     "instance",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _ID, primary_key=True),
     Column("series_id", ForeignKey("series.id"), nullable=False),
     Column("statement_id", ForeignKey("statement.id"), nullable=False),
     Column("sop_uid", Text, nullable=False),
@@ -685,8 +692,11 @@ class Index:
 
         The log of commits is written out into the tables, so nothing relies on it any more.
         """
+        checkpoint = self._engine.get_execution_options().get("checkpoint")
+        if checkpoint is None:  # each commit is durable when it returns
+            return
         with self._reading() as connection:
-            busy, *_ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+            busy, *_ = connection.exec_driver_sql(checkpoint).one()
         if busy:
             raise BusyError("the index cannot be made durable while it is being read")
 
@@ -839,17 +849,14 @@ class Index:
     def due_instances(self) -> int:
         """How many published instances the studies have that are due."""
         with self._reading() as connection:
-            total = select(func.coalesce(func.sum(study.c.instances), 0)).where(_IS_DUE)
-            return int(connection.execute(total).scalar() or 0)
+            return int(connection.execute(select(_sum(study.c.instances)).where(_IS_DUE)).scalar() or 0)
 
     def counts(self) -> Counts:
         """How much is held."""
         held = study.c.instances > 0
         totals = (study.c.series, study.c.instances, study.c.variants, study.c.bytes)
         with self._reading() as connection:
-            row = connection.execute(
-                select(func.count().filter(held), *(func.coalesce(func.sum(total), 0) for total in totals))
-            ).one()
+            row: _Row = connection.execute(select(func.count().filter(held), *map(_sum, totals))).one()
             leaving = connection.execute(select(func.count()).where(_IS_LEAVING)).scalar()
         return Counts(*row)._replace(leaving=leaving or 0)
 
@@ -1100,10 +1107,21 @@ def _translated() -> Iterator[None]:
         yield
     except NoConnectionError as error:
         raise BusyError("the index has too many readers now") from error
-    except OperationalError as error:
-        raise BusyError(f"the index cannot be used now: {error.orig}") from error
-    except DatabaseError as error:
-        raise DamagedError(f"the index is damaged, rebuild it: {error.orig}") from error
+    except DBAPIError as error:
+        reason = first_line(error.orig)
+        if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+            raise BusyError(f"the index cannot be used now: {reason}") from error
+        raise DamagedError(f"the index is damaged, rebuild it: {reason}") from error
+
+
+def first_line(error: object) -> str:
+    """What a database says in its first line; behind it PostgreSQL quotes rows: patients' attributes."""
+    return str(error).partition("\n")[0]
+
+
+def _sum(column: Column[Any]) -> ColumnElement[int]:
+    """The sum as an integer: PostgreSQL adds up large ones as decimals."""
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
 
 
 def _settings(connection: Connection) -> dict[str, str]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 
 from dicomscp.archive import index as index_module
-from dicomscp.archive import sqlite
+from dicomscp.archive import postgres, sqlite
 from dicomscp.archive.index import Arrival, Counts, Held, Index, Named, Publication, metadata
 from dicomscp.archive.journal import Position
 from dicomscp.dicom import matching
@@ -36,7 +36,7 @@ from dicomscp.dicom.matching import (
 from dicomscp.errors import BusyError, ConfigError, DamagedError, RefusedError
 from dicomscp.study import layout
 
-NEXT = sqlite.SCHEMA_VERSION + 1
+NEXT = sqlite.USER_VERSION + 1
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 
@@ -52,12 +52,28 @@ EVERY_SERIES = Query(Level.SERIES, (), None, None)
 EVERY_INSTANCE = Query(Level.IMAGE, (), None, None)
 
 
-@pytest.fixture(params=["sqlite"])
-def database(request, tmp_path):
-    """What opens an engine on one database, for writing or for reading."""
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request):
+    """What opens an engine on one database, for writing or for reading; it can tell which kind it is."""
+    return request.getfixturevalue(f"{request.param}_database")
 
+
+@pytest.fixture
+def sqlite_database(request, tmp_path):
     def open_engine(*, read_only=False):
         engine = sqlite.open_engine(tmp_path / "index.sqlite", read_only=read_only)
+        request.addfinalizer(engine.dispose)
+        return engine
+
+    return open_engine
+
+
+@pytest.fixture
+def postgresql_database(request, new_database):
+    url = new_database()
+
+    def open_engine(*, read_only=False):
+        engine = postgres.open_engine(url, read_only=read_only, root_name="root")
         request.addfinalizer(engine.dispose)
         return engine
 
