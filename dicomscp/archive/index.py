@@ -1100,6 +1100,9 @@ def _held(row: _Row) -> Held:
     return Held(key, sop_class_uid, transfer_syntax_uid, path or layout.instance_path(key), *rest)
 
 
+_READ_ONLY = "25006"  # SQLSTATE; a server that stands by for another one says so
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """A database's errors as ours; what it says names no values."""
@@ -1109,7 +1112,8 @@ def _translated() -> Iterator[None]:
         raise BusyError("the index has too many readers now") from error
     except DBAPIError as error:
         reason = first_line(error.orig)
-        if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
+        is_passing = isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+        if is_passing or getattr(error.orig, "sqlstate", "") == _READ_ONLY:
             raise BusyError(f"the index cannot be used now: {reason}") from error
         raise DamagedError(f"the index is damaged, rebuild it: {reason}") from error
 

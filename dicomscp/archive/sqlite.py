@@ -78,6 +78,13 @@ def open_engine(path: Path, *, read_only: bool, incomplete: Callable[[], None] =
     return engine
 
 
+def set_aside(path: Path) -> None:
+    """Put an index that cannot be read aside, for a person to look at."""
+    for end in ("-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    path.replace(path.with_name(f"{path.name}.damaged"))
+
+
 def _follow(engine: Engine, path: Path) -> None:
     """Let connections to a file that is not at *path* any more be made anew: the index was, meanwhile."""
 
