@@ -237,6 +237,7 @@ class PostgreSql:
     def __init__(self) -> None:
         in_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _MEMORY_BYTES
         self._home = Path(tempfile.mkdtemp(prefix="postgresql-", dir=_MEMORY if in_memory else None))
+        self.data = self._home / "data"
         self.port = free_port()
         self._as_user: list[str] = []
         self._server: Server | None = None
@@ -250,8 +251,10 @@ class PostgreSql:
         return newest[-1] if newest else Path(initdb).resolve().parent if initdb else None
 
     def start(self) -> Self:
-        """Return once it takes connections; after `stop` it goes on with what it had."""
-        folder, data = self.folder(), self._home / "data"
+        """Return once it takes connections; after `stop` it goes on with what it had.  Harmless to repeat."""
+        if self._server and self._server.running:
+            return self
+        folder, data = self.folder(), self.data
         if folder is None:
             raise FileNotFoundError(POSTGRESQL)
         if os.geteuid() == 0 and not self._as_user:
