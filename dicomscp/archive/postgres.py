@@ -19,7 +19,7 @@ from typing import Any
 
 import psycopg
 from psycopg.types.string import StrDumperUnknown
-from sqlalchemy import Connection, Engine, create_engine, event, exc, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, inspect, make_url, text
 
 from dicomscp.archive import index, sql
 from dicomscp.errors import BusyError, ConfigError, DamagedError
@@ -68,7 +68,7 @@ def open_engine(
     gets these.
     """
     engine = create_engine(
-        make_url(url).set(drivername="postgresql+psycopg"),
+        _for_psycopg(url),
         execution_options={"read_only": read_only},
         hide_parameters=True,  # they are patients' attributes
         pool_size=_POOL,
@@ -80,8 +80,12 @@ def open_engine(
     event.listen(engine, "checkout", _leave_if_gone)
     event.listen(engine, "begin", _begin)
     if not read_only:
-        with _told():
-            _make(engine, root_name, incomplete)
+        try:
+            with _told():
+                _make(engine, root_name, incomplete)
+        except BaseException:
+            engine.dispose()
+            raise
         door.is_made = True
     return engine
 
@@ -91,16 +95,22 @@ def drop(url: str, *, root_name: str, password_file: Path | None = None) -> None
 
     Raises BusyError if the server is away, ConfigError if the tables are another's.
     """
-    engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), use_native_hstore=False)
+    engine = create_engine(_for_psycopg(url), use_native_hstore=False)
     event.listen(engine, "do_connect", _Door(root_name, password_file, read_only=False).connect)
     event.listen(engine, "begin", _begin)
-    with _told(), engine.execution_options(writes=True).begin() as connection:
-        there = set(inspect(connection).get_table_names())
-        if "setting" in there:
-            _check_root(_setting(connection, _ROOT), root_name)
-        for name in sorted(there & {*index.metadata.tables, sql.VERSION_TABLE}):
-            connection.execute(text(f'DROP TABLE "{name}" CASCADE'))
-    engine.dispose()
+    try:
+        with _told(), engine.execution_options(writes=True).begin() as connection:
+            there = set(inspect(connection).get_table_names())
+            if "setting" in there:
+                _check_root(_setting(connection, _ROOT), root_name)
+            for name in sorted(there & {*index.metadata.tables, sql.VERSION_TABLE}):
+                connection.exec_driver_sql(f'DROP TABLE "{name}" CASCADE')
+    finally:
+        engine.dispose()
+
+
+def _for_psycopg(url: str) -> URL:
+    return make_url(url).set(drivername="postgresql+psycopg")
 
 
 class _Door:
@@ -233,11 +243,14 @@ def _told() -> Iterator[None]:
 
 
 def _leave_if_gone(connection: "psycopg.Connection[Any]", _record: object, _proxy: object) -> None:
-    """Have a connection made anew on which the server said something unasked: that it is gone."""
+    """Have a connection made anew that the server has ended since: it said so, and nobody listened."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
-    if poll.poll(0):
-        raise exc.DisconnectionError
+    try:
+        while poll.poll(0):
+            connection.pgconn.consume_input()
+    except psycopg.OperationalError as error:
+        raise exc.DisconnectionError from error
 
 
 def _begin(connection: Connection) -> None:
