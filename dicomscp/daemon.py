@@ -106,15 +106,24 @@ def _make_or_find_index(config: Config) -> None:
     A server of PostgreSQL that is away is not waited for: what receives needs it not, and the pipeline waits.
     """
     try:
-        make_index(config, read_only=False)
+        _see_to_index(config)
     except DamagedError as error:
         log.error("index_set_aside", reason=str(error))
         set_index_aside(config)
-        make_index(config, read_only=False)
+        _see_to_index(config)
     except BusyError as error:
         if not config.index.url:
             raise
         log.error("index_away", reason=str(error))
+
+
+def _see_to_index(config: Config) -> None:
+    """Make or migrate the index, and let go of it: parts have connections of their own."""
+    engine = _open_engine(config, read_only=False)
+    try:
+        _index(config, engine)
+    finally:
+        engine.dispose()
 
 
 def _set_on(stop: threading.Event, *numbers: signal.Signals) -> None:
@@ -474,11 +483,11 @@ def make_index(config: Config, *, read_only: bool) -> Index:
     One that is made lacks what is held already, so it is marked to be made out of the instances before
     anybody can ask it.  Raises BusyError, DamagedError and ConfigError as the database's `open_engine`.
     """
-    return Index(
-        _open_engine(config, read_only=read_only),
-        duplicates=config.storage.duplicates,
-        retrieve_url=config.publish.base_url,
-    )
+    return _index(config, _open_engine(config, read_only=read_only))
+
+
+def _index(config: Config, engine: Engine) -> Index:
+    return Index(engine, duplicates=config.storage.duplicates, retrieve_url=config.publish.base_url)
 
 
 def _open_engine(config: Config, *, read_only: bool) -> Engine:

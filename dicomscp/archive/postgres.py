@@ -91,9 +91,9 @@ def open_engine(
 
 
 def drop(url: str, *, root_name: str, password_file: Path | None = None) -> None:
-    """Take the tables away, whatever version they are of, unless they are another root's.
+    """Take the tables of an index away, whatever version it is of; those of other programs stay.
 
-    Raises BusyError if the server is away, ConfigError if the tables are another's.
+    Raises BusyError if the server is away, ConfigError if it is another root's.
     """
     engine = create_engine(_for_psycopg(url), use_native_hstore=False)
     event.listen(engine, "do_connect", _Door(root_name, password_file, read_only=False).connect)
@@ -101,6 +101,8 @@ def drop(url: str, *, root_name: str, password_file: Path | None = None) -> None
     try:
         with _told(), engine.execution_options(writes=True).begin() as connection:
             there = set(inspect(connection).get_table_names())
+            if sql.VERSION_TABLE not in there:
+                return
             if "setting" in there:
                 _check_root(_setting(connection, _ROOT), root_name)
             for name in sorted(there & {*index.metadata.tables, sql.VERSION_TABLE}):

@@ -79,7 +79,13 @@ def differences(connection):
         return not is_key and name != "sqlite_stat1"
 
     context = MigrationContext.configure(
-        connection, opts={"compare_type": True, "compare_server_default": True, "include_object": compared}
+        connection,
+        opts={
+            "compare_type": True,
+            "compare_server_default": True,
+            "include_object": compared,
+            "version_table": sql.VERSION_TABLE,
+        },
     )
     return compare_metadata(context, metadata)
 
@@ -184,7 +190,7 @@ def test_an_index_of_a_later_version_is_refused_unless_that_says_that_we_can_liv
 ):
     Index(database.open()).apply([test_index.arrival()], {})
     with database.plain().begin() as later:
-        later.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+        later.exec_driver_sql("UPDATE dicomscp_revision SET version_num = '9999'")
         later.exec_driver_sql(f"UPDATE setting SET value = '{sql.HEAD}' WHERE name = 'compatible'")
     assert len(Index(database.open(read_only=read_only)).held("1")) == 1
     with database.plain().begin() as later:
@@ -196,6 +202,6 @@ def test_an_index_of_a_later_version_is_refused_unless_that_says_that_we_can_liv
 def test_who_reads_waits_for_the_one_who_migrates(database):
     database.open()
     with database.plain().begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+        connection.exec_driver_sql("UPDATE dicomscp_revision SET version_num = '0000'")
     with pytest.raises(BusyError, match="earlier version"):
         Index(database.open(read_only=True)).name()

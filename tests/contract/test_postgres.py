@@ -66,9 +66,11 @@ def test_what_is_dropped_can_be_made_anew(url, opened):
 def test_tables_of_another_program_are_left_alone(url, opened, postgresql):
     name = url.rpartition("/")[2]
     postgresql.execute(name, "CREATE TABLE instance (x int)")
+    postgresql.execute(name, "CREATE TABLE alembic_version (version_num text)")
     with pytest.raises(ConfigError, match="another program: instance"):
         opened(url)
-    postgresql.execute(name, "SELECT x FROM instance")
+    postgres.drop(url, root_name="root")
+    postgresql.execute(name, "SELECT x, version_num FROM instance, alembic_version")
 
 
 def test_an_index_that_lost_a_table_is_damaged(url, opened, postgresql):

@@ -66,8 +66,8 @@ def make(connection, *, root="root"):
     if is_sqlite:
         connection.exec_driver_sql("PRAGMA user_version = 2")
     else:
-        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)")
-        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('0001')")
+        connection.exec_driver_sql("CREATE TABLE dicomscp_revision (version_num VARCHAR(32) PRIMARY KEY)")
+        connection.exec_driver_sql("INSERT INTO dicomscp_revision VALUES ('0001')")
         connection.execute(
             text("INSERT INTO setting VALUES ('compatible', '0001'), ('root', :root)"), {"root": root}
         )

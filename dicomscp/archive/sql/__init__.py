@@ -25,7 +25,8 @@ from dicomscp.errors import BusyError, ConfigError
 HEAD = "0001"
 """The revision of `index.metadata`; revisions are numbered, so they sort."""
 
-VERSION_TABLE = "alembic_version"
+VERSION_TABLE = "dicomscp_revision"
+"""Where Alembic notes the revision; a database that has it has an index of ours."""
 
 STANDING = f"""SELECT (SELECT version_num FROM {VERSION_TABLE}),
     (SELECT value FROM setting WHERE name = 'compatible'),
