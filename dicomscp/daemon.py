@@ -631,25 +631,32 @@ class Life:
 
 def _run_pipeline(life: Life) -> None:
     os.nice(5)  # receiving comes first; what this costs is lag, which is shown
-    pipeline = _when_the_index_is_there(life, lambda: make_pipeline(life.config))
-    mend_index(life.config)  # workers have our priority
-    filed = pipeline.recover()
+    pipeline, filed = _ready_pipeline(life)
     if filed:
         log.info("recovered", instances=filed)
     life.ready()
     pipeline.run(life.stop)
 
 
-def _when_the_index_is_there(life: Life, make: Callable[[], Pipeline]) -> Pipeline:
-    """What *make* makes, tried until the index's server is there: others receive meanwhile."""
+def _ready_pipeline(life: Life) -> tuple[Pipeline, int]:
+    """The pipeline with all filed that earlier lives left, and how many instances that were.
+
+    While the index cannot be had it is tried again, for as long as it takes: others receive meanwhile.
+    """
     pause = _BACKOFF_SECONDS[0]
     while True:
         try:
-            return make()
+            with contextlib.ExitStack() as unless_ready:
+                pipeline = make_pipeline(life.config)
+                unless_ready.callback(pipeline.close)
+                mend_index(life.config)  # workers have our priority
+                filed = pipeline.recover()
+                unless_ready.pop_all()
+                return pipeline, filed
         except BusyError as error:
-            log.error("index_away", reason=str(error), retry_seconds=pause)
+            log.error("index_awaited", reason=str(error), retry_seconds=pause)
             if life.stop.wait(pause):
-                raise
+                sys.exit(0)
             pause = min(pause * 2, _AWAY_SECONDS)
 
 

@@ -27,7 +27,14 @@ from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
 from dicomscp.dicom.matching import Query
 from dicomscp.disk import Disk
-from dicomscp.errors import BusyError, CrowdedError, DamagedError, MismatchError, RefusedError
+from dicomscp.errors import (
+    BusyError,
+    CrowdedError,
+    DamagedError,
+    DicomscpError,
+    MismatchError,
+    RefusedError,
+)
 from dicomscp.study import layout
 
 log = structlog.get_logger()
@@ -337,7 +344,7 @@ class Archive:
         self._seen[sop_uid] = None
         try:
             known = self._index.known([sop_uid])
-        except BusyError as error:
+        except DicomscpError as error:
             log.warning("variants_not_counted", sop_uid=sop_uid, reason=str(error))
             return
         digests = {held.digest for held in known.get(sop_uid, ())}

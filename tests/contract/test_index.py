@@ -70,16 +70,15 @@ def sqlite_database(request, tmp_path):
 
 @pytest.fixture
 def postgresql_database(new_database):
-    url, engines = new_database(), []
+    url, engines = new_database(), {}
 
     def open_engine(*, read_only=False):
-        if len(engines) == 10:  # a server takes so many connections; those of an example before are over
-            engines.pop(0).dispose()
-        engines.append(postgres.open_engine(url, read_only=read_only, root_name="root"))
-        return engines[-1]
+        if read_only not in engines:  # a connection is a process of the server: examples share some
+            engines[read_only] = postgres.open_engine(url, read_only=read_only, root_name="root")
+        return engines[read_only]
 
     yield open_engine
-    for engine in engines:
+    for engine in engines.values():
         engine.dispose()
 
 

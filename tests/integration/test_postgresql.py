@@ -80,7 +80,7 @@ def test_a_gateway_outlives_its_database_and_a_database_is_made_again(
 
         postgresql.stop()
         starting = pool.submit(gateway.start, 120)
-        gateway.wait_for_event("index_away", 60, part="pipeline")
+        gateway.wait_for_event("index_awaited", 60)
         wait_until(
             lambda: sent(port, paths[0])["sent"] == 1, 30, "an instance to be taken without a database"
         )
@@ -118,11 +118,22 @@ def test_a_gateway_outlives_its_database_and_a_database_is_made_again(
                 )
                 assert {("dicomscp questions",), ("dicomscp filing",)} <= set(seen.fetchall())
 
+    check_commands(url, root, tmp_path / "other", paths[0])
+
+
+def check_commands(url: str, root: Path, other_root: Path, path: Path) -> None:
+    """What the commands say of a root with four instances, and of an index that is not for them."""
     verified = run(url, "verify", "--root", root)
     assert (verified.returncode, verified.stdout) == (0, "4 instances checked, 0 findings\n"), verified.stderr
+    with psycopg.connect(url) as later:
+        later.execute("UPDATE dicomscp_revision SET version_num = '9999'")
+        later.execute("UPDATE setting SET value = '9998' WHERE name = 'compatible'")
+    refused = run(url, "status", "--root", root)
+    assert refused.returncode == 2
+    assert "version 9999" in refused.stderr
     rebuilt = run(url, "rebuild", "--index", "--root", root)
     assert rebuilt.stdout == "4 instances indexed, 0 studies published\n", rebuilt.stderr
-    other = run(url, "import", "--root", tmp_path / "other", paths[0])
+    other = run(url, "import", "--root", other_root, path)
     assert other.returncode == 2
     assert "another root" in other.stderr
     assert not list((root / "incoming").rglob("*.dcm"))
