@@ -1,5 +1,7 @@
 """The tables of every revision, in both databases; and that the program before can live with the newest."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -108,6 +110,18 @@ def test_an_index_of_the_first_revision_becomes_what_the_program_knows(database)
         version_0001.make(connection)
     with database.open().connect() as connection:
         assert differences(connection) == []
+
+
+def test_a_start_that_migrates_nothing_and_needs_no_server_imports_neither_for_it(tmp_path):
+    sqlite.open_engine(tmp_path / "index.sqlite", read_only=False).dispose()
+    script = f"""
+import pathlib, sys
+import dicomscp.daemon
+dicomscp.daemon.sqlite.open_engine(pathlib.Path({str(tmp_path / "index.sqlite")!r}), read_only=False)
+print(sorted(sys.modules.keys() & {{"alembic", "mako", "psycopg", "sqlalchemy"}}))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "['sqlalchemy']\n"
 
 
 def test_text_is_compared_byte_by_byte(database):
