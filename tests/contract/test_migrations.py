@@ -98,6 +98,8 @@ def test_revisions_are_numbered_each_behind_one_and_the_last_is_the_program_s():
     assert names == [f"{number:04}" for number in range(len(names), 0, -1)]
     assert [before for _, before in newest_first] == [*names[1:], None]
     assert names[0] == sql.HEAD
+    for one in revisions():
+        assert (one.down_revision or "0001") <= one.module.compatible <= one.revision
 
 
 def test_what_migrations_make_is_what_the_program_knows(database):

@@ -8,9 +8,9 @@ transaction; whoever reads finds what stands, and says so if it cannot be read.
 
 The rule of every revision: it adds, and leaves alone what the version of the program before it reads and
 writes (a new column has a default or may be null, a new table may be left empty).  So that version goes on
-running beside the new one, and may be started again.  What nobody uses any more goes a version later.  A
-revision that cannot fill what it adds from the rows that are there calls `incomplete`, and the index is made
-anew from the instances.
+running beside the new one, and may be started again: each revision says in `compatible` which is the oldest
+whose program can live with it.  What nobody uses any more goes a version later.  A revision that cannot fill
+what it adds from the rows that are there calls `incomplete`, and the index is made anew from the instances.
 
 Alembic takes 0.2 s to import, so only a migration does.
 """
@@ -79,8 +79,8 @@ def migrate(connection: Connection, revision: str, incomplete: Callable[[], None
     if revision and not is_stamped:
         command.stamp(config, revision)
     command.upgrade(config, HEAD)
-    before = ScriptDirectory.from_config(config).get_revision(HEAD).down_revision
+    newest = ScriptDirectory.from_config(config).get_revision(HEAD)
     connection.execute(text("DELETE FROM setting WHERE name = 'compatible'"))
     noted = text("INSERT INTO setting (name, value) VALUES ('compatible', :revision)")
-    connection.execute(noted, {"revision": before or HEAD})
+    connection.execute(noted, {"revision": newest.module.compatible})
     return True

@@ -8,6 +8,7 @@ from alembic import context, op
 
 revision = "0001"
 down_revision = None
+compatible = "0001"
 
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
