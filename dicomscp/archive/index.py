@@ -329,6 +329,10 @@ TableIndex(
 
 # ── attributes and the columns they are matched by ───────────────────────────────────────────────
 
+# What a column takes of a text.  The standard allows no longer values in these, and PostgreSQL no more than
+# 2,700 bytes in a row of an index.
+_LONGEST_BYTES = 1000
+
 _MODALITY, _SERIES_NUMBER, _INSTANCE_NUMBER = 0x00080060, 0x00200011, 0x00200013
 _AVAILABLE_TRANSFER_SYNTAX_UID = 0x00083002
 
@@ -375,6 +379,12 @@ def _hex(tag: int) -> str:
 
 def _column_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
     """The value that the column of *tag* takes, and whether it fails to tell the attribute in full."""
+    value, irregular = _first_value(attributes, tag)
+    return (None, True) if value and len(value.encode()) > _LONGEST_BYTES else (value, irregular)
+
+
+def _first_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
+    """The first value in the form in which values are equal, and whether it is not all there is to tell."""
     values = [value for value in attributes.get(_hex(tag), {}).get("Value", ()) if value is not None]
     if not values:
         return None, False
@@ -448,7 +458,7 @@ def _study_row(attributes: Attributes, modalities: Iterable[str], classes: Itera
     }
     return row | {
         "recency": _recency(row["study_date"], row["study_time"]),
-        "patient_key": _patient_key(attributes, row),
+        "patient_key": _patient_key(attributes),
         "modalities": "".join(f"\\{modality}" for modality in in_study) + "\\",
         "attributes": orjson.dumps(attributes | computed),
     }
@@ -458,12 +468,14 @@ def _recency(date: str | None, time: str | None) -> int:
     return -int(date + (time or "000000")[:6]) if date else 0
 
 
-def _patient_key(attributes: Attributes, row: Mapping[str, Any]) -> str:
+def _patient_key(attributes: Attributes) -> str:
     """What tells patients apart: the ID and its issuer; where there is no ID, name and birth date."""
-    if row["patient_id"]:
-        issuer, _ = _column_value(attributes, 0x00100021)
-        return f"{row['patient_id']}\\{issuer or ''}"
-    return f"\\\\{row['patient_name'] or ''}\\{row['patient_birth_date'] or ''}"
+    patient_id, issuer, name, birth_date = (
+        _first_value(attributes, tag)[0] or "" for tag in (0x00100020, 0x00100021, 0x00100010, 0x00100030)
+    )
+    key = f"{patient_id}\\{issuer}" if patient_id else f"\\\\{name}\\{birth_date}"
+    is_long = len(key.encode()) > _LONGEST_BYTES
+    return hashlib.sha256(key.encode()).hexdigest() if is_long else key
 
 
 def _element(vr: str, values: Sequence[object]) -> dict[str, Any]:

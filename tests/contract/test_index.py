@@ -863,6 +863,25 @@ def test_no_column_loses_a_match(database, arrivals, level, data):
     assert list(index.find(Query(level, keys, matching.supported_tags(level), None))) == expected
 
 
+def test_a_value_of_any_length_is_held_and_found(index):
+    """PostgreSQL refuses a row of an index that is too long, and would refuse it for ever."""
+    long = "".join(hashlib.sha256(bytes([n])).hexdigest() for n in range(250))
+    names = {"PATIENT_NAME": name(long), "STUDY_DESCRIPTION": long, "ACCESSION": long}
+    index.apply(
+        [
+            arrival("1", sop="1", PATIENT_ID=long + "1", **names),
+            arrival("2", sop="2", PATIENT_ID=long + "2", MODALITY=long, SERIES_DESCRIPTION=long),
+            arrival("3", sop="3", PATIENT_NAME=name(long)),
+        ],
+        {},
+    )
+    assert values(found(index, Level.STUDY, key(PATIENT_ID, Single(long + "2"))), STUDY_UID) == ["2"]
+    assert values(found(index, Level.STUDY, key(ACCESSION, Wildcard(f"{long[:-1]}?"))), STUDY_UID) == ["1"]
+    assert values(found(index, Level.STUDY, key(PATIENT_NAME, Single(long))), STUDY_UID) == ["1", "3"]
+    assert values(found(index, Level.SERIES, key(MODALITY, Single(long))), STUDY_UID) == ["2"]
+    assert len(found(index, Level.PATIENT)) == 3
+
+
 def test_the_first_value_in_published_order_stands_for_the_study(index):
     index.apply(
         [
