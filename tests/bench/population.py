@@ -84,19 +84,8 @@ _KINDS = (
     Kind(1, "NM", _STORAGE + "20", (1, 3), (1, 3), (), ("Bone scan", "Thyroid scan"), ("WHOLEBODY", "THYROID")),
 )  # fmt: skip
 
-_FAMILIES = (
-    "Smith Johnson Williams Brown Jones Miller Davis Garcia Rodriguez Wilson Martinez Anderson Taylor Thomas"
-    " Hernandez Moore Martin Jackson Thompson White Lopez Lee Gonzalez Harris Clark Lewis Robinson Walker"
-    " Müller Schmidt Schneider Fischer Weber Meyer Wagner Becker Schulz Hoffmann Schäfer Koch Bauer Richter"
-    " Klein Wolf Schröder Neumann Schwarz Zimmermann Krüger Hofmann Lehmann Köhler König Jäger Groß Weiß"
-    " Dubois Lefèvre Moreau Léger Çelik Yılmaz Öztürk Ångström Sjöberg Østergaard Nowák Dvořák Novotný"
-    " O'Brien O'Neill MacDonald McCarthy van^der^Berg De-Vries Ibrahim Nguyen Kowalski Papadopoulos"
-).split()
-_GIVEN = (
-    "James Mary John Patricia Robert Jennifer Michael Linda William Elizabeth David Barbara Richard Susan"
-    " Joseph Jessica Thomas Sarah Charles Karen Anna Maria Peter Hans Jürgen Renée Zoë José María Chloé Björn"
-    " Søren Ayşe Mehmet Fatma Katarzyna Piotr Olga Ivan Jana Jiří Eva Marie Lukas Emma Noah Mia Ben Sofia"
-).split()
+_FAMILIES = ["Smith", "Johnson", "Williams", "Brown", "Jones", "Miller", "Davis", "Garcia", "Rodriguez", "Wilson", "Martinez", "Anderson", "Taylor", "Thomas", "Hernandez", "Moore", "Martin", "Jackson", "Thompson", "White", "Lopez", "Lee", "Gonzalez", "Harris", "Clark", "Lewis", "Robinson", "Walker", "Müller", "Schmidt", "Schneider", "Fischer", "Weber", "Meyer", "Wagner", "Becker", "Schulz", "Hoffmann", "Schäfer", "Koch", "Bauer", "Richter", "Klein", "Wolf", "Schröder", "Neumann", "Schwarz", "Zimmermann", "Krüger", "Hofmann", "Lehmann", "Köhler", "König", "Jäger", "Groß", "Weiß", "Dubois", "Lefèvre", "Moreau", "Léger", "Çelik", "Yılmaz", "Öztürk", "Ångström", "Sjöberg", "Østergaard", "Nowák", "Dvořák", "Novotný", "O'Brien", "O'Neill", "MacDonald", "McCarthy", "van^der^Berg", "De-Vries", "Ibrahim", "Nguyen", "Kowalski", "Papadopoulos"]
+_GIVEN = ["James", "Mary", "John", "Patricia", "Robert", "Jennifer", "Michael", "Linda", "William", "Elizabeth", "David", "Barbara", "Richard", "Susan", "Joseph", "Jessica", "Thomas", "Sarah", "Charles", "Karen", "Anna", "Maria", "Peter", "Hans", "Jürgen", "Renée", "Zoë", "José", "María", "Chloé", "Björn", "Søren", "Ayşe", "Mehmet", "Fatma", "Katarzyna", "Piotr", "Olga", "Ivan", "Jana", "Jiří", "Eva", "Marie", "Lukas", "Emma", "Noah", "Mia", "Ben", "Sofia"]
 _JAPANESE = (
     ("Yamada", "山田", "やまだ"), ("Suzuki", "鈴木", "すずき"), ("Tanaka", "田中", "たなか"),
     ("Satou", "佐藤", "さとう"), ("Takahashi", "高橋", "たかはし"), ("Itou", "伊藤", "いとう"),
@@ -106,8 +95,8 @@ _JAPANESE_GIVEN = (
     ("Tarou", "太郎", "たろう"), ("Hanako", "花子", "はなこ"), ("Ichirou", "一郎", "いちろう"),
     ("Yuki", "雪", "ゆき"), ("Kenji", "健二", "けんじ"), ("Akira", "明", "あきら"),
 )  # fmt: skip
-_SYLLABLES = "ka ro mi ste bel dan tor ven li gra shi no pe ru zan wil ber go ma tis".split()
-_ENDINGS = "son er ski man ova ini berg ez sen ton".split()
+_SYLLABLES = ["ka", "ro", "mi", "ste", "bel", "dan", "tor", "ven", "li", "gra", "shi", "no", "pe", "ru", "zan", "wil", "ber", "go", "ma", "tis"]
+_ENDINGS = ["son", "er", "ski", "man", "ova", "ini", "berg", "ez", "sen", "ton"]
 
 _NAME_ZIPF = 25  # the most common of 3,000 has 0.8 % of the people, as Smith has
 _WITHOUT_NAME, _IRREGULAR, _WITHOUT_ACCESSION, _JAPANESE_SHARE = 0.01, 0.001, 0.05, 0.03
