@@ -28,12 +28,16 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
 from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
     Connection,
     Engine,
     Select,
     Table,
     and_,
     bindparam,
+    cast,
     delete,
     exists,
     func,
@@ -42,7 +46,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
@@ -343,8 +347,11 @@ class Index:
 
         The log of commits is written out into the tables, so nothing relies on it any more.
         """
+        checkpoint = self._engine.get_execution_options().get("checkpoint")
+        if checkpoint is None:  # each commit is durable when it returns
+            return
         with self._reading() as connection:
-            busy, *_ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+            busy, *_ = connection.exec_driver_sql(checkpoint).one()
         if busy:
             raise BusyError("the index cannot be made durable while it is being read")
 
@@ -506,17 +513,14 @@ class Index:
     def due_instances(self) -> int:
         """How many published instances the studies have that are due."""
         with self._reading() as connection:
-            total = select(func.coalesce(func.sum(study.c.instances), 0)).where(IS_DUE)
-            return int(connection.execute(total).scalar() or 0)
+            return int(connection.execute(select(_sum(study.c.instances)).where(IS_DUE)).scalar() or 0)
 
     def counts(self) -> Counts:
         """How much is held."""
         held = study.c.instances > 0
         totals = (study.c.series, study.c.instances, study.c.variants, study.c.bytes)
         with self._reading() as connection:
-            row = connection.execute(
-                select(func.count().filter(held), *(func.coalesce(func.sum(total), 0) for total in totals))
-            ).one()
+            row: _Row = connection.execute(select(func.count().filter(held), *map(_sum, totals))).one()
             leaving = connection.execute(select(func.count()).where(IS_LEAVING)).scalar()
         return Counts(*row)._replace(leaving=leaving or 0)
 
@@ -752,6 +756,9 @@ def _held(row: _Row) -> Held:
     return Held(key, sop_class_uid, transfer_syntax_uid, path or layout.instance_path(key), *rest)
 
 
+_READ_ONLY = "25006"  # SQLSTATE; a server that stands by for another one says so
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """A database's errors as ours; what it says names no values."""
@@ -759,10 +766,22 @@ def _translated() -> Iterator[None]:
         yield
     except NoConnectionError as error:
         raise BusyError("the index has too many readers now") from error
-    except OperationalError as error:
-        raise BusyError(f"the index cannot be used now: {error.orig}") from error
-    except DatabaseError as error:
-        raise DamagedError(f"the index is damaged, rebuild it: {error.orig}") from error
+    except DBAPIError as error:
+        reason = first_line(error.orig)
+        is_passing = isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+        if is_passing or getattr(error.orig, "sqlstate", "") == _READ_ONLY:
+            raise BusyError(f"the index cannot be used now: {reason}") from error
+        raise DamagedError(f"the index is damaged, rebuild it: {reason}") from error
+
+
+def first_line(error: object) -> str:
+    """What a database says in its first line; behind it PostgreSQL quotes rows: patients' attributes."""
+    return str(error).partition("\n")[0]
+
+
+def _sum(column: Column[Any]) -> ColumnElement[int]:
+    """The sum as an integer: PostgreSQL adds up large ones as decimals."""
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
 
 
 def _settings(connection: Connection) -> dict[str, str]:

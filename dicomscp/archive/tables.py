@@ -17,6 +17,7 @@ Names of persons stand between equals signs, one for each group, and modalities 
 is asked for is found inside, whole or from its beginning.  Text is compared byte by byte.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -245,6 +246,9 @@ TableIndex(
 
 # ── which attribute stands where ─────────────────────────────────────────────────────────────────
 
+LONGEST_BYTES = 200
+"""What a column takes of a text, the rest is irregular: PostgreSQL takes 2,700 bytes into a row of an index."""
+
 STUDY_DATE, STUDY_TIME, PATIENT_NAME, ACCESSION_NUMBER = 0x00080020, 0x00080030, 0x00100010, 0x00080050
 MODALITY, SERIES_NUMBER, INSTANCE_NUMBER = 0x00080060, 0x00200011, 0x00200013
 AVAILABLE_TRANSFER_SYNTAX_UID = 0x00083002
@@ -345,7 +349,7 @@ def study_row(
     row["irregular"] |= BITS[STUDY_DATE] * is_irregular
     derived = {
         "recency": _recency(date, row["study_time"]),
-        "patient_key": _patient_key(attributes, row),
+        "patient_key": _patient_key(attributes),
         "modalities": "".join(f"\\{modality.strip(' ')}" for modality in in_study) + "\\",
     }
     return row | derived, orjson.dumps(attributes | computed)
@@ -401,6 +405,14 @@ def _columns(attributes: Attributes, columns: Mapping[int, Column[Any]]) -> dict
 
 def _text(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
     """The first value of an attribute as a column has it, and whether that does not tell all."""
+    value, is_irregular = _first_value(attributes, tag)
+    if value is not None and (len(value.encode()) > LONGEST_BYTES or "\0" in value):
+        return None, True
+    return value, is_irregular
+
+
+def _first_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
+    """The same, whether a column can take it or not."""
     values = [value for value in attributes.get(hexadecimal(tag), {}).get("Value", ()) if value is not None]
     if not values:
         return None, False
@@ -445,12 +457,15 @@ def _recency(date: str | None, time: str | None) -> int:
     return -int(date + (time or "000000")[:6]) if date else 0
 
 
-def _patient_key(attributes: Attributes, row: Mapping[str, Any]) -> str:
+def _patient_key(attributes: Attributes) -> str:
     """What tells patients apart: the ID and its issuer; where there is no ID, name and birth date."""
-    if row["patient_id"]:
-        issuer, _ = _text(attributes, _ISSUER_OF_PATIENT_ID)
-        return f"{row['patient_id']}\\{issuer or ''}"
-    return f"\\\\{row['patient_name'] or ''}\\{row['patient_birth_date'] or ''}"
+    patient_id, issuer, name, birth_date = (
+        _first_value(attributes, tag)[0] or ""
+        for tag in (matching.PATIENT_ID, _ISSUER_OF_PATIENT_ID, PATIENT_NAME, 0x00100030)
+    )
+    key = f"{patient_id}\\{issuer}" if patient_id else f"\\\\{name}\\{birth_date}"
+    is_long = len(key.encode()) > 5 * LONGEST_BYTES
+    return hashlib.sha256(key.encode()).hexdigest() if is_long else key
 
 
 def _element(vr: str, values: Sequence[object]) -> dict[str, Any]:
