@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +32,7 @@ from pydantic_core import ErrorDetails
 from pydicom import charset
 from pydicom.uid import UID
 
+from dicomscp.dicom.matching import BadValueError, header_tag
 from dicomscp.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "DICOMSCP_"
@@ -90,9 +92,31 @@ def _character_set(value: str) -> str:
     return value
 
 
+def _timezone(value: str) -> str:
+    if value:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError("is no time zone by its IANA name, such as Europe/Berlin") from error
+    return value
+
+
+def _attribute(value: str) -> str:
+    try:
+        header_tag(value)
+    except BadValueError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
 def _split(value: object) -> object:
     """A list written as one string, as the environment has it: commas between its members."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _number(value: object) -> object:
+    """A whole number written as text, as the environment has it."""
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -108,6 +132,7 @@ TransferSyntaxes = Annotated[
 AeTitles = Annotated[tuple[AeTitle, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_split)]
 Hosts = Annotated[tuple[Host, ...], BeforeValidator(_split)]
+Attributes = Annotated[tuple[Annotated[str, AfterValidator(_attribute)], ...], BeforeValidator(_split)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_split)]
 
 
@@ -195,11 +220,35 @@ class Publish(_Table):
         return value
 
 
+class ExtraKeys(_Table):
+    """Attributes of headers that can be asked for beside those that always can, by their level."""
+
+    study: Attributes = ()
+    series: Attributes = ()
+    instance: Attributes = ()
+
+    @model_validator(mode="after")
+    def _differ(self) -> "ExtraKeys":
+        names = (*self.study, *self.series, *self.instance)
+        tags = [header_tag(name) for name in names]
+        if twice := [name for name, tag in zip(names, tags, strict=True) if tags.count(tag) > 1]:
+            raise ValueError(f"{', '.join(twice)}: an attribute is listed once, at one level")
+        return self
+
+
+class Index(_Table):
+    """What is kept for questions."""
+
+    extra_keys: ExtraKeys = Field(default_factory=ExtraKeys)
+
+
 class Query(_Table):
-    """Bounds on C-FIND."""
+    """How C-FIND is answered."""
 
     max_results: Count = 10000
     wait_seconds: Seconds = 5
+    match_unknown: bool = True
+    timezone: Annotated[str, AfterValidator(_timezone)] = ""  # IANA name; empty: this machine's
 
 
 class Web(_Table):
@@ -212,6 +261,7 @@ class Web(_Table):
     cors_origins: Origins = ()
     wait_seconds: Seconds = 10
     max_results: Count = 1000
+    empty_search: Annotated[Literal[200, 204], BeforeValidator(_number)] = 200  # HTTP status
 
     @field_validator("host", mode="after")
     @classmethod
@@ -250,6 +300,7 @@ class Config(_Table):
     storage: Storage = Field(default_factory=Storage)
     pipeline: Pipeline = Field(default_factory=Pipeline)
     publish: Publish = Field(default_factory=Publish)
+    index: Index = Field(default_factory=Index)
     query: Query = Field(default_factory=Query)
     web: Web = Field(default_factory=Web)
     inbox: Inbox = Field(default_factory=Inbox)

@@ -16,10 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import orjson
 import structlog
@@ -33,6 +34,8 @@ from dicomscp.archive.rebuild import mark_if_missing, rebuild_index, set_aside
 from dicomscp.children import Child, Descriptor, start
 from dicomscp.config import Config, is_loopback
 from dicomscp.crew import cores
+from dicomscp.dicom.matching import Level, Model, header_tag
+from dicomscp.dimse.query import Answering
 from dicomscp.dimse.server import KnownAe, Listener, ListenerSettings
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, ConfigError, DamagedError, DicomscpError
@@ -440,7 +443,18 @@ def _flocked(descriptor: int) -> Iterator[None]:
 def make_index(config: Config, *, read_only: bool) -> Index:
     """The index under the root; unless *read_only* it is made if it is missing."""
     engine = sqlite.open_engine(config.root / "index.sqlite", read_only=read_only)
-    return Index(engine, duplicates=config.storage.duplicates, retrieve_url=config.publish.base_url)
+    return Index(
+        engine,
+        duplicates=config.storage.duplicates,
+        retrieve_url=config.publish.base_url,
+        model=_model(config),
+    )
+
+
+def _model(config: Config) -> Model:
+    extra = config.index.extra_keys
+    by_level = {Level.STUDY: extra.study, Level.SERIES: extra.series, Level.IMAGE: extra.instance}
+    return Model({level: map(header_tag, names) for level, names in by_level.items()})
 
 
 def make_intake(config: Config, role: str, sync_failed: Callable[[], None]) -> Intake:
@@ -583,7 +597,6 @@ def _run_listener(life: Life) -> None:
 def _listener_settings(config: Config) -> ListenerSettings:
     dimse = config.dimse
     return ListenerSettings(
-        ae_title=dimse.ae_title,
         called_ae_titles=dimse.called_ae_titles,
         known_aes=tuple(
             KnownAe(
@@ -604,8 +617,21 @@ def _listener_settings(config: Config) -> ListenerSettings:
         unknown_sop_classes=dimse.unknown_sop_classes,
         private_sop_classes=dimse.private_sop_classes,
         open_find=is_loopback(dimse.host),
-        max_results=config.query.max_results,
+        answering=Answering(
+            config.query.max_results, config.query.match_unknown, local_offset(config.query.timezone)
+        ),
     )
+
+
+def local_offset(timezone: str) -> Callable[[datetime], timedelta]:
+    """The offset from UTC at a moment told in *timezone*, by its IANA name; "" is this machine's."""
+    zone = ZoneInfo(timezone) if timezone else None
+
+    def offset(moment: datetime) -> timedelta:
+        local = moment.replace(tzinfo=zone) if zone else moment.astimezone()
+        return local.utcoffset() or timedelta(0)
+
+    return offset
 
 
 def _run_web(life: Life) -> None:
@@ -629,6 +655,8 @@ def _run_web(life: Life) -> None:
             cors_origins=config.web.cors_origins,
             wait_seconds=config.web.wait_seconds,
             max_results=config.web.max_results,
+            empty_status=config.web.empty_search,
+            local=local_offset(config.query.timezone),
             inline_bytes=config.publish.inline_max,
             private_un=config.publish.private_un,
             ae_title=config.dimse.ae_title,

@@ -30,7 +30,7 @@ import structlog
 from dicomscp import __version__
 from dicomscp.archive.archive import OpenInstance
 from dicomscp.archive.filing import bare_attributes, read_header
-from dicomscp.archive.index import Held, Index, Publication, Snapshot
+from dicomscp.archive.index import OF_STUDY, Held, Index, Publication, Snapshot
 from dicomscp.crew import Work, share
 from dicomscp.dicom.jsonmodel import Compiler, Header
 from dicomscp.dicom.matching import Level, Query
@@ -245,7 +245,7 @@ class Publisher:
 
     def publish_recent(self) -> None:
         """Publish the list of the newest studies that have documents."""
-        found = list(self._index.find(Query(Level.STUDY, (), None, _RECENT_STUDIES)))
+        found = list(self._index.find(Query(Level.STUDY, (), OF_STUDY, _RECENT_STUDIES)))
         standing = self._index.announced([study["0020000D"]["Value"][0] for study in found])
         listed = [orjson.dumps(one) for one in found if one["0020000D"]["Value"][0] in standing]
         edition = Edition(self._folder, self._disk)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -25,7 +26,7 @@ from dicomscp.archive.store import Slots, Spool, Stages
 from dicomscp.dicom import part10
 from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
-from dicomscp.dicom.matching import Query
+from dicomscp.dicom.matching import Model, Query
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, CrowdedError, DamagedError, MismatchError, RefusedError
 from dicomscp.study import layout
@@ -152,6 +153,11 @@ class Archive:
         self._words: dict[str, tuple[Word, Word]] = {}
         self._unsynced: list[Ticket] = []
 
+    @property
+    def model(self) -> Model:
+        """The attributes that can be asked for."""
+        return self._index.model
+
     def receive(self, claim: Claim, source: Source) -> Incoming:
         """Begin to receive a dataset: write to what is returned, then `admit` it.
 
@@ -204,15 +210,21 @@ class Archive:
         for ticket in unsynced:
             self._taking().journal.sync(ticket)
 
-    def find(self, query: Query) -> Iterator[dict[str, Any]]:
+    def find(self, query: Query, goes_on: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
         """The matches of *query*, each a DICOM JSON object, in a stable order.
+
+        *goes_on* is asked now and then, however long nothing matches; if it says no, nothing more comes.
 
         Everything acknowledged before the call is seen, unless the pipeline lags beyond the wait.
         Raises BusyError while the index is being rebuilt: it would say no to what is held.
         """
         self._check_index()
         self.wait_until_applied()
-        return self._index.find(query)
+        return self._index.find(query, goes_on)
+
+    def count(self, query: Query, bound: int) -> int:
+        """How many objects match *query*, whatever its limit and offset; at most *bound* are counted."""
+        return sum(1 for _ in self.find(replace(query, limit=bound, offset=0)))
 
     def feed(self, since: str, limit: int) -> Feed:
         """The studies published behind the token *since*, at most *limit*; from the first if it is "".

@@ -31,7 +31,6 @@ from dicomscp.archive.store import InstanceStore
 from dicomscp.dicom import part10
 from dicomscp.dicom.identity import InstanceKey, PrefixError, read_identity
 from dicomscp.dicom.jsonmodel import Compiler, Header
-from dicomscp.dicom.matching import INDEX_TAGS
 from dicomscp.dicom.sameness import UNCOMPRESSED, same_values
 from dicomscp.disk import Disk
 from dicomscp.errors import DamagedError, DicomscpError, RefusedError
@@ -470,11 +469,11 @@ class Filing:
                 dataset = entry.body[offset:]
                 header = self._compiler.header(
                     dataset, syntax, total_bytes=len(dataset), bulk_uri="", default_charset=charset,
-                    wanted=INDEX_TAGS,
+                    wanted=self._index.model.index_tags,
                 )  # fmt: skip
                 attributes: Mapping[int, bytes] = header.fragments
             else:
-                attributes = read_attributes(self._compiler, self._root / path, INDEX_TAGS)
+                attributes = read_attributes(self._compiler, self._root / path, self._index.model.index_tags)
         except (RefusedError, DamagedError) as error:
             log.warning("header_unreadable", sop_uid=key.sop_uid, reason=str(error))
             attributes = bare_attributes(key, str(head["class"]))
@@ -656,11 +655,12 @@ def bare_attributes(key: InstanceKey, sop_class_uid: str) -> dict[int, bytes]:
     }
 
 
-def arrival_of(compiler: Compiler, root: Path, path: str) -> Arrival:
+def arrival_of(compiler: Compiler, root: Path, path: str, wanted: frozenset[int]) -> Arrival:
     """What the index is told of the file held as *path* under *root*, from the file alone.
 
-    It is what it was told when the instance came.  Raises DamagedError if the file is missing or carries no
-    receipt of ours, RefusedError if it is not an instance that could have come.
+    If the *wanted* attributes are the same, it is what it was told when the instance came.  Raises
+    DamagedError if the file is missing or carries no receipt of ours, RefusedError if it is not an instance
+    that could have come.
     """
     file = root / path
     with file.open("rb", buffering=0) as opened:
@@ -676,7 +676,7 @@ def arrival_of(compiler: Compiler, root: Path, path: str) -> Arrival:
         with _mapped(file) as whole:
             identity = read_identity(whole[offset:], syntax, total_bytes=size - offset)
     try:
-        attributes = read_attributes(compiler, file, INDEX_TAGS)
+        attributes = read_attributes(compiler, file, wanted)
     except RefusedError as error:
         log.warning("header_unreadable", sop_uid=identity.key.sop_uid, reason=str(error))
         attributes = bare_attributes(identity.key, identity.sop_class_uid)

@@ -24,7 +24,7 @@ import hashlib
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -68,17 +68,16 @@ from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.matching import (
-    INSTANCE_TAGS,
-    SERIES_TAGS,
     SERIES_UID,
     SOP_CLASS_UID,
     SOP_UID,
-    STUDY_TAGS,
+    STANDARD,
     STUDY_UID,
     AnyOf,
     Key,
     Level,
     Match,
+    Model,
     Query,
     Range,
     Single,
@@ -86,6 +85,7 @@ from dicomscp.dicom.matching import (
     Wildcard,
     normal,
 )
+from dicomscp.dicom.names import fold
 from dicomscp.errors import BusyError, DamagedError, RefusedError
 from dicomscp.study import layout
 
@@ -99,7 +99,7 @@ NO_NUMBER = (1 << 63) - 1
 
 
 class Arrival(NamedTuple):
-    """A variant that has come into custody; *attributes* are the fragments of `matching.INDEX_TAGS`."""
+    """A variant that has come into custody; *attributes* are the fragments of the model's index tags."""
 
     key: InstanceKey
     sop_class_uid: str
@@ -356,10 +356,25 @@ _MATCHED_COLUMNS = (
     _STUDY_COLUMNS | _SERIES_COLUMNS | _ORDINAL_COLUMNS | {matching.MODALITIES_IN_STUDY: study.c.modalities}
 )
 
-_STATEMENT = tuple(sorted((STUDY_TAGS | SERIES_TAGS | {SOP_CLASS_UID}) - {STUDY_UID, SERIES_UID}))
-_INSTANCE = tuple(sorted(INSTANCE_TAGS - {SOP_UID, SOP_CLASS_UID, _AVAILABLE_TRANSFER_SYNTAX_UID}))
-_STUDY_HEX = tuple(f"{tag:08X}" for tag in sorted(STUDY_TAGS - {STUDY_UID}))
-_SERIES_HEX = tuple(f"{tag:08X}" for tag in sorted(SERIES_TAGS - {SERIES_UID}))
+
+class _Places:
+    """Where in the tables the attributes of a model lie that have no column of their own."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        said = model.study_tags | model.series_tags
+        self.statement = tuple(sorted((said | {SOP_CLASS_UID}) - {STUDY_UID, SERIES_UID}))
+        self.instance = tuple(
+            sorted(model.instance_tags - {SOP_UID, SOP_CLASS_UID, _AVAILABLE_TRANSFER_SYNTAX_UID})
+        )
+        self.study = tuple(_hex(tag) for tag in sorted(model.study_tags - {STUDY_UID}))
+        self.series = tuple(_hex(tag) for tag in sorted(model.series_tags - {SERIES_UID}))
+        in_study = {matching.MODALITIES_IN_STUDY, matching.SOP_CLASSES_IN_STUDY}
+        self.blobs: tuple[tuple[Column[Any], frozenset[int]], ...] = (
+            (study.c.attributes, model.study_tags - {STUDY_UID} | in_study),
+            (series.c.attributes, model.series_tags - {SERIES_UID}),
+            (instance.c.attributes, frozenset(self.instance)),
+        )
 
 
 def _hex(tag: int) -> str:
@@ -513,7 +528,7 @@ def _any(conditions: Iterable[_Condition | None]) -> _Condition | None:
 
 def _runs(column: Column[Any], vr: str, pattern: str) -> _Condition:
     """That the column contains each run of characters that stand for themselves."""
-    runs = re.split(r"[*?^=]+", pattern.casefold()) if vr == "PN" else re.split(r"[*?]+", pattern)
+    runs = re.split(r"[*?^=]+", fold(pattern)) if vr == "PN" else re.split(r"[*?]+", pattern)
     return and_(
         *(column.contains(run.strip(" "), autoescape=True) for run in runs if run), column.is_not(None)
     )
@@ -590,14 +605,17 @@ class Index:
         *,
         duplicates: Literal["first", "last"] = "first",
         retrieve_url: str = "/dicomweb",
+        model: Model = STANDARD,
     ) -> None:
         """*duplicates* says which variant is published: that received first, or last; ties go by digest.
 
-        *retrieve_url* begins every RetrieveURL.  An index that was made with another choice of variants
-        is changed to this one, unless the engine is read-only.
+        *retrieve_url* begins every RetrieveURL.  *model* says which attributes are kept for questions; of
+        what is held already, those that an earlier one had until the index is made anew.  An index that was
+        made with another choice of variants is changed to this one, unless the engine is read-only.
         """
         self._engine, self._writer = engine, engine.execution_options(writes=True)
         self._duplicates, self._retrieve_url = duplicates, retrieve_url
+        self.model, self._places = model, _Places(model)
         self._feed_from: int | None = None
         if not engine.get_execution_options().get("read_only"):
             self._adopt()
@@ -783,7 +801,7 @@ class Index:
         with self._snapshot() as connection:
             this = study.c.study_uid == study_uid
             changes = connection.execute(select(study.c.changes).where(this)).scalar()
-            studies = self._all(connection, Query(Level.STUDY, one, None, None))
+            studies = self._all(connection, Query(Level.STUDY, one, OF_STUDY, None))
             of_study = self._all(connection, Query(Level.SERIES, one, _OF_SERIES, None))
             rows = connection.execute(
                 _HELD.where(this, instance.c.published.is_(true())).order_by(*_PUBLISHED_ORDER)
@@ -853,16 +871,18 @@ class Index:
             leaving = connection.execute(select(func.count()).where(_IS_LEAVING)).scalar()
         return Counts(*row)._replace(leaving=leaving or 0)
 
-    def find(self, query: Query) -> Iterator[dict[str, Any]]:
+    def find(self, query: Query, goes_on: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
         """The objects that match *query*, as DICOM JSON.
+
+        Before each page of rows is read, *goes_on* is asked; if it says no, nothing more is given.
 
         Studies and patients come newest first (by date, time, then UID; those without a date last), what
         belongs to them in published order.  Rows are read in pages, each a snapshot of its own.
         """
-        search = _Search(query, self._retrieve_url)
+        search = _Search(query, self._retrieve_url, self._places)
         to_skip, left = query.offset, query.limit
         after: _Row | None = None
-        while left is None or left > 0:
+        while (left is None or left > 0) and goes_on():
             beyond, to_skip = (to_skip, 0) if search.is_exact else (0, to_skip)
             size = _PAGE if left is None else min(_PAGE, to_skip + left)
             with self._reading() as connection:
@@ -903,7 +923,7 @@ class Index:
 
     def _all(self, connection: Connection, query: Query) -> list[Attributes]:
         """All objects that match *query*, whose keys are UIDs."""
-        search = _Search(query, self._retrieve_url)
+        search = _Search(query, self._retrieve_url, self._places)
         rows = connection.execute(search.page(None, _NO_LIMIT)).all()
         return [found for row in rows if (found := search.match(row)) is not None]
 
@@ -938,12 +958,12 @@ class Index:
             return {}
         times = Counter(key.sop_uid for key, _ in fresh)
         contested = {one.sop_uid for one in known} & times.keys() | {uid for uid, n in times.items() if n > 1}
-        intake = _Intake(connection)
+        intake = _Intake(connection, self._places)
         for arrival in fresh.values():
             intake.add(arrival, published=arrival.key.sop_uid not in contested)
         moved = intake.write()
         recounted, studies = self._choose(connection, contested)
-        _derive(connection, moved | recounted)
+        _derive(connection, moved | recounted, self._places)
         return _count_studies(connection, intake.gains, studies | intake.published_studies)
 
     def _repair(self, connection: Connection, repaired: Sequence[Arrival]) -> dict[str, int]:
@@ -959,7 +979,7 @@ class Index:
             receipt = {"received_at": arrival.received_at, "calling_ae": arrival.calling_ae}
             connection.execute(update(instance).where(this).values(size=arrival.size, **receipt))
         recounted, studies = self._choose(connection, sop_uids)
-        _derive(connection, recounted)
+        _derive(connection, recounted, self._places)
         return _count_studies(connection, gains, studies | gains.keys())
 
     def _choose(self, connection: Connection, sop_uids: Iterable[str]) -> tuple[_Touched, set[int]]:
@@ -1015,7 +1035,7 @@ class Index:
         for series_id in touched:
             _recount(connection, series_id)
         recounted, studies = self._choose(connection, {one.sop_uid for one in going})
-        _derive(connection, touched | recounted)
+        _derive(connection, touched | recounted, self._places)
         return _count_studies(connection, losses, studies | {one.study_id for one in going if one.published})
 
     def _variants(self, connection: Connection, sop_uids: Iterable[str]) -> list[_Variant]:
@@ -1037,12 +1057,15 @@ class Index:
                 return
             several = select(instance.c.sop_uid).group_by(instance.c.sop_uid).having(func.count() > 1)
             recounted, studies = self._choose(connection, connection.execute(several).scalars().all())
-            _derive(connection, recounted)
+            _derive(connection, recounted, self._places)
             _count_studies(connection, {}, studies)
             _put(connection, setting, {"name": "duplicates"}, {"value": self._duplicates})
 
 
-_OF_SERIES = SERIES_TAGS | {
+# Of what documents say, whatever else is kept: the same instances give the same documents.
+OF_STUDY = STANDARD.supported(Level.STUDY) - STANDARD.computed(Level.PATIENT)
+"""What documents say of a study."""
+_OF_SERIES = STANDARD.series_tags | {
     STUDY_UID,
     matching.INSTANCE_AVAILABILITY,
     matching.RETRIEVE_URL,
@@ -1225,8 +1248,8 @@ def _put(connection: Connection, table: Table, key: Mapping[str, Any], row: Mapp
 class _Intake:
     """The new variants of one transaction on their way into the tables."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, places: _Places) -> None:
+        self._connection, self._places = connection, places
         self._series_ids: dict[tuple[str, str], int] = {}
         self._study_ids: dict[str, int] = {}
         self._statements: dict[tuple[int, bytes], int] = {}
@@ -1244,7 +1267,7 @@ class _Intake:
         place = (key.study_uid, key.series_uid)
         series_id = self._series_ids.get(place) or self._series_id(*place)
         get = attributes.get
-        said = b",".join(filter(None, map(get, _STATEMENT)))
+        said = b",".join(filter(None, map(get, self._places.statement)))
         statement_id = self._statements.get((series_id, said)) or self._statement_id(series_id, said)
         number = get(_INSTANCE_NUMBER)
         ordinal, irregular = _instance_number(number) if number else (NO_NUMBER, False)
@@ -1272,7 +1295,7 @@ class _Intake:
                 "transfer_syntax_uid": arrival.transfer_syntax_uid,
                 "calling_ae": arrival.calling_ae,
                 "path": None if arrival.path == layout.instance_path(key) else arrival.path,
-                "attributes": b"{" + b",".join(filter(None, map(get, _INSTANCE))) + b"}",
+                "attributes": b"{" + b",".join(filter(None, map(get, self._places.instance))) + b"}",
             }
         )
 
@@ -1394,15 +1417,15 @@ def _recount(connection: Connection, series_id: int) -> None:
     connection.execute(update(series).where(series.c.id == series_id).values(instances=total))
 
 
-def _derive(connection: Connection, series_ids: _Touched) -> None:
+def _derive(connection: Connection, series_ids: _Touched, places: _Places) -> None:
     """Derive these series and their studies from the statements of what is published."""
     for chunk in _chunks(series_ids):
         rows = connection.execute(select(series.c.study_id).where(series.c.id.in_(chunk)).distinct())
         for study_id in rows.scalars().all():
-            _derive_study(connection, study_id, series_ids)
+            _derive_study(connection, study_id, series_ids, places)
 
 
-def _derive_study(connection: Connection, study_id: int, series_ids: _Touched) -> None:
+def _derive_study(connection: Connection, study_id: int, series_ids: _Touched, places: _Places) -> None:
     rows = connection.execute(
         select(series.c.id, series.c.series_uid, statement.c.attributes)
         .join_from(series, statement)
@@ -1415,7 +1438,7 @@ def _derive_study(connection: Connection, study_id: int, series_ids: _Touched) -
     ordered: list[tuple[int, str, list[Attributes]]] = []
     modalities: list[str] = []
     for (series_id, series_uid), said in statements.items():
-        attributes = _first_values(said, _SERIES_HEX)
+        attributes = _first_values(said, places.series)
         row = _series_row(attributes)
         if series_id in series_ids:
             connection.execute(update(series).where(series.c.id == series_id).values(**row))
@@ -1424,7 +1447,7 @@ def _derive_study(connection: Connection, study_id: int, series_ids: _Touched) -
     ordered.sort(key=lambda one: one[:2])
     in_order = [attributes for _, _, said in ordered for attributes in said]
     classes = [uid for attributes in in_order for uid in _strings(attributes, SOP_CLASS_UID)]
-    row = _study_row(_first_values(in_order, _STUDY_HEX), modalities, classes)
+    row = _study_row(_first_values(in_order, places.study), modalities, classes)
     connection.execute(update(study).where(study.c.id == study_id).values(**row))
 
 
@@ -1503,7 +1526,6 @@ def _changes_before(connection: Connection) -> int:
 _STUDY_ORDER = (study.c.recency, study.c.study_uid)
 _SERIES_ORDER = (series.c.ordinal, series.c.series_uid)
 _INSTANCE_ORDER = (instance.c.ordinal, instance.c.sop_uid)
-_STUDY_TAGS = STUDY_TAGS | {matching.MODALITIES_IN_STUDY, matching.SOP_CLASSES_IN_STUDY}
 _OTHER = study.alias("other")  # of the same patient
 _OF_SAME_PATIENT = and_(_OTHER.c.patient_key == study.c.patient_key, _OTHER.c.instances > 0)
 _IS_PATIENTS_NEWEST = ~exists().where(
@@ -1526,11 +1548,6 @@ _COUNTS: dict[int, ColumnElement[Any]] = {
 _UIDS: dict[int, Column[Any]] = _UID_COLUMNS | {
     _AVAILABLE_TRANSFER_SYNTAX_UID: instance.c.transfer_syntax_uid
 }
-_BLOBS = (
-    (study.c.attributes, _STUDY_TAGS - {STUDY_UID}),
-    (series.c.attributes, SERIES_TAGS - {SERIES_UID}),
-    (instance.c.attributes, frozenset(_INSTANCE)),
-)
 _FROM: dict[Level, Any] = {
     Level.PATIENT: study,
     Level.STUDY: study,
@@ -1553,19 +1570,19 @@ _IS_PUBLISHED: dict[Level, _Condition] = {
 class _Search:
     """One query: the statement that reads a page of candidates, and what becomes of each row."""
 
-    def __init__(self, query: Query, retrieve_url: str) -> None:
+    def __init__(self, query: Query, retrieve_url: str, places: _Places) -> None:
         self._query, self._retrieve_url = query, retrieve_url
-        supported = matching.supported_tags(query.level)
+        supported = places.model.supported(query.level)
         if query.returns is None:
             returns = supported - (_PATIENT_COUNTS.keys() if query.level is not Level.PATIENT else set())
         else:
             returns = supported & query.returns
         self._needed = returns | {key.tag for key in query.keys}
         self._returned = [(_hex(tag), public_vr(tag), tag in query.always) for tag in sorted(returns)]
-        self._matches = matching.matcher(query.keys)
+        self._matches = matching.matcher(query)
         self.is_exact = all(_uid_condition(key) is not None for key in query.keys)  # every candidate matches
         self._order = self._ordering()
-        self._blobs = [column for column, tags in _BLOBS if tags & self._needed]
+        self._blobs = [column for column, tags in places.blobs if tags & self._needed]
         self._elements = [
             (_hex(tag), public_vr(tag), column)
             for tag, column in (_UIDS | _COUNTS).items()
@@ -1618,7 +1635,7 @@ class _Search:
         for key in keys:
             if (condition := _uid_condition(key)) is not None:
                 conditions.append(condition)
-            elif (narrowed := _narrowed(key)) is not None:
+            elif not self._query.matches_unknown and (narrowed := _narrowed(key)) is not None:
                 table, condition = narrowed
                 told[table].append(condition)
         conditions += [

@@ -61,7 +61,8 @@ def rebuild_index(
     index.clear()
     rebuilt, count = Rebuilt(), Count(held_paths(root))
     batch: list[Arrival] = []
-    for done, made in enumerate(share(held_paths(root), functools.partial(_reading, root), jobs=jobs)):
+    reading = functools.partial(_reading, root, index.model.index_tags)
+    for done, made in enumerate(share(held_paths(root), reading, jobs=jobs)):
         progress(done, count.total)
         if isinstance(made, str):
             rebuilt.unreadable.append(made)
@@ -121,13 +122,13 @@ def _apply(index: Index, batch: list[Arrival]) -> int:
 
 
 @contextlib.contextmanager
-def _reading(root: Path) -> Iterator[Work[str, Arrival | str]]:
+def _reading(root: Path, wanted: frozenset[int]) -> Iterator[Work[str, Arrival | str]]:
     """What turns each path into its arrival, or into why it cannot be read."""
     compiler = Compiler()
 
     def read(path: str) -> Arrival | str:
         try:
-            return arrival_of(compiler, root, path)
+            return arrival_of(compiler, root, path, wanted)
         except (DicomscpError, OSError) as error:
             return f"{root / path}: {error}"
 

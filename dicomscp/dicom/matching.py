@@ -6,39 +6,61 @@ candidates as it likes, but this decides.  So what a match is stands here and no
 
 Choices that the standard leaves open:
 
-- PN matches without regard to case and to empty trailing components.  A name in the query without "="
-  matches any component group of a name held; with "=", group by group, an empty one matching any.
+- PN matches as `names` folds it, component by component in their order, without regard to empty trailing
+  ones.  A name in the query without "=" matches any component group of a name held; with "=", group by
+  group, an empty one matching any.  `?` is one character of the folded name: æ is two.
+- Fuzzy matching of PN is literal matching and more: a name matches if each part that is asked for is a part
+  of one component group of it, or sounds like one, in any order.  A part with wildcards must fit as written.
 - Numbers (IS, DS) match by value: 5 is 05.
 - A time or date-time of lower precision stands for the whole period: 1015 is from 10:15:00 up to 10:16.
-- Several values: the key matches if one of its values matches one of those held, whatever the VR.
+- Several values: the key matches if one of its values matches one of those held, whatever the VR; if multiple
+  value matching is agreed, where C.2.2.2.8 has it, if each does.
 - A lone "*" matches everything, in every VR.  Spaces around a value are not significant.
-- A date-time with an offset from UTC and one without compare as if both were local.
+- A date-time with an offset from UTC and one without compare as if both were local, unless time zones are
+  adjusted: then what tells no zone is in that of its entity or of its query.
+- Time zones are adjusted for date-times, and for dates and times that are a pair by their keywords and both
+  there; a date or time alone, and what is inside sequences, is not moved.
+- Combined: ranges of a date and its time are one range if both are open at the same ends.  Single dates and
+  times match each by itself, which comes to the same.
 
-What is called a level's *tags* are attributes that come from headers.  Computed attributes (numbers of
-related entities, modalities in study, URLs) are supported beside them.
+Which attributes there are says a `Model`.
 """
 
 import re
 from calendar import monthrange
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from fnmatch import translate
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import keyword_dict, keyword_for_tag
 
 from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.names import fold, name_parts, sound
 from dicomscp.errors import RefusedError
 
 
 class IdentifierError(RefusedError):
-    """The identifier breaks the rules of its information model (C-FIND status A900)."""
+    """The identifier breaks the rules of its information model, by the elements with these *tags*."""
+
+    def __init__(self, message: str, *tags: int) -> None:
+        super().__init__(message)
+        self.tags = tags
 
 
 class BadValueError(RefusedError):
-    """A key or parameter has a value that nothing can be compared with; the message names it."""
+    """A key or parameter has a value that nothing can be compared with; the message names it.
+
+    Of an identifier it is the element with the tag in *tags*.
+    """
+
+    def __init__(self, message: str, *tags: int) -> None:
+        super().__init__(message)
+        self.tags = tags
 
 
 class Level(StrEnum):
@@ -94,7 +116,42 @@ class Range:
 class AnyOf:
     """One of several that are not all UIDs."""
 
-    matches: "tuple[Single | Wildcard | Range, ...]"
+    matches: "tuple[Single | Wildcard | Range | Fuzzy, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """Each of several, by whatever value (C.2.2.2.8)."""
+
+    matches: "tuple[Single | Fuzzy, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Fuzzy:
+    """A name like *value*, which may have wildcards: the same parts or ones that sound so, in any order."""
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """No value (C.2.2.2.7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """The date of the key with the time *time_tag*, as one moment from *low* to *high*; None is open."""
+
+    time_tag: int
+    low: datetime | None
+    high: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Adjusted:
+    """*match*, by the date, time or date-time as it reads in the query's time zone (`adjusted`)."""
+
+    match: "Single | Range | AnyOf | Moments"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +161,44 @@ class Items:
     keys: "tuple[Key, ...]"
 
 
-Match: TypeAlias = Universal | Single | UIDList | Wildcard | Range | AnyOf | Items
+Path: TypeAlias = tuple[int, ...]
+"""An attribute, behind the sequences that it is in."""
+
+Match: TypeAlias = (
+    Universal
+    | Single
+    | UIDList
+    | Wildcard
+    | Range
+    | AnyOf
+    | AllOf
+    | Fuzzy
+    | Empty
+    | Moments
+    | Adjusted
+    | Items
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An attribute and what it must match."""
+    """An attribute and what it must match; a unique key is never matched by what has no value for it."""
 
     tag: int
     vr: str
     match: Match
+    is_unique: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """The time zone in which a query is asked, by its *offset* from UTC.
+
+    *local* tells the offset of entities that do not tell theirs, at a moment in their own time.
+    """
+
+    offset: timedelta
+    local: Callable[[datetime], timedelta]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +206,12 @@ class Query:
     """Objects of *level* that match all *keys*.
 
     Of each, the attributes in *returns* are given if they are known, all if it is None; those in
-    *always* are given even if they are not, without a value.  *limit* None is no limit.
+    *always* are given even if they are not, without a value.  *limit* None is no limit.  Of the items of
+    sequences that *parts* lead into, only what they lead to is given.
+
+    If it *matches_unknown*, an entity that has no value for a key matches it (C.2.2.1.2).  *zone* is
+    that of its `Adjusted` keys.  If there is a query *below*, of a lower level, only entities above what
+    matches that one match.
     """
 
     level: Level
@@ -130,6 +220,22 @@ class Query:
     limit: int | None
     offset: int = 0
     always: frozenset[int] = frozenset()
+    parts: frozenset[Path] = frozenset()
+    matches_unknown: bool = False
+    zone: Zone | None = None
+    below: "Query | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How keys are matched beyond the rules that always hold (PS3.4 C.5.1.1, PS3.18 8.3.4)."""
+
+    fuzzy: bool = False
+    empty: bool = False
+    multiple: bool = False
+    combined: bool = False
+    relational: bool = False
+    timezone: bool = False
 
 
 # ── which attributes there are ───────────────────────────────────────────────────────────────────
@@ -150,45 +256,36 @@ PATIENT_RELATED_STUDIES, PATIENT_RELATED_SERIES, PATIENT_RELATED_INSTANCES = (
 )
 STUDY_RELATED_SERIES, STUDY_RELATED_INSTANCES, SERIES_RELATED_INSTANCES = 0x00201206, 0x00201208, 0x00201209
 
-PATIENT_TAGS = _tags(
-    "PatientName PatientID IssuerOfPatientID IssuerOfPatientIDQualifiersSequence PatientBirthDate"
-    " PatientBirthTime PatientSex OtherPatientIDs OtherPatientIDsSequence OtherPatientNames EthnicGroup"
-    " PatientComments"
-)
-"""Attributes of a patient, out of headers."""
-
-STUDY_TAGS = PATIENT_TAGS | _tags(
-    "StudyInstanceUID StudyDate StudyTime AccessionNumber IssuerOfAccessionNumberSequence StudyID"
-    " StudyDescription ReferringPhysicianName PhysiciansOfRecord NameOfPhysiciansReadingStudy"
-    " TimezoneOffsetFromUTC ProcedureCodeSequence AdmittingDiagnosesDescription PatientAge PatientSize"
-    " PatientWeight Occupation AdditionalPatientHistory AdmissionID RequestingPhysician"
-    " RequestedProcedureDescription"
-)
-"""Attributes of a study and of its patient, out of headers."""
-
-SERIES_TAGS = _tags(
-    "SeriesInstanceUID Modality SeriesNumber SeriesDescription SeriesDescriptionCodeSequence SeriesDate"
-    " SeriesTime BodyPartExamined Laterality PatientPosition ProtocolName"
-    " PerformedProcedureStepStartDate PerformedProcedureStepStartTime PerformedProcedureStepEndDate"
-    " PerformedProcedureStepEndTime PerformedProcedureStepID PerformedProcedureStepDescription"
-    " RequestAttributesSequence PerformingPhysicianName OperatorsName Manufacturer ManufacturerModelName"
-    " StationName DeviceSerialNumber SoftwareVersions InstitutionName InstitutionalDepartmentName"
-)
-"""Attributes of a series, out of headers."""
-
-INSTANCE_TAGS = _tags(
-    "SOPInstanceUID SOPClassUID InstanceNumber AvailableTransferSyntaxUID ImageType InstanceCreationDate"
-    " InstanceCreationTime AcquisitionDate AcquisitionTime AcquisitionDateTime AcquisitionNumber ContentDate"
-    " ContentTime NumberOfFrames Rows Columns BitsAllocated ConceptNameCodeSequence CompletionFlag"
-    " VerificationFlag DocumentTitle ContentLabel ContentDescription PresentationCreationDate"
-    " PresentationCreationTime ContentCreatorName"
-)
-"""Attributes of an instance, out of its header."""
-
-INDEX_TAGS = STUDY_TAGS | SERIES_TAGS | INSTANCE_TAGS
-"""What an index needs of each header."""
-
-_ORDER = tuple(Level)
+# What headers say, by level.
+_OF_HEADERS = {
+    Level.PATIENT: _tags(
+        "PatientName PatientID IssuerOfPatientID IssuerOfPatientIDQualifiersSequence PatientBirthDate"
+        " PatientBirthTime PatientSex OtherPatientIDs OtherPatientIDsSequence OtherPatientNames EthnicGroup"
+        " PatientComments"
+    ),
+    Level.STUDY: _tags(
+        "StudyInstanceUID StudyDate StudyTime AccessionNumber IssuerOfAccessionNumberSequence StudyID"
+        " StudyDescription ReferringPhysicianName PhysiciansOfRecord NameOfPhysiciansReadingStudy"
+        " TimezoneOffsetFromUTC ProcedureCodeSequence AdmittingDiagnosesDescription PatientAge PatientSize"
+        " PatientWeight Occupation AdditionalPatientHistory AdmissionID RequestingPhysician"
+        " RequestedProcedureDescription"
+    ),
+    Level.SERIES: _tags(
+        "SeriesInstanceUID Modality SeriesNumber SeriesDescription SeriesDescriptionCodeSequence SeriesDate"
+        " SeriesTime BodyPartExamined Laterality PatientPosition ProtocolName"
+        " PerformedProcedureStepStartDate PerformedProcedureStepStartTime PerformedProcedureStepEndDate"
+        " PerformedProcedureStepEndTime PerformedProcedureStepID PerformedProcedureStepDescription"
+        " RequestAttributesSequence PerformingPhysicianName OperatorsName Manufacturer ManufacturerModelName"
+        " StationName DeviceSerialNumber SoftwareVersions InstitutionName InstitutionalDepartmentName"
+    ),
+    Level.IMAGE: _tags(
+        "SOPInstanceUID SOPClassUID InstanceNumber AvailableTransferSyntaxUID ImageType InstanceCreationDate"
+        " InstanceCreationTime AcquisitionDate AcquisitionTime AcquisitionDateTime AcquisitionNumber"
+        " ContentDate ContentTime NumberOfFrames Rows Columns BitsAllocated ConceptNameCodeSequence"
+        " CompletionFlag VerificationFlag DocumentTitle ContentLabel ContentDescription"
+        " PresentationCreationDate PresentationCreationTime ContentCreatorName"
+    ),
+}
 _COMPUTED = {
     Level.PATIENT: frozenset({PATIENT_RELATED_STUDIES, PATIENT_RELATED_SERIES, PATIENT_RELATED_INSTANCES}),
     Level.STUDY: frozenset(
@@ -197,34 +294,100 @@ _COMPUTED = {
     Level.SERIES: frozenset({SERIES_RELATED_INSTANCES}),
     Level.IMAGE: frozenset[int](),
 }
-_OWN = {
-    Level.PATIENT: PATIENT_TAGS,
-    Level.STUDY: STUDY_TAGS - PATIENT_TAGS,
-    Level.SERIES: SERIES_TAGS,
-    Level.IMAGE: INSTANCE_TAGS,
-}
-_LEVEL_OF = {tag: level for level in Level for tag in _OWN[level] | _COMPUTED[level]}
 _OF_EVERY_LEVEL = frozenset({INSTANCE_AVAILABILITY, RETRIEVE_URL})  # but that of the patient
 
+# PS3.4 tables C.6-1 to C.6-5.
 _UNIQUE = {
     Level.PATIENT: PATIENT_ID,
     Level.STUDY: STUDY_UID,
     Level.SERIES: SERIES_UID,
     Level.IMAGE: SOP_UID,
 }
+_REQUIRED = {
+    Level.PATIENT: _tags("PatientName"),
+    Level.STUDY: _tags("StudyDate StudyTime AccessionNumber StudyID"),
+    Level.SERIES: _tags("Modality SeriesNumber"),
+    Level.IMAGE: _tags("InstanceNumber"),
+}
+# They govern the request or the response, and are never matched.
+_CONTROL = frozenset({0x00080005, 0x00080052, 0x00080053, 0x00080054, 0x00080201})
+_BULK_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 
 
-def supported_tags(level: Level) -> frozenset[int]:
-    """The attributes that objects at *level* can be matched by and returned with.
+class Model:
+    """The attributes that entities of each level have, are matched by and returned with.
 
-    Those of the levels above are among them.
+    They are those of the standard's tables and more that come from headers: optional keys, all of which
+    are supported as required ones are (PS3.4 C.2.2.1.3).  Numbers of related entities, modalities and SOP
+    classes in the study, availability and URLs are computed.
     """
-    above = _ORDER[: _ORDER.index(level) + 1]
-    known = frozenset(tag for tag, of in _LEVEL_OF.items() if of in above)
-    return known if level is Level.PATIENT else known | _OF_EVERY_LEVEL
+
+    def __init__(self, extra: Mapping[Level, Iterable[int]] = MappingProxyType({})) -> None:
+        """*extra* are further attributes of headers at some levels, each as `header_tag` gives it."""
+        self.extra = {level: frozenset(extra.get(level, ())) for level in Level}
+        self._own = {level: _OF_HEADERS[level] | self.extra[level] for level in Level}
+        self._level_of = {tag: level for level in Level for tag in self._own[level] | _COMPUTED[level]}
+        self._supported = {level: self._down_to(level) for level in Level}
+        self.study_tags = self._own[Level.PATIENT] | self._own[Level.STUDY]
+        """Attributes of a study and of its patient, out of headers."""
+        self.series_tags = self._own[Level.SERIES]
+        """Attributes of a series, out of headers."""
+        self.instance_tags = self._own[Level.IMAGE]
+        """Attributes of an instance, out of its header."""
+        self.index_tags = self.study_tags | self.series_tags | self.instance_tags
+        """What an index needs of each header."""
+
+    def supported(self, level: Level) -> frozenset[int]:
+        """What entities of *level* are matched by and returned with, that of the levels above with it."""
+        return self._supported[level]
+
+    def level_of(self, tag: int) -> Level | None:
+        """The level that has the attribute, if one alone has it."""
+        return self._level_of.get(tag)
+
+    def unique(self, level: Level) -> int:
+        """The unique key of *level*."""
+        return _UNIQUE[level]
+
+    def required(self, level: Level) -> frozenset[int]:
+        """The required keys of *level* itself."""
+        return _REQUIRED[level]
+
+    def optional(self, level: Level) -> frozenset[int]:
+        """The optional keys of *level* itself that come from headers, the extra ones with them."""
+        return self._own[level] - _REQUIRED[level] - {_UNIQUE[level]}
+
+    def computed(self, level: Level) -> frozenset[int]:
+        """The optional keys of *level* itself that are computed."""
+        return _COMPUTED[level] | (_OF_EVERY_LEVEL if level is not Level.PATIENT else frozenset())
+
+    def _down_to(self, level: Level) -> frozenset[int]:
+        above = _ORDER[: _ORDER.index(level) + 1]
+        known = frozenset(tag for tag, of in self._level_of.items() if of in above)
+        return known if level is Level.PATIENT else known | _OF_EVERY_LEVEL
 
 
-_SUPPORTED = {level: supported_tags(level) for level in Level}
+_ORDER = tuple(Level)
+STANDARD = Model()
+"""What is known without any configuration; documents are made of it alone."""
+STUDY_TAGS, SERIES_TAGS, INSTANCE_TAGS = STANDARD.study_tags, STANDARD.series_tags, STANDARD.instance_tags
+
+
+def header_tag(name: str) -> int:
+    """The attribute that *name*, a keyword or eight hex digits, means: one that can be asked for in addition.
+
+    Raises BadValueError if there is none of that name in a dataset, if it is known already, or if nothing
+    can be compared with it: bulk data, and values whose VR depends on other elements.
+    """
+    tag = int(name, 16) if re.fullmatch("[0-9A-Fa-f]{8}", name) else keyword_dict.get(name, 0)
+    vr = public_vr(tag)
+    if not name or not tag & 0xFFFF or tag >> 16 < 8 or tag >> 16 & 1 or tag not in DicomDictionary:
+        raise BadValueError(f"{_shown(name)} is no attribute of the standard, by keyword or eight hex digits")
+    if STANDARD.level_of(tag) or tag in _CONTROL | _OF_EVERY_LEVEL:
+        raise BadValueError(f"{_shown(name)} is known already")
+    if len(vr) > 2 or vr in _BULK_VRS:
+        raise BadValueError(f"{_shown(name)} is of VR {vr}, with which nothing is compared")
+    return tag
 
 
 # ── C-FIND ───────────────────────────────────────────────────────────────────────────────────────
@@ -233,55 +396,133 @@ Identifier: TypeAlias = Mapping[int, tuple[str, Sequence[Any]]]
 """VR and values of each element: text, or for SQ the items, which are identifiers."""
 
 _QUERY_LEVEL = 0x00080052
-# They govern the request or the response, and are never matched.
-_CONTROL = frozenset({0x00080005, _QUERY_LEVEL, 0x00080054, 0x00080201})
 
 
-def query_from_identifier(identifier: Identifier, *, root: Literal["PATIENT", "STUDY"]) -> Query:
+def query_from_identifier(
+    identifier: Identifier,
+    *,
+    root: Literal["PATIENT", "STUDY"],
+    model: Model = STANDARD,
+    options: Options = Options(),
+    matches_unknown: bool = False,
+    local: Callable[[datetime], timedelta] = lambda _: timedelta(0),
+) -> Query:
     """The query that a C-FIND identifier makes, in the Patient Root or Study Root information model.
 
     Baseline behaviour (PS3.4 C.4.1.3.1.1): the unique key of every level above has one value, and no
     key of a level below has any.  Optional keys of the levels above are matched as well; an attribute
-    that is not supported is as if it were not there.  Raises IdentifierError for what the model does
-    not allow, BadValueError for a value that cannot be compared.
+    that is not supported is as if it were not there.  A *relational* query may have any keys (C.4.1.3.2):
+    if some are of levels below, the query has one *below* that has all of them.
 
-    Returned are the keys that are supported, and the unique keys down to the level, known or not.
+    *local* is the offset from UTC of what tells no time zone of its own.  Raises IdentifierError for what
+    the model does not allow, BadValueError for a value that cannot be compared.
+
+    Returned always are the keys that are supported, and the unique keys down to the level.
     """
     level = _level_of(identifier, root)
-    keys = tuple(
-        Key(tag, vr, match)
-        for tag, (_, values) in identifier.items()
-        if tag in _LEVEL_OF and tag not in _CONTROL
-        for vr in (public_vr(tag),)
-        for match in (_match(_name(tag), vr, values),)
-        if not isinstance(match, Universal)
+    levels = _ORDER[0 if root == "PATIENT" else 1 : _ORDER.index(level) + 1]
+    zone = _zone(identifier, local) if options.timezone else None
+    keys = _identifier_keys(identifier, root, model, options, zone)
+    above = tuple(key for key in keys if key.tag in model.supported(level))
+    if not options.relational:
+        _check_hierarchy(levels, {key.tag: key for key in above}, [key for key in keys if key not in above])
+    always = model.supported(level) & ({_UNIQUE[one] for one in levels} | identifier.keys())
+    returns = always | _needed_to_adjust(always) if zone else always
+    parts = frozenset(_parts(identifier)) if any(vr == "SQ" for vr, _ in identifier.values()) else frozenset()
+    query = Query(
+        level, above, returns, None, always=always, parts=parts, matches_unknown=matches_unknown, zone=zone
     )
-    _check_hierarchy(level, root, {key.tag: key for key in keys})
-    unique = {_UNIQUE[one] for one in _ORDER[: _ORDER.index(level) + 1]}
-    returns = _SUPPORTED[level] & (unique | identifier.keys())
-    return Query(level, keys, returns, None, always=returns)
+    return query if len(above) == len(keys) else replace(query, below=_below(keys, model, query))
+
+
+def _identifier_keys(
+    identifier: Identifier, root: str, model: Model, options: Options, zone: Zone | None
+) -> tuple[Key, ...]:
+    # Study Root has no patients: what identifies them is an attribute like others (C.3.2).
+    unique = {PATIENT_ID} if root == "PATIENT" else set()
+    found = []
+    for tag, (_, values) in identifier.items():
+        if model.level_of(tag) and tag not in _CONTROL:
+            try:
+                match = _match(_name(tag), tag, public_vr(tag), values, options)
+            except BadValueError as error:
+                raise BadValueError(str(error), tag) from error
+            if not isinstance(match, Universal):
+                found.append(Key(tag, public_vr(tag), match, tag in unique))
+    keys = tuple(found)
+    if options.combined:
+        keys = _combined(keys, {tag: str(values[0]) for tag, (_, values) in identifier.items() if values})
+    return tuple(_adjusting(key, zone) for key in keys) if zone else keys
+
+
+def _below(keys: tuple[Key, ...], model: Model, query: Query) -> Query:
+    """What at the lowest level of *keys* matches all of them, with what identifies entities of *query*."""
+    lowest = max((model.level_of(key.tag) or query.level for key in keys), key=_ORDER.index)
+    returns = identity_tags(query.level)
+    if query.zone:
+        returns |= _needed_to_adjust(frozenset(key.tag for key in keys))
+    return replace(query, level=lowest, keys=keys, returns=returns, always=frozenset(), parts=frozenset())
+
+
+def identity_tags(level: Level) -> frozenset[int]:
+    """The attributes that tell entities of *level* apart, in the whole of an archive."""
+    if level is Level.PATIENT:
+        return _tags("PatientID IssuerOfPatientID PatientName PatientBirthDate")
+    return frozenset(_UNIQUE[one] for one in _ORDER[1 : _ORDER.index(level) + 1])
+
+
+def identity_keys(level: Level, found: Mapping[str, Any]) -> tuple[Key, ...]:
+    """Keys that the entity of *level* matches that *found*, with its `identity_tags`, is of or below.
+
+    Patients without ID are told apart by name and birth date.
+    """
+    tags = identity_tags(level)
+    if level is Level.PATIENT:
+        known = bool(_values(found, f"{PATIENT_ID:08X}"))
+        by_id = _tags("PatientID IssuerOfPatientID")
+        tags = by_id if known else tags - _tags("IssuerOfPatientID")
+    return tuple(Key(tag, public_vr(tag), _equal_to(_values(found, f"{tag:08X}"))) for tag in sorted(tags))
+
+
+def _equal_to(values: Sequence[Any]) -> Match:
+    if not values:
+        return Empty()
+    value = values[0]
+    if isinstance(value, Mapping):
+        return Single("=".join(str(value.get(group) or "") for group in _GROUPS))
+    return Single(str(value))
 
 
 def _level_of(identifier: Identifier, root: str) -> Level:
     _, values = identifier.get(_QUERY_LEVEL, ("CS", ()))
     text = str(values[0]).strip() if len(values) == 1 else ""
     if text not in _ORDER:
-        raise IdentifierError("Query/Retrieve Level is missing or unknown")
+        raise IdentifierError("Query/Retrieve Level is missing or unknown", _QUERY_LEVEL)
     level = Level(text)
     if root == "STUDY" and level is Level.PATIENT:
-        raise IdentifierError("Study Root has no PATIENT level")
+        raise IdentifierError("Study Root has no PATIENT level", _QUERY_LEVEL)
     return level
 
 
-def _check_hierarchy(level: Level, root: str, keys: Mapping[int, Key]) -> None:
-    depth = _ORDER.index(level)
-    for above in _ORDER[0 if root == "PATIENT" else 1 : depth]:
-        key = keys.get(_UNIQUE[above])
+def _check_hierarchy(levels: Sequence[Level], keys: Mapping[int, Key], below: Sequence[Key]) -> None:
+    *above, level = levels
+    for one in above:
+        key = keys.get(_UNIQUE[one])
         if key is None or not isinstance(key.match, Single):
-            raise IdentifierError(f"{_name(_UNIQUE[above])} must have one value at {level} level")
-    for tag in keys:
-        if _ORDER.index(_LEVEL_OF[tag]) > depth:
-            raise IdentifierError(f"{_name(tag)} is no key at {level} level")
+            text = f"{_name(_UNIQUE[one])} must have one value at {level} level"
+            raise IdentifierError(text, _UNIQUE[one])
+    if below:
+        tags = [key.tag for key in below]
+        raise IdentifierError(f"{_name(tags[0])} is no key at {level} level", *tags)
+
+
+def _parts(identifier: Identifier) -> Iterator[Path]:
+    """The attributes inside sequences that are asked for; a sequence without any is asked for whole."""
+    for tag, (vr, values) in identifier.items():
+        for item in values if vr == "SQ" else ():
+            for nested, (inner, _) in item.items():
+                deeper = [(tag, *path) for path in _parts({nested: item[nested]})] if inner == "SQ" else []
+                yield from deeper or [(tag, nested)]
 
 
 # ── QIDO-RS ──────────────────────────────────────────────────────────────────────────────────────
@@ -305,29 +546,23 @@ _UNASKED = {
     Level.SERIES: _ALWAYS[Level.SERIES]
     | _OF_EVERY_LEVEL
     | _tags(
-        "StudyInstanceUID SeriesInstanceUID SeriesDescription SeriesDate SeriesTime"
+        "StudyInstanceUID SeriesInstanceUID TimezoneOffsetFromUTC SeriesDescription SeriesDate SeriesTime"
         " PerformedProcedureStepStartDate PerformedProcedureStepStartTime RequestAttributesSequence"
         " NumberOfSeriesRelatedInstances"
     ),
     Level.IMAGE: _ALWAYS[Level.IMAGE]
     | _OF_EVERY_LEVEL
     | _tags(
-        "StudyInstanceUID SeriesInstanceUID SOPInstanceUID SOPClassUID Rows Columns BitsAllocated"
-        " NumberOfFrames AvailableTransferSyntaxUID"
+        "StudyInstanceUID SeriesInstanceUID SOPInstanceUID SOPClassUID TimezoneOffsetFromUTC Rows Columns"
+        " BitsAllocated NumberOfFrames AvailableTransferSyntaxUID"
     ),
 }
-_LITERAL = {
-    "fuzzymatching": (
-        "The fuzzymatching parameter is not supported. Only literal matching has been performed."
-    ),
-    "emptyvaluematching": "The emptyvaluematching parameter is not supported. Empty values match everything.",
-    "multiplevaluematching": (
-        "The multiplevaluematching parameter is not supported. Any one of several values matches."
-    ),
-}
+_FLAGS = {"fuzzymatching": "fuzzy", "emptyvaluematching": "empty", "multiplevaluematching": "multiple"}
 _COMMA_VRS = frozenset({"UI", "CS"})  # neither can hold a comma; viewers send lists of modalities so
 _LINE_VRS = frozenset({"LT", "ST", "UT", "UR"})  # a backslash is a character like any other
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+_IN_PARTS = re.compile(r"\(?[0-9A-Fa-f]{4} ?, ?[0-9A-Fa-f]{4}\)?")  # (gggg,eeee), as it is printed
+_LOST_PLUS = re.compile(r"(?<![- ]) (?=\d{4}(\D|$))", re.ASCII)
 
 
 def query_from_parameters(
@@ -337,101 +572,181 @@ def query_from_parameters(
     study_uid: str | None = None,
     series_uid: str | None = None,
     max_results: int,
+    model: Model = STANDARD,
+    local: Callable[[datetime], timedelta] = lambda _: timedelta(0),
 ) -> tuple[Query, list[str]]:
-    """The query that a QIDO-RS request makes, and warnings about what of it is not done.
+    """The query that a QIDO-RS request makes, and sentences about what of it is not done.
 
     *study_uid* and *series_uid* are those of the resource; without them the attributes of the levels
     above are returned too.  No more than *max_results* are asked for.  Raises BadValueError, naming the
-    parameter, for a value that cannot be used.
+    parameter, for a value that cannot be used and for what may be given once and is given again.
+
+    Dates and times are matched as combined and, if (0008,0201) is among the parameters, as in that time zone
+    (PS3.18 section 8.3.4.1.1); *local* is the offset from UTC of what tells none of its own.  Keys of the
+    levels above are matched without their unique keys.  What is matched is returned as well.
     """
-    asked: list[tuple[tuple[int, ...], str, str]] = []
-    included: set[int] = set()
-    everything = False
-    bounds = {"limit": max_results, "offset": 0}
-    warnings: list[str] = []
+    asked = _Asked(model.supported(level))
     for name, value in params:
-        if name == "includefield":
-            for field in value.split(","):
-                everything = everything or field.strip() == "all"
-                included.update(_included(field.strip(), warnings))
-        elif name in bounds:
-            bounds[name] = _whole_number(name, value)
-        elif name in _LITERAL:
-            warnings += _literal(name, value)
-        elif path := _path(name):
-            if path[0] in _SUPPORTED[level] and path[0] not in _CONTROL:
-                asked.append((path, name, value))
-            else:
-                warnings.append(f"The attribute {_shown(name)} is not matched at this level.")
-        else:
-            warnings.append(f"The parameter {_shown(name)} is unknown and was ignored.")
+        asked.take(name, value)
     scope = {STUDY_UID: study_uid, SERIES_UID: series_uid}
     keys = tuple(Key(tag, "UI", Single(uid)) for tag, uid in scope.items() if uid is not None)
-    scoped = [Level.STUDY] * (study_uid is not None) + [Level.SERIES] * (series_uid is not None)
-    levels = [
-        one
-        for one in _UNASKED
-        if one is level or (one not in scoped and one in _ORDER[: _ORDER.index(level)])
-    ]
-    always = frozenset().union(*(_ALWAYS[one] for one in levels))
-    unasked = frozenset().union(*(_UNASKED[one] for one in levels))
+    always, unasked = _returned_at(level, scoped=[uid is not None for uid in scope.values()])
+    whole = unasked | {path[0] for path in asked.returned if len(path) == 1}
+    parts = frozenset(path for path in asked.returned if path[0] not in whole)
+    keys = _combined(keys + _asked_keys(asked.keys, asked.options), asked.written)
+    zone = Zone(asked.offset, local) if asked.offset is not None else None
+    if zone:
+        keys = tuple(_adjusting(key, zone) for key in keys)
+        whole |= _needed_to_adjust(frozenset(key.tag for key in keys))
     query = Query(
         level,
-        keys + _asked_keys(asked),
-        None if everything else unasked | (_SUPPORTED[level] & included),
-        min(bounds["limit"], max_results),
-        bounds["offset"],
+        keys,
+        None if asked.everything else whole | {path[0] for path in parts},
+        min(asked.numbers.get("limit", max_results), max_results),
+        asked.numbers.get("offset", 0),
         always,
+        frozenset() if asked.everything else parts,
+        zone=zone,
     )
-    return query, warnings
+    return query, asked.warnings
 
 
-def _included(field: str, warnings: list[str]) -> Iterable[int]:
-    """The attribute that includefield names; of a path, the sequence it begins with."""
-    if field in ("", "all"):
-        return ()
-    path = _path(field)
-    if not path:
-        warnings.append(f"The attribute {_shown(field)} of includefield is unknown and was ignored.")
-    return path[:1]
+def narrowed(found: dict[str, Any], parts: Iterable[Path]) -> dict[str, Any]:
+    """*found*, with nothing in the items of sequences but what *parts* of them are asked for."""
+    inside: dict[int, list[Path]] = {}
+    for tag, *rest in parts:
+        inside.setdefault(tag, []).append(tuple(rest))
+    return found | {
+        name: {**found[name], "Value": [_part(item, paths) for item in found[name]["Value"]]}
+        for tag, paths in inside.items()
+        for name in (f"{tag:08X}",)
+        if "Value" in found.get(name, {})
+    }
 
 
-def _literal(name: str, value: str) -> list[str]:
+def _part(item: dict[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+    wanted = {f"{path[0]:08X}" for path in paths}
+    whole = {path[0] for path in paths if len(path) == 1}
+    found = item if isinstance(item, dict) else {}
+    kept = {name: attribute for name, attribute in found.items() if name in wanted}
+    return narrowed(kept, [path for path in paths if path[0] not in whole])
+
+
+def _returned_at(level: Level, *, scoped: Sequence[bool]) -> tuple[frozenset[int], frozenset[int]]:
+    """What is returned known or not, and all that is returned unasked.
+
+    Of the levels above, *scoped* says which the resource names: those are known to whoever asks.
+    """
+    above = [one for one, named in zip((Level.STUDY, Level.SERIES), scoped, strict=True) if not named]
+    levels = [level, *(one for one in above if _ORDER.index(one) < _ORDER.index(level))]
+    always = frozenset().union(*(_ALWAYS[one] for one in levels))
+    return always, frozenset().union(*(_UNASKED[one] for one in levels))
+
+
+class _Asked:
+    """What the parameters of one request ask for, taken one by one."""
+
+    def __init__(self, supported: frozenset[int]) -> None:
+        self.keys: list[tuple[Path, str, str]] = []
+        self.returned: set[Path] = set()
+        self.everything = False
+        self.numbers: dict[str, int] = {}
+        self.offset: timedelta | None = None
+        self.options = Options(combined=True, relational=True)
+        self.warnings: list[str] = []
+        self.written: dict[int, str] = {}  # values, by attributes that are in no sequence
+        self._supported = supported
+        self._seen: set[str | Path] = set()
+
+    def take(self, name: str, value: str) -> None:
+        if name == "includefield":
+            for field in value.split(","):
+                self._include(field.strip())
+        elif name in ("limit", "offset"):
+            self._once(name, name)
+            self.numbers[name] = _whole_number(name, value)
+        elif name in _FLAGS:
+            self._once(name, name)
+            self.options = replace(self.options, **{_FLAGS[name]: _truth(name, value)})
+        elif path := _path(name):
+            self._match(path, name, value)
+        elif _IN_PARTS.fullmatch(name):
+            raise BadValueError(f"{_shown(name)}: a tag is written as eight hex digits, as 00100020")
+        elif name:
+            self.warnings.append(f"The parameter {_shown(name)} is not supported and was ignored.")
+
+    def _match(self, path: Path, name: str, value: str) -> None:
+        """PS3.18 8.3.4.1: no attribute is repeated, under another name neither."""
+        self._once(path, name)
+        if path == (_TIMEZONE,):
+            self.offset = _zone_offset(name, value)
+            return
+        if path[0] in _CONTROL or path[0] not in self._supported:
+            self.warnings.append(f"The attribute {_shown(name)} is not matched here and was ignored.")
+            return
+        self.keys.append((path, name, value))
+        self.returned.add(path)
+        if len(path) == 1:
+            self.written[path[0]] = value
+
+    def _include(self, field: str) -> None:
+        path = _path(field)
+        if field == "all":
+            self.everything = True
+        elif field and not path:
+            self.warnings.append(f"The attribute {_shown(field)} of includefield is unknown and was ignored.")
+        elif path and path[0] in self._supported:
+            self.returned.add(path)  # what is of a lower level is not (10.6.3.3.1), and needs no warning
+
+    def _once(self, what: str | Path, name: str) -> None:
+        if what in self._seen:
+            raise BadValueError(f"{_shown(name)} is given more than once")
+        self._seen.add(what)
+
+
+def _truth(name: str, value: str) -> bool:
     if value not in ("true", "false"):
         raise BadValueError(f"{name} is true or false, not {_shown(value)}")
-    return [_LITERAL[name]] if value == "true" else []
+    return value == "true"
+
+
+def _zone_offset(name: str, value: str) -> timedelta | None:
+    offset = _offset(_LOST_PLUS.sub("+", value))
+    if offset is None and value:
+        raise BadValueError(f"{name} is an offset as +0100, not {_shown(value)}")
+    return offset
 
 
 def _whole_number(name: str, value: str) -> int:
     if not _NUMBER.fullmatch(value):
-        raise BadValueError(f"{name} is a whole number, not {_shown(value)}")
+        raise BadValueError(f"{name} is a whole number of at most nine digits, not {_shown(value)}")
     return int(value)
 
 
-def _path(name: str) -> tuple[int, ...]:
+def _path(name: str) -> Path:
     """The tags that *name* leads through, by keyword or eight hex digits; () if one is not known."""
     tags = []
     for part in name.split("."):
         tag = int(part, 16) if re.fullmatch("[0-9A-Fa-f]{8}", part) else keyword_dict.get(part, 0)
-        if not tag or public_vr(tag) == "UN":
+        if not part or not tag or public_vr(tag) == "UN":  # some that are retired have no keyword
             return ()
         tags.append(tag)
     is_through_sequences = all(public_vr(tag) == "SQ" for tag in tags[:-1])
     return tuple(tags) if is_through_sequences else ()
 
 
-def _asked_keys(asked: Iterable[tuple[tuple[int, ...], str, str]]) -> tuple[Key, ...]:
+def _asked_keys(asked: Iterable[tuple[Path, str, str]], options: Options) -> tuple[Key, ...]:
     """A key for each attribute; what is asked of one sequence must hold in one item."""
     keys: list[Key] = []
-    inside: dict[int, list[tuple[tuple[int, ...], str, str]]] = {}
+    inside: dict[int, list[tuple[Path, str, str]]] = {}
     for (tag, *rest), name, value in asked:
         vr = public_vr(tag)
         if rest:
             inside.setdefault(tag, []).append((tuple(rest), name, value))
-        elif not isinstance(match := _match(name, vr, [] if vr == "SQ" else _split(vr, value)), Universal):
+        elif not isinstance(match := _match(name, tag, vr, _split(vr, value), options), Universal):
             keys.append(Key(tag, vr, match))
     for tag, more in inside.items():
-        if nested := _asked_keys(more):
+        if nested := _asked_keys(more, options):
             keys.append(Key(tag, "SQ", Items(nested)))
     return tuple(keys)
 
@@ -439,6 +754,9 @@ def _asked_keys(asked: Iterable[tuple[tuple[int, ...], str, str]]) -> tuple[Key,
 def _split(vr: str, value: str) -> list[str]:
     if vr in _LINE_VRS:
         return [value]
+    if vr == "DT":
+        # An offset from UTC begins with a plus, which PS3.18 lets stand for itself and forms for a space.
+        value = _LOST_PLUS.sub("+", value)
     return re.split(r"[\\,]" if vr in _COMMA_VRS else r"\\", value)
 
 
@@ -451,6 +769,9 @@ def _shown(text: str) -> str:
 # PS3.4 C.2.2.2.4
 _WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 _NUMBER_VRS = frozenset({"DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV"})
+_MULTIPLE_VRS = frozenset({"AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"})  # C.2.2.2.8
+EMPTY_VALUE = '""'
+"""What asks for no value, if empty value matching is agreed (C.2.2.2.7)."""
 _UID = re.compile(r"[!-\[\]-~]{1,64}")  # what can be held, PS3.5 or not
 
 
@@ -458,10 +779,14 @@ def _name(tag: int) -> str:
     return f"{keyword_for_tag(tag)} ({tag >> 16:04X},{tag & 0xFFFF:04X})".lstrip()
 
 
-def _match(name: str, vr: str, values: Sequence[Any]) -> Match:
+def _match(name: str, tag: int, vr: str, values: Sequence[Any], options: Options) -> Match:
     """What *values* of a key ask for; none, or only empty ones, ask for nothing."""
+    if options.empty and list(values) == [EMPTY_VALUE]:
+        return Empty()
     if vr == "SQ":
-        return _items(name, values)
+        return _items(name, [value for value in values if isinstance(value, Mapping)], options)
+    if any(isinstance(value, Mapping) for value in values):
+        raise BadValueError(f"{name} is a {vr}, not a sequence")
     texts = [text for text in (str(value).strip(" ") for value in values) if text]
     if not texts or any(set(text) == {"*"} for text in texts):
         return Universal()
@@ -469,11 +794,20 @@ def _match(name: str, vr: str, values: Sequence[Any]) -> Match:
         if bad := next((text for text in texts if not _UID.fullmatch(text) or set(text) & set("*?")), None):
             raise BadValueError(f"{name} is a UID, not {_shown(bad)}")
         return Single(texts[0]) if len(texts) == 1 else UIDList(tuple(texts))
-    matches = tuple(_one_match(name, vr, text) for text in texts)
+    if len(texts) > 1 and options.multiple and _takes_several(tag, vr):
+        if bad := next((text for text in texts if vr in _WILDCARD_VRS and set(text) & set("*?")), None):
+            raise BadValueError(f"{name} is one of several values, which have no wildcards: {_shown(bad)}")
+        return AllOf(tuple(Fuzzy(text) if vr == "PN" and options.fuzzy else Single(text) for text in texts))
+    matches = tuple(_one_match(name, vr, text, options) for text in texts)
     return matches[0] if len(matches) == 1 else AnyOf(matches)
 
 
-def _items(name: str, items: Sequence[Identifier]) -> Match:
+def _takes_several(tag: int, vr: str) -> bool:
+    """Whether multiple value matching is defined for the attribute (C.2.2.2.8)."""
+    return vr in _MULTIPLE_VRS and tag in DicomDictionary and DicomDictionary[tag][1] != "1"
+
+
+def _items(name: str, items: Sequence[Identifier], options: Options) -> Match:
     if len(items) > 1:
         raise BadValueError(f"{name} has more than one item")
     keys = tuple(
@@ -481,13 +815,15 @@ def _items(name: str, items: Sequence[Identifier]) -> Match:
         for item in items
         for tag, (written, values) in item.items()
         for vr in (public_vr(tag) if public_vr(tag) != "UN" else written,)
-        for match in (_match(_name(tag), vr, values),)
+        for match in (_match(_name(tag), tag, vr, values, options),)
         if not isinstance(match, Universal)
     )
     return Items(keys) if keys else Universal()
 
 
-def _one_match(name: str, vr: str, text: str) -> Single | Wildcard | Range:
+def _one_match(name: str, vr: str, text: str, options: Options) -> Single | Wildcard | Range | Fuzzy:
+    if vr == "PN" and options.fuzzy:
+        return Fuzzy(text)
     if vr in _WILDCARD_VRS and ("*" in text or "?" in text):
         return Wildcard(text)
     if vr in ("DA", "TM", "DT"):
@@ -520,6 +856,157 @@ def _bound(vr: str, text: str, *, up: bool) -> str | None:
     if vr == "TM":
         return _time(text, up=up)
     return text if _moments(text) else None
+
+
+# ── dates with their times, and time zones ───────────────────────────────────────────────────────
+
+_TIMEZONE = 0x00080201
+_TIME_OF = {
+    tag: keyword_dict[f"{keyword[:-4]}Time"]
+    for keyword, tag in keyword_dict.items()
+    if keyword.endswith("Date")
+    and public_vr(tag) == "DA"
+    and public_vr(keyword_dict.get(f"{keyword[:-4]}Time", 0)) == "TM"
+}
+_DATE_OF = {time: date for date, time in _TIME_OF.items()}
+_TIME_OF_HEX = {f"{date:08X}": f"{time:08X}" for date, time in _TIME_OF.items()}
+_OFFSET = re.compile(r"([+-])(0\d|1[0-4])([0-5]\d)", re.ASCII)
+_HAS_OFFSET = re.compile(r"[+-]\d{4}$", re.ASCII)
+
+
+def _combined(keys: tuple[Key, ...], written: Mapping[int, str]) -> tuple[Key, ...]:
+    """*keys*, with one in place of those of a date and its time if both are ranges of the same form."""
+    ranges = {
+        key.tag: key.match for key in keys if isinstance(key.match, Range) and "-" in written.get(key.tag, "")
+    }
+    pairs = {
+        date: time
+        for date, time in _TIME_OF.items()
+        if date in ranges and time in ranges and _form(ranges[date]) == _form(ranges[time])
+    }
+    return tuple(
+        Key(key.tag, "DA", _moments_of(ranges[key.tag], ranges[pairs[key.tag]], key.tag))
+        if key.tag in pairs
+        else key
+        for key in keys
+        if key.tag not in pairs.values()
+    )
+
+
+def _form(match: Range) -> tuple[bool, bool]:
+    return match.low is None, match.high is None
+
+
+def _moments_of(dates: Range, times: Range, date_tag: int) -> Moments:
+    ends = []
+    for date, time in ((dates.low, times.low), (dates.high, times.high)):
+        moment = _moment(date, time) if date and time else None
+        if date and moment is None:
+            raise BadValueError(f"{_name(date_tag)}: {date} is in no calendar", date_tag)
+        ends.append(moment)
+    return Moments(_TIME_OF[date_tag], *ends)
+
+
+def _moment(date: str, time: str) -> datetime | None:
+    """The moment of a date and a time as `normal` gives them; a leap second is the one before."""
+    found = _moments(f"{date}{time}")
+    return found[0] if found else None
+
+
+def _zone(identifier: Identifier, local: Callable[[datetime], timedelta]) -> Zone | None:
+    _, values = identifier.get(_TIMEZONE, ("SH", ()))
+    if not any(values):
+        return None
+    offset = _offset(values[0])
+    if offset is None:
+        text = f"{_name(_TIMEZONE)} is an offset as +0100, not {_shown(str(values[0]))}"
+        raise BadValueError(text, _TIMEZONE)
+    return Zone(offset, local)
+
+
+def _offset(value: object) -> timedelta | None:
+    found = _OFFSET.fullmatch(str(value).strip(" "))
+    if not found:
+        return None
+    offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
+    return -offset if found[1] == "-" else offset
+
+
+def _offset_text(offset: timedelta) -> str:
+    minutes = round(offset.total_seconds()) // 60
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}{abs(minutes) % 60:02}"
+
+
+def _adjusting(key: Key, zone: Zone) -> Key:
+    """*key*, as asked for in *zone* if it is of a date-time, or of a date or time that has the other."""
+    match = key.match
+    is_of_pair = key.tag in _TIME_OF or key.tag in _DATE_OF
+    if not isinstance(match, Single | Range | AnyOf | Moments) or not (key.vr == "DT" or is_of_pair):
+        return key
+    return replace(key, match=Adjusted(_offset_told(match, zone) if key.vr == "DT" else match))
+
+
+def _offset_told(match: "Single | Range | AnyOf | Moments", zone: Zone) -> "Single | Range | AnyOf | Moments":
+    """A match of date-times, of which those that tell no offset tell that of *zone*."""
+    if isinstance(match, AnyOf):
+        ranges = [_offset_told(one, zone) for one in match.matches if isinstance(one, Range)]
+        return AnyOf(tuple(one for one in ranges if isinstance(one, Range)))
+    if not isinstance(match, Range):
+        return match
+    text = _offset_text(zone.offset)
+    low, high = (
+        end if end is None or _HAS_OFFSET.search(end) else end + text for end in (match.low, match.high)
+    )
+    return Range(low, high)
+
+
+def _needed_to_adjust(asked: frozenset[int]) -> frozenset[int]:
+    """What must be known to adjust the attributes *asked* for."""
+    pairs = (_TIME_OF.get(tag, _DATE_OF.get(tag, _TIMEZONE)) for tag in asked)
+    return frozenset(pairs) | {_TIMEZONE}
+
+
+def adjusted(attributes: Mapping[str, Any], zone: Zone) -> dict[str, Any]:
+    """A DICOM JSON object as it reads in *zone*: dates moved with their times, date-times that say where.
+
+    It is in the zone that its (0008,0201) says, or else in the local one.
+    """
+    own = next((_offset(value) for value in _values(attributes, f"{_TIMEZONE:08X}")), None)
+    found = dict(attributes)
+    for tag, element in attributes.items():
+        if element["vr"] == "DT":
+            values = [_placed(value, own, zone) for value in element.get("Value", ())]
+            found[tag] = {**element, "Value": values} if values else element
+        elif time_tag := _TIME_OF_HEX.get(tag):
+            dates, times = _values(attributes, tag), _values(attributes, time_tag)
+            if dates and times and (moved := _moved(dates[0], times[0], own, zone)):
+                found[tag], found[time_tag] = (
+                    {**attributes[one], "Value": [value]}
+                    for one, value in zip((tag, time_tag), moved, strict=True)
+                )
+    return found
+
+
+def _placed(value: Any, own: timedelta | None, zone: Zone) -> Any:
+    moments = _moments(value.strip(" ")) if isinstance(value, str) else None
+    if moments is None or moments[2] is not None:
+        return value
+    return value.strip(" ") + _offset_text(zone.local(moments[0]) if own is None else own)
+
+
+def _moved(date: Any, time: Any, own: timedelta | None, zone: Zone) -> tuple[str, str] | None:
+    """A date and its time as they read in *zone*, the time as precise as it was; None if they are none."""
+    day, clock = normal("DA", date), normal("TM", time)
+    moment = _moment(str(day), str(clock)) if day and clock else None
+    if moment is None:
+        return None
+    try:
+        there = moment + zone.offset - (zone.local(moment) if own is None else own)
+    except OverflowError:
+        return None
+    rest = time.strip(" ").replace(":", "")[4:]
+    text = f"{there.year:04}{there.month:02}{there.day:02}"
+    return text, f"{there.hour:02}{there.minute:02}{rest}"
 
 
 # ── values ───────────────────────────────────────────────────────────────────────────────────────
@@ -612,51 +1099,150 @@ def _person(value: Any) -> str | None:
         groups = value.split("=")
     else:
         return None
-    return "=".join(group.strip(" ").rstrip("^ ").casefold() for group in groups).rstrip("=")
+    return "=".join(_group(group) for group in groups).rstrip("=")
+
+
+def _group(text: str) -> str:
+    return fold(text).strip(" ").rstrip("^ ") if text else ""
 
 
 # ── deciding ─────────────────────────────────────────────────────────────────────────────────────
 
 _Test: TypeAlias = Callable[[Any], bool]
+_NOTHING: Mapping[str, Any] = {}
 
 
-def matcher(keys: Sequence[Key]) -> Callable[[Mapping[str, Any]], bool]:
-    """A function that tells whether a DICOM JSON object matches all *keys*."""
-    tests = [
-        (f"{key.tag:08X}", _test(key.vr, key.match)) for key in keys if not isinstance(key.match, Universal)
-    ]
+def matcher(query: Query) -> Callable[[Mapping[str, Any]], bool]:
+    """A function that tells whether a DICOM JSON object matches all keys of *query*.
+
+    If they are `Adjusted`, the object needs its (0008,0201), and with a date its time.
+    """
+    plain = [key for key in query.keys if not isinstance(key.match, Adjusted)]
+    moved = [replace(key, match=key.match.match) for key in query.keys if isinstance(key.match, Adjusted)]
+    matches = _matcher(plain, unknown=query.matches_unknown)
+    zone = query.zone
+    if zone is None or not moved:
+        return matches
+    matches_there = _matcher(moved, unknown=query.matches_unknown)
+    return lambda attributes: matches(attributes) and matches_there(adjusted(attributes, zone))
+
+
+def answerer(query: Query) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A function that makes of an object that was found what C-FIND answers of it.
+
+    Of sequences that were matched only the items that match, of those only what was asked for (C.2.2.2.6);
+    if time zones are adjusted, dates and times as they read in the query's, which is told (C.4.1.1.3.2).
+    """
+    asked = {f"{tag:08X}" for tag in query.always}
+    zone = query.zone
+
+    def answer(found: Mapping[str, Any]) -> dict[str, Any]:
+        chosen = narrowed(_chosen(found, query.keys, unknown=query.matches_unknown), query.parts)
+        if zone is not None:
+            chosen = adjusted(chosen, zone)
+        chosen = {tag: element for tag, element in chosen.items() if tag in asked}
+        if zone is not None:
+            chosen[f"{_TIMEZONE:08X}"] = {"vr": "SH", "Value": [_offset_text(zone.offset)]}
+        return chosen
+
+    return answer
+
+
+def _chosen(found: Mapping[str, Any], keys: Sequence[Key], *, unknown: bool) -> dict[str, Any]:
+    """*found*, of its sequences only the items that match."""
+    chosen = dict(found)
+    for key in keys:
+        name = f"{key.tag:08X}"
+        if isinstance(key.match, Items) and _values(found, name):
+            inner = key.match.keys
+            matches = _matcher(inner, unknown=unknown)
+            items = [one for one in _values(found, name) if isinstance(one, Mapping) and matches(one)]
+            chosen[name] = {**found[name], "Value": [_chosen(one, inner, unknown=unknown) for one in items]}
+    return chosen
+
+
+def _matcher(keys: Sequence[Key], *, unknown: bool) -> Callable[[Mapping[str, Any]], bool]:
+    tests = [_object_test(key, unknown=unknown and not key.is_unique) for key in keys]
+    return lambda attributes: all(test(attributes) for test in tests)
+
+
+def _values(attributes: Mapping[str, Any], tag: str) -> list[Any]:
+    """The values of an attribute that are not empty."""
+    return [value for value in attributes.get(tag, {}).get("Value", ()) if value not in (None, "")]
+
+
+def _object_test(key: Key, *, unknown: bool) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether an object matches; *unknown* is the answer if it has no value."""
+    tag, match = f"{key.tag:08X}", key.match
+    if isinstance(match, Empty):
+        return lambda attributes: not _values(attributes, tag)
+    if isinstance(match, Moments):
+        return _test_combined(tag, match, unknown=unknown)
+    if isinstance(match, AllOf):
+        tests = [_test(key.vr, one, unknown=unknown) for one in match.matches]
+
+        def matches_all(attributes: Mapping[str, Any]) -> bool:
+            values = _values(attributes, tag)
+            return all(any(map(test, values)) for test in tests) if values else unknown
+
+        return matches_all
+    test = _test(key.vr, match, unknown=unknown)
 
     def matches(attributes: Mapping[str, Any]) -> bool:
-        for tag, test in tests:
-            values = attributes.get(tag, {}).get("Value", ())
-            if not any(test(value) for value in values if value is not None):
-                return False
-        return True
+        """As `any` of `_values`.  Hot: entered for each candidate."""
+        known = False
+        for value in attributes.get(tag, _NOTHING).get("Value", ()):
+            if value is not None and value != "":
+                if test(value):
+                    return True
+                known = True
+        return unknown and not known
 
     return matches
 
 
-def _test(vr: str, match: Match) -> _Test:
-    """Whether one value matches."""
+def _test_combined(tag: str, match: Moments, *, unknown: bool) -> Callable[[Mapping[str, Any]], bool]:
+    time_tag = f"{match.time_tag:08X}"
+    low, high = match.low or datetime.min, match.high or datetime.max  # noqa: DTZ901 - no zone is compared
+
+    def matches(attributes: Mapping[str, Any]) -> bool:
+        dates, times = _values(attributes, tag), _values(attributes, time_tag)
+        if not dates:
+            return unknown
+        date = normal("DA", dates[0])
+        if not times:
+            day = _moment(str(date), "000000")
+            return unknown and day is not None and low.date() <= day.date() <= high.date()
+        moment = _moment(str(date), str(normal("TM", times[0])))
+        return moment is not None and low <= moment <= high
+
+    return matches
+
+
+def _test(vr: str, match: Match, *, unknown: bool) -> _Test:
+    """Whether one value matches; *unknown* is the answer if in an item there is none."""
     if isinstance(match, Items):
-        return matcher(match.keys)
+        matches = _matcher(match.keys, unknown=unknown)
+        return lambda value: isinstance(value, Mapping) and matches(value)  # devices give it other VRs
     if isinstance(match, AnyOf):
-        tests = [_test(vr, one) for one in match.matches]
+        tests = [_test(vr, one, unknown=unknown) for one in match.matches]
         return lambda value: any(test(value) for test in tests)
     if isinstance(match, UIDList):
         uids = frozenset(match.values)
         return lambda value: value in uids
     if isinstance(match, Range):
         return _test_range(vr, match)
-    if isinstance(match, Universal):
-        return lambda _: True
-    if vr == "PN":
+    if isinstance(match, Fuzzy):
+        return _test_fuzzy(match.value)
+    if vr == "PN" and isinstance(match, Single | Wildcard):
         return _test_person(match)
     if isinstance(match, Single):
         wanted = normal(vr, match.value)
         return lambda value: normal(vr, value) == wanted
-    pattern = _pattern(match.pattern)
-    return lambda value: pattern.fullmatch(str(value).strip(" ")) is not None
+    if isinstance(match, Wildcard):
+        pattern = _pattern(match.pattern)
+        return lambda value: pattern.fullmatch(str(value).strip(" ")) is not None
+    return lambda _: True
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -666,7 +1252,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 def _test_person(match: Single | Wildcard) -> _Test:
     text = match.value if isinstance(match, Single) else match.pattern
-    groups = [group.strip(" ") for group in text.casefold().split("=")]
+    groups = [fold(group).strip(" ") for group in text.split("=")]
     if isinstance(match, Single):
         tests = [_equals(group.rstrip("^ ")) for group in groups]
     else:
@@ -681,6 +1267,39 @@ def _test_person(match: Single | Wildcard) -> _Test:
         return all(one(group) for one, group, wanted in zip(tests, held, asked, strict=False) if wanted)
 
     return test
+
+
+def _test_fuzzy(text: str) -> _Test:
+    literal = _test_person(Wildcard(text) if set(text) & set("*?") else Single(text))
+    groups = [
+        [_test_part(part) for part in name_parts(fold(group)) if set(part) != {"*"}]
+        for group in text.split("=")
+    ]
+
+    def test(value: Any) -> bool:
+        if literal(value):
+            return True
+        held = [name_parts(group) for group in (_person(value) or "").split("=")]
+        if len(groups) == 1:
+            return bool(groups[0]) and any(_has_parts(parts, groups[0]) for parts in held)
+        held += [[]] * (len(groups) - len(held))
+        return any(groups) and all(
+            _has_parts(parts, wanted) for parts, wanted in zip(held, groups, strict=False)
+        )
+
+    return test
+
+
+def _has_parts(parts: Sequence[str], wanted: Sequence[Callable[[str], bool]]) -> bool:
+    return all(any(map(test, parts)) for test in wanted)
+
+
+def _test_part(wanted: str) -> Callable[[str], bool]:
+    if set(wanted) & set("*?"):
+        pattern = _pattern(wanted)
+        return lambda part: pattern.fullmatch(part) is not None
+    heard = sound(wanted)
+    return lambda part: part == wanted or sound(part) == heard
 
 
 def _equals(wanted: str) -> Callable[[str], bool]:

@@ -1,16 +1,20 @@
 """C-FIND (PS3.4 annex C): an identifier becomes a query to the archive, each match a pending response.
 
+What goes beyond the baseline is agreed for a SOP class when the association is opened (C.5.1.1).
+
 Text goes back in the requestor's character set if that can carry it, else as UTF-8, and says so in
 (0008,0005) unless it is plain ASCII (PS3.4 C.4.1.1.3).  Each response is made when the one before has been
-sent, so a C-CANCEL stops a query in the middle, and memory does not grow with the number of matches.
+sent, so a C-CANCEL stops a query in the middle, and memory does not grow with the number of matches.  While
+nothing matches the archive asks now and then whether to go on, so a C-CANCEL is heard then, too.
 """
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import structlog
 from pydicom.charset import convert_encodings, encode_string, python_encoding
@@ -23,8 +27,14 @@ from pydicom.valuerep import format_number_as_ds
 from dicomscp.archive.archive import Archive
 from dicomscp.dicom import charset, elements, matching
 from dicomscp.dicom.dictionary import known_vr, public_vr
-from dicomscp.dimse.storage import NOT_AUTHORIZED, SUCCESS, response
-from dicomscp.dimse.upper_layer import MESSAGE_ID, MESSAGE_ID_RESPONDED_TO, ContextAnswer
+from dicomscp.dimse.storage import NOT_AUTHORIZED, SOP_CLASS_NOT_SUPPORTED, SUCCESS, response
+from dicomscp.dimse.upper_layer import (
+    AFFECTED_SOP_CLASS_UID,
+    MESSAGE_ID,
+    MESSAGE_ID_RESPONDED_TO,
+    ContextAnswer,
+    uid,
+)
 from dicomscp.errors import BusyError, RefusedError
 
 C_FIND_RQ, C_CANCEL_RQ = 0x0020, 0x0FFF
@@ -46,6 +56,10 @@ _TIMEZONE = 0x00080201
 _UNICODE = "ISO_IR 192"
 _CUT_SHORT = "The identifier is cut short"
 
+# PS3.4 table C.5-1, by position; what is None (conversion to and from enhanced multi-frame) is not granted.
+_SUB_FIELDS = ("relational", "combined", "fuzzy", "timezone", None, "empty", "multiple")
+
+_PATIENT_STUDY_LEVELS = frozenset({matching.Level.PATIENT, matching.Level.STUDY})
 _MAX_IDENTIFIER_BYTES = 1 << 20  # a list of 10,000 UIDs
 # Those that (0008,0005) is about (PS3.5 section 6.1.2.2).
 _TEXT_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
@@ -67,6 +81,33 @@ Identifier = dict[int, tuple[str, Sequence[Any]]]
 Json = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How queries are answered.
+
+    *match_unknown* lets keys match entities without a value (C.2.2.1.2); *local* is the offset from UTC, at a
+    moment of local time, of what tells no time zone.
+    """
+
+    max_results: int = 10000
+    match_unknown: bool = True
+    local: Callable[[datetime], timedelta] = lambda _: timedelta(0)
+
+
+def granted(asked: bytes) -> bytes:
+    """What of the sub-fields *asked* for is agreed to, of the same length (C.5.1.1)."""
+    return bytes(
+        int(value == 1 and at < len(_SUB_FIELDS) and _SUB_FIELDS[at] is not None)
+        for at, value in enumerate(asked)
+    )
+
+
+def options_of(sub_fields: bytes) -> matching.Options:
+    """What the *sub_fields* that were granted mean; those that are missing are not."""
+    names = (name for name, value in zip(_SUB_FIELDS, sub_fields, strict=False) if name and value)
+    return matching.Options(**dict.fromkeys(names, True))
+
+
 class Find:
     """One C-FIND request: its identifier goes to `write`, and `responses` answers it."""
 
@@ -76,14 +117,16 @@ class Find:
         context: ContextAnswer,
         command: dict[int, bytes],
         *,
-        ae_title: str,
         authorised: bool,
-        max_results: int,
+        options: matching.Options,
+        answering: Answering,
+        listen: Callable[[], None],
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
+        """*listen* is called while nothing is to be sent: what it hears may `cancel`."""
         self._archive, self._context, self._command = archive, context, command
-        self._ae_title, self._authorised, self._max_results = ae_title, authorised, max_results
-        self._log = log
+        self._authorised, self._options, self._answering = authorised, options, answering
+        self._listen, self._log = listen, log
         self._encoded = bytearray()
         self._too_long = False
         self._cancelled = False
@@ -97,59 +140,114 @@ class Find:
     def cancel(self, command: Mapping[int, bytes]) -> None:
         """A C-CANCEL has come: if it is for this request, the next response is the last."""
         if command.get(MESSAGE_ID_RESPONDED_TO) == self._command[MESSAGE_ID]:
-            self._cancelled = True
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Nobody waits for more: the next response is the last."""
+        self._cancelled = True
 
     def responses(self) -> Iterator[tuple[bytes, bytes]]:
         """Command set and identifier of each response; the last has no identifier."""
-        matches, status, reason = 0, SUCCESS, ""
+        matches, limit = 0, self._answering.max_results
+        end = _End(SUCCESS)
         try:
             for pending, dataset in self._pending():
                 if self._cancelled:
-                    status, reason = CANCELLED, "Cancelled as requested"
                     break
-                if matches == self._max_results:
-                    status, reason = OUT_OF_RESOURCES, f"More than {matches} matches; narrow the query"
+                if matches == limit:
+                    end = _End(OUT_OF_RESOURCES, f"More than {matches} matches; narrow the query")
                     break
                 matches += 1
                 yield response(self._command, pending, dataset=True), dataset
         except BusyError as error:
-            status, reason = OUT_OF_RESOURCES, str(error)
+            end = _End(OUT_OF_RESOURCES, str(error))
+        except (matching.IdentifierError, matching.BadValueError) as error:
+            end = _End(NOT_THE_SOP_CLASS, str(error), error.tags)
+        except _RefusalError as error:
+            end = _End(error.status, str(error))
         except RefusedError as error:
-            status, reason = NOT_THE_SOP_CLASS, str(error)
+            end = _End(NOT_THE_SOP_CLASS, str(error))
         except Exception:  # noqa: BLE001 - one C-FIND is one unit of work
             self._log.exception("query_failed")
-            status, reason = UNABLE_TO_PROCESS, "Unforeseen error in the gateway"
-        if not self._authorised:
-            status, reason = NOT_AUTHORIZED, "This AE may not query here"
-        self._log.info("query_answered", matches=matches, status=f"{status:04X}", reason=reason)
-        yield response(self._command, status, reason), b""
+            end = _End(UNABLE_TO_PROCESS, "Unforeseen error in the gateway")
+        if self._cancelled:
+            end = _End(CANCELLED)  # no related fields, table C.4-1
+        self._log.info("query_answered", matches=matches, status=f"{end.status:04X}", reason=end.reason)
+        yield response(self._command, end.status, end.reason, offending=end.offending), b""
 
     def _pending(self) -> Iterator[tuple[int, bytes]]:
         """Status and encoded identifier of every match."""
+        abstract_syntax = self._context.abstract_syntax
         if not self._authorised:
-            return
+            raise _RefusalError(NOT_AUTHORIZED, "This AE may not query here")
+        if uid(self._command, AFFECTED_SOP_CLASS_UID) != abstract_syntax:
+            raise _RefusalError(SOP_CLASS_NOT_SUPPORTED, "The SOP Class is not that of the context")
         if self._too_long:
             raise RefusedError(f"The identifier is longer than {_MAX_IDENTIFIER_BYTES} bytes")
         syntax = self._context.transfer_syntax_uid
         identifier = decode_identifier(bytes(self._encoded), syntax)
-        query = matching.query_from_identifier(identifier, root=ROOTS[self._context.abstract_syntax])
-        if self._context.abstract_syntax == PATIENT_STUDY_ONLY and query.level not in {
-            matching.Level.PATIENT,
-            matching.Level.STUDY,
-        }:
-            raise RefusedError(f"Level {query.level} is not of Patient/Study Only")
-        unsupported = _keys(identifier) - matching.supported_tags(query.level)
+        model = self._archive.model
+        query = matching.query_from_identifier(
+            identifier,
+            root=ROOTS[abstract_syntax],
+            model=model,
+            options=self._options,
+            matches_unknown=self._answering.match_unknown,
+            local=self._answering.local,
+        )
+        lowest = query.below or query
+        if abstract_syntax == PATIENT_STUDY_ONLY and lowest.level not in _PATIENT_STUDY_LEVELS:
+            raise matching.IdentifierError(f"Level {lowest.level} is not of Patient/Study Only", QUERY_LEVEL)
+        matched = {key.tag for key in lowest.keys}
+        unsupported = _keys(identifier) - model.supported(query.level) - matched
         status = PENDING_UNSUPPORTED_KEYS if unsupported else PENDING
         own = {
             f"{QUERY_LEVEL:08X}": {"vr": "CS", "Value": [str(query.level)]},
-            f"{_RETRIEVE_AE_TITLE:08X}": {"vr": "AE", "Value": [self._ae_title]},
+            # Without a value (C.4.1.1.3.2): an AE that is named here supports C-MOVE or C-GET, and none does.
+            f"{_RETRIEVE_AE_TITLE:08X}": {"vr": "AE"},
             f"{_INSTANCE_AVAILABILITY:08X}": {"vr": "CS", "Value": ["ONLINE"]},
         }
-        empty = {f"{tag:08X}": {"vr": public_vr(tag)[:2]} for tag in query.returns or ()}
-        terms = _terms(identifier)
-        for match in self._archive.find(replace(query, limit=self._max_results + 1)):
-            answer = {tag: match.get(tag, element) for tag, element in empty.items()} | own
-            yield status, encode_identifier(answer, syntax, terms)
+        empty = {f"{tag:08X}": {"vr": public_vr(tag)} for tag in query.always}
+        terms, answer = _terms(identifier), matching.answerer(query)
+        for found in self._found(query):
+            yield status, encode_identifier(empty | answer(found) | own, syntax, terms)
+
+    def _found(self, query: matching.Query) -> Iterator[Json]:
+        """What matches, each once, and no more than one more than is answered."""
+        limit = self._answering.max_results + 1
+        if query.below is None:
+            yield from self._archive.find(replace(query, limit=limit), self._goes_on)
+            return
+        seen: set[tuple[matching.Key, ...]] = set()
+        entity = replace(query, limit=1, matches_unknown=False)
+        for one in self._archive.find(query.below, self._goes_on):
+            identity = matching.identity_keys(query.level, one)
+            if identity not in seen:
+                seen.add(identity)
+                yield from self._archive.find(replace(entity, keys=identity), self._goes_on)
+            if len(seen) == limit:
+                return
+
+    def _goes_on(self) -> bool:
+        if not self._cancelled:
+            self._listen()
+        return not self._cancelled
+
+
+class _End(NamedTuple):
+    """The last response."""
+
+    status: int
+    reason: str = ""
+    offending: tuple[int, ...] = ()
+
+
+class _RefusalError(RefusedError):
+    """The request is not answered, with a *status* of PS3.7 section C.5."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def _keys(identifier: Identifier) -> frozenset[int]:
@@ -176,6 +274,9 @@ def decode_identifier(encoded: bytes, transfer_syntax_uid: str) -> Identifier:
     named = next((encoded[one.value : one.end] for one in raw if one.tag == CHARACTER_SET), b"")
     terms = tuple(term.strip(" \0") for term in named.decode("latin-1").split("\\"))
     texts = charset.character_set(terms if any(terms) else ())
+    if not texts.known:
+        name = "/".join(terms)[:32]
+        raise matching.IdentifierError(f"Specific Character Set {name!r} is not supported", CHARACTER_SET)
     return {one.tag: _decoded(encoded, one, encoding, texts, 0) for one in raw}
 
 
@@ -252,8 +353,10 @@ def _values(vr: str, value: bytes, texts: charset.CharacterSet, little: bool) ->
     text = value.decode("latin-1")
     if vr in _TEXT_VRS:
         text, clean = charset.decode(value, texts, b"\\^=" if vr == "PN" else b"\\")
-        if not (clean and texts.known):
-            raise RefusedError("The identifier's text is not of its Specific Character Set")
+        if not clean:
+            raise matching.IdentifierError(
+                "The identifier's text is not of its Specific Character Set", CHARACTER_SET
+            )
     text = text.rstrip(" \0")
     if not text:
         return []
@@ -360,6 +463,8 @@ def _item(file: DicomBytesIO, item: Json, encodings: list[str]) -> bytes:
 def _numbers(vr: str, value: Any) -> tuple[Any, ...]:
     if vr == "AT":
         return int(value[:4], 16), int(value[4:], 16)
+    if isinstance(value, str):  # beyond what JSON numbers hold
+        return (float(value) if vr in ("FL", "FD") else int(value),)
     return (value,)
 
 

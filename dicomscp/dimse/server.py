@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from pynetdicom import AllStoragePresentationContexts
 from dicomscp.archive.archive import Archive, Source
 from dicomscp.dicom.identity import is_regular
 from dicomscp.dicom.part10 import Origin
-from dicomscp.dimse.query import C_CANCEL_RQ, C_FIND_RQ, ROOTS, Find
+from dicomscp.dimse.query import C_CANCEL_RQ, C_FIND_RQ, ROOTS, Answering, Find, granted, options_of
 from dicomscp.dimse.storage import C_STORE_RQ, SUCCESS, Store, response
 from dicomscp.dimse.upper_layer import (
     ABSTRACT_SYNTAX_NOT_SUPPORTED,
@@ -120,7 +121,6 @@ class ListenerSettings:
     *private_sop_classes* are prefixes of UIDs that are storage whatever *unknown_sop_classes* says.
     """
 
-    ae_title: str = "DICOMSCP"
     called_ae_titles: tuple[str, ...] = ()
     known_aes: tuple[KnownAe, ...] = ()
     max_associations: int = 64
@@ -132,7 +132,7 @@ class ListenerSettings:
     unknown_sop_classes: Literal["accept", "reject"] = "accept"
     private_sop_classes: tuple[str, ...] = ()
     open_find: bool = True
-    max_results: int = 1000
+    answering: Answering = field(default_factory=Answering)
 
 
 class Seats(Protocol):
@@ -250,8 +250,11 @@ def negotiate(request: AssociateRequest, settings: ListenerSettings) -> Negotiat
         answers.append(ContextAnswer(context_id, result, abstract_syntax, syntax if not result else ""))
         if result == ACCEPTED and abstract_syntax in request.roles:
             roles[abstract_syntax] = (role[0], False)
+        asked = request.extended.get(abstract_syntax, b"")
         if result == ACCEPTED and service is Service.STORAGE and abstract_syntax in request.extended:
             extended[abstract_syntax] = _FULL_STORAGE
+        elif result == ACCEPTED and service is Service.FIND and asked:
+            extended[abstract_syntax] = granted(asked)
     return Negotiated(tuple(answers), roles, extended)
 
 
@@ -372,6 +375,8 @@ class Association:
         self._context_id = 0  # of the operation
         self._answers: Iterator[tuple[bytes, bytes]] | None = None  # of a query
         self._finding: Find | None = None
+        self._agreed: Mapping[str, bytes] = {}  # extended negotiation, by SOP class
+        self._heard: deque[Fact] = deque()  # while a query was under way, and not yet acted on
         self._counts = _Counts()
         self._received = 0
         self._seated = False
@@ -421,7 +426,10 @@ class Association:
         """Read and act until the association is over.  Hot: entered once for each read."""
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         upper, receive, set_option = self._upper, self._socket.recv_into, self._socket.setsockopt
-        while not upper.is_closing:
+        while self._heard or not upper.is_closing:
+            if self._heard:
+                self._act(self._heard.popleft())
+                continue
             if self._answers is not None and not self._is_readable():
                 self._answer()
                 continue
@@ -446,6 +454,26 @@ class Association:
             if time.monotonic() > self._counts.began + limit:
                 self._time_out("open for too long")
                 return
+
+    def _listen(self) -> None:
+        """Hear what the peer says while a query has nothing to answer: a C-CANCEL, above all.
+
+        Anything else waits until the query is through, and no more is heard until then.
+        """
+        while not self._heard and self._finding is not None and self._is_readable():
+            data = memoryview(bytearray(_BUFFER_BYTES))
+            size = self._socket.recv_into(data)
+            self._received += size
+            if not size or self._ending.is_set():
+                self._finding.give_up()
+                return
+            for fact in self._upper.receive(data[:size]):
+                if isinstance(fact, Message) and number(fact.command, COMMAND_FIELD) == C_CANCEL_RQ:
+                    self._act(fact)
+                    continue
+                self._heard.append(fact)
+                if isinstance(fact, ReleaseRequested | Aborted | Violation):
+                    self._finding.give_up()
 
     def _is_readable(self) -> bool:
         poll = select.poll()
@@ -508,8 +536,8 @@ class Association:
             return
         self._ae = ae
         self._source = Source(Origin.C_STORE, request.calling_ae, request.called_ae, ae.default_character_set)
-        answers, roles, extended = negotiate(request, self._settings)
-        reply = self._upper.accept(answers, roles=roles, extended=extended)
+        answers, roles, self._agreed = negotiate(request, self._settings)
+        reply = self._upper.accept(answers, roles=roles, extended=self._agreed)
         self._services = {
             context_id: service
             for context_id, answer in self._upper.contexts.items()
@@ -569,9 +597,10 @@ class Association:
                 self._listener.archive,
                 context,
                 command,
-                ae_title=self._settings.ae_title,
                 authorised=self._ae.find,
-                max_results=self._settings.max_results,
+                options=options_of(self._agreed.get(context.abstract_syntax, b"")),
+                answering=self._settings.answering,
+                listen=self._listen,
                 log=self._log,
             )
         self._counts.echoes += 1
@@ -596,7 +625,7 @@ class Association:
     def _answer(self) -> None:
         """Send the next response of the query under way."""
         answer = next(self._answers, None) if self._answers is not None else None
-        if answer is None:
+        if answer is None or self._upper.is_closing:
             self._answers = self._finding = None
             return
         self._send(self._upper.message(self._context_id, *answer))

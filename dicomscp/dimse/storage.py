@@ -4,7 +4,9 @@ What goes wrong is answered at the end of the dataset, never before: the sender 
 dataset dropped.
 """
 
+import struct
 import time
+from collections.abc import Sequence
 
 import structlog
 
@@ -18,6 +20,7 @@ from dicomscp.dimse.upper_layer import (
     MESSAGE_ID,
     MESSAGE_ID_RESPONDED_TO,
     NO_DATA_SET,
+    OFFENDING_ELEMENT,
     RESPONSE,
     STATUS,
     ContextAnswer,
@@ -56,8 +59,18 @@ def comment(text: str) -> bytes:
     return value if len(value) % 2 == 0 else value + b" "
 
 
-def response(command: dict[int, bytes], status: int, error: str = "", *, dataset: bool = False) -> bytes:
-    """The command set that answers *command*; *error* says why, where it is not a success."""
+def response(
+    command: dict[int, bytes],
+    status: int,
+    error: str = "",
+    *,
+    dataset: bool = False,
+    offending: Sequence[int] = (),
+) -> bytes:
+    """The command set that answers *command*; *error* says why, where it is not a success.
+
+    *offending* are the tags of the elements that are to blame.
+    """
     elements = (
         [(AFFECTED_SOP_CLASS_UID, command[AFFECTED_SOP_CLASS_UID])]
         if AFFECTED_SOP_CLASS_UID in command
@@ -69,6 +82,9 @@ def response(command: dict[int, bytes], status: int, error: str = "", *, dataset
         (DATA_SET_TYPE, us(0x0001 if dataset else NO_DATA_SET)),
         (STATUS, us(status)),
     ]
+    if offending:
+        tags = b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in offending)
+        elements.append((OFFENDING_ELEMENT, tags))
     if error:
         elements.append((ERROR_COMMENT, comment(error)))
     if AFFECTED_SOP_UID in command:

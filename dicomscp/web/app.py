@@ -15,6 +15,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,7 @@ from dicomscp.web.changes import Changes
 from dicomscp.web.documents import Documents
 from dicomscp.web.page import Page
 from dicomscp.web.problem import Problem, problem_of, response_of
+from dicomscp.web.search import Search
 from dicomscp.web.studies import Studies
 
 log = structlog.get_logger()
@@ -67,6 +69,7 @@ class WebSettings:
     *hosts*: names by which the gateway is reached, beside loopback names and addresses; "*" takes any.
     *cors_origins*: origins whose pages may read, such as "https://viewer.example.org"; "*" is any.
     *request_publish*: called from a worker thread with a study UID that somebody waits for.
+    *max_results*, *empty_status*, *local*: of searches (`search.Search`).
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
     *ready*: whether the gateway does its work, and facts about it.  *stopping*: whether it is to end.
     *metrics*: Prometheus text.
@@ -77,6 +80,8 @@ class WebSettings:
     cors_origins: tuple[str, ...] = ()
     wait_seconds: float = 10.0
     max_results: int = 1000
+    empty_status: int = 200
+    local: Callable[[datetime], timedelta] = lambda _: timedelta(0)
     inline_bytes: int = 1024
     private_un: Literal["parse", "keep"] = "parse"
     ae_title: str = "DICOMSCP"
@@ -95,11 +100,17 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         documents,
         base_url=settings.base_url,
         wait_seconds=settings.wait_seconds,
-        max_results=settings.max_results,
         new_compiler=partial(
             Compiler, cache_bytes=0, inline_bytes=settings.inline_bytes, private_un=settings.private_un
         ),
         request_publish=settings.request_publish,
+    )
+    search = Search(
+        archive,
+        base_url=settings.base_url,
+        max_results=settings.max_results,
+        empty_status=settings.empty_status,
+        local=settings.local,
     )
     page = Page(archive, state, settings.base_url, settings.ae_title, settings.version)
     return Starlette(
@@ -107,6 +118,7 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
             Route("/", page.show, methods=["GET"]),
             *_probes(settings),
             *Changes(archive, settings.stopping).routes(),
+            *search.routes(),
             *studies.routes(),
         ],
         middleware=[Middleware(Guard, hosts=settings.hosts), *_cors(settings.cors_origins)],

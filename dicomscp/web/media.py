@@ -1,13 +1,21 @@
 """Which representation a client gets: pure functions.
 
-A client names media ranges in Accept; a resource makes offers, the preferred one first.  The
-range with the highest q that fits any offer decides, and among offers that fit it, the first.
-Both spellings in use are read: `multipart/related; type="image/jls"; transfer-syntax=*`, quoted or
-not, and the transfer syntax inside the quotes (`type="image/jls; transfer-syntax=..."`).
+A client names media ranges in Accept; a resource makes offers, the preferred one first.  Each offer has the
+weight of the most specific range that fits it, so what is excluded (q=0) or less wanted by name stays so
+beside `*/*` (RFC 9110 section 12.5.1).  The heaviest offer is chosen; among several, the one whose range was
+named first, then the resource's own preference.
 
-OHIF reads a single part that arrives in pieces wrongly: so multipart is what frames are offered as
-first.  Whole values are asked for with */* by those who want nothing but their bytes: so those are
-offered as a single part first.
+Both spellings in use are read: `multipart/related; type="image/jls"; transfer-syntax=*`, quoted or not, and
+the transfer syntax inside the quotes (`type="image/jls; transfer-syntax=..."`).  Parameters that no
+representation here has are passed over: who gets less than was asked for sees it by Content-Type.
+
+A member of the list that is malformed is as if it were not there: RFC 9110 does not make that an error, and
+viewers send lists of which the rest is good.  If nothing is left of the list, nothing in it is acceptable
+(406); a list without any member asks for nothing, and is answered as if there were none.
+
+OHIF reads a single part that arrives in pieces wrongly: so multipart is what frames are offered as first.
+Whole values are asked for with */* by those who want nothing but their bytes: so those are offered as a
+single part first.
 """
 
 import re
@@ -19,6 +27,7 @@ from dicomscp.dicom.multipart import media_types, part_type
 
 DICOM = "application/dicom"
 DICOM_JSON = "application/dicom+json"
+DICOM_XML = "application/dicom+xml"
 JSON = "application/json"
 
 # What (0042,0012) names: PDF and CDA (PS3.3 section C.24.2), STL, OBJ and MTL (section A.85.1), and what else
@@ -35,8 +44,13 @@ _DOCUMENT_TYPES = frozenset(
     }
 )
 
+_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 5.6.2
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
 _PIECE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
-_PARAMETER = re.compile(r'(?:[^;"]|"(?:[^"\\]|\\.)*"?)+')
+_MEDIA_TYPE = re.compile(rf"({_NAME})/({_NAME})", re.ASCII)
+# A media type is no token, and stands here without quotes all the same.
+_PARAMETER = re.compile(rf'\s*;\s*(?:({_NAME})\s*=\s*({_QUOTED}|[^\s;,"]+))?', re.ASCII)
+_WEIGHT = re.compile(r"0(\.[0-9]*)?|1(\.0*)?", re.ASCII)
 
 
 class Offer(NamedTuple):
@@ -65,6 +79,7 @@ class Range:
     multipart: bool
     transfer_syntax_uid: str
     quality: float
+    charset: str = ""
 
     def fits(self, offer: Offer) -> bool:
         """Whether *offer* is what the range asks for."""
@@ -73,7 +88,14 @@ class Range:
             (anything or self.multipart == offer.multipart)
             and _type_fits(self.media_type, offer.media_type)
             and self.transfer_syntax_uid in ("", "*", offer.transfer_syntax_uid)
+            and self.charset in ("", "utf-8", "utf8", "*")
         )
+
+    @property
+    def specificity(self) -> tuple[int, int]:
+        """How much of what it fits the range names; the most specific one that fits decides."""
+        wildcards = self.media_type.count("*") - self.multipart
+        return -wildcards, int(self.transfer_syntax_uid not in ("", "*"))
 
 
 def _type_fits(wanted: str, offered: str) -> bool:
@@ -83,46 +105,71 @@ def _type_fits(wanted: str, offered: str) -> bool:
 
 
 def ranges(accept: str) -> list[Range]:
-    """The media ranges of an Accept header, the most wanted first; what cannot be read is left out."""
-    found = (_range(piece) for piece in _PIECE.findall(accept))
-    return sorted((r for r in found if r and r.quality > 0), key=lambda r: -r.quality)
+    """The media ranges of an Accept header as they are listed; what cannot be read is left out."""
+    found = (_range(piece.strip()) for piece in _PIECE.findall(accept))
+    return [one for one in found if one]
 
 
 def _range(text: str) -> Range | None:
-    media_type, *rest = (part.strip() for part in _PARAMETER.findall(text) or [""])
-    media_type = media_type.lower()
-    if "/" not in media_type:
+    begun = _MEDIA_TYPE.match(text)
+    parameters = _parameters(text[begun.end() :]) if begun else None
+    if begun is None or parameters is None or begun[1] == "*" != begun[2]:
         return None
-    parameters = _parameters(rest)
-    multipart = media_type.startswith("multipart/")
+    quality = parameters.pop("q", "1")
+    if not _WEIGHT.fullmatch(quality):
+        return None
+    media_type, multipart = begun[0].lower(), begun[1].lower() == "multipart"
+    if multipart and media_type not in ("multipart/related", "multipart/*"):
+        return None  # a kind of multipart that nothing here is
     if multipart:
-        media_type, *inner = parameters.get("type", "*/*").split(";")
-        parameters = {**_parameters(inner), **parameters}
+        # "multipart/related" alone leaves the type of its parts open (PS3.18 section 8.7.1 names no default).
+        media_type, _, inner = parameters.get("type", "*/*").partition(";")
+        media_type = media_type.strip().lower()
+        parameters = (_parameters(f";{inner}") or {}) | parameters
     return Range(
-        media_type.strip().lower(),
+        media_type,
         multipart,
         parameters.get("transfer-syntax", ""),
-        _quality(parameters.get("q", "1")),
+        float(quality),
+        parameters.get("charset", "").lower(),
     )
 
 
-def _parameters(texts: Sequence[str]) -> dict[str, str]:
-    pairs = (text.partition("=") for text in texts)
-    return {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
+def _parameters(text: str) -> dict[str, str] | None:
+    """The parameters that *text* is a list of, each behind a semicolon; None if it is none."""
+    found: dict[str, str] = {}
+    position = 0
+    while position < len(text):
+        parameter = _PARAMETER.match(text, position)
+        if parameter is None:
+            return None if text[position:].strip() else found
+        if parameter[1]:
+            found.setdefault(parameter[1].lower(), _unquoted(parameter[2]))
+        position = parameter.end()
+    return found
 
 
-def _quality(text: str) -> float:
-    try:
-        return min(max(float(text), 0.0), 1.0)
-    except ValueError:
-        return 0.0
+def _unquoted(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text[1:-1]) if text.startswith('"') else text
 
 
 def choose(accept: str, offers: Sequence[Offer]) -> Offer | None:
     """The offer to answer with, or None if *accept* fits none; an empty *accept* takes the first."""
-    if not accept.strip():
+    if not accept.strip(" \t,"):
         return offers[0]
-    return next((offer for wanted in ranges(accept) for offer in offers if wanted.fits(offer)), None)
+    wanted = ranges(accept)
+    weighed = [(_weight(offer, wanted), offer) for offer in offers]
+    (quality, _), best = max(weighed, key=lambda pair: pair[0])
+    return best if quality > 0 else None
+
+
+def _weight(offer: Offer, wanted: Sequence[Range]) -> tuple[float, int]:
+    """How much *offer* is wanted, and, negated, the place of the range that says so."""
+    fitting = [(one.specificity, -place) for place, one in enumerate(wanted) if one.fits(offer)]
+    if not fitting:
+        return 0.0, 0
+    _, place = max(fitting)
+    return wanted[-place].quality, place
 
 
 def frame_offers(transfer_syntax_uid: str, frames: int) -> list[Offer]:
@@ -147,11 +194,22 @@ def bulk_offers(transfer_syntax_uid: str, parts: int, document_type: str = "") -
 
 def takes_gzip(accept_encoding: str) -> bool:
     """Whether that Accept-Encoding takes gzip; an empty one means identity."""
-    for piece in accept_encoding.split(","):
-        coding, *rest = (part.strip() for part in piece.split(";"))
-        if coding.lower() in ("gzip", "x-gzip", "*"):
-            return _quality(_parameters(rest).get("q", "1")) > 0
-    return False
+    return _is_taken(accept_encoding, ("gzip", "x-gzip", "*"))
+
+
+def accepts_utf_8(charsets: str) -> bool:
+    """Whether that list of character sets has UTF-8 in it."""
+    return _is_taken(charsets, ("utf-8", "utf8", "*"))
+
+
+def _is_taken(listed: str, names: Sequence[str]) -> bool:
+    """Whether the first of *names* that is *listed* has a weight."""
+    weights = {
+        name.strip().lower(): (_parameters(f";{rest}") or {}).get("q", "1")
+        for name, _, rest in (piece.partition(";") for piece in listed.split(","))
+    }
+    weight = next((weights[name] for name in names if name in weights), "0")
+    return _WEIGHT.fullmatch(weight) is not None and float(weight) > 0
 
 
 def byte_range(header: str, size: int) -> slice | None:

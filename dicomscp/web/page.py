@@ -118,7 +118,9 @@ class Page:
         return _newest({_first(study, _STUDY_UID): study for study in either}.values())
 
     def _found(self, parameters: list[tuple[str, str]]) -> list[dict[str, Any]]:
-        query, _ = query_from_parameters(Level.STUDY, parameters, max_results=SHOWN)
+        query, _ = query_from_parameters(
+            Level.STUDY, parameters, max_results=SHOWN, model=self._archive.model
+        )
         return _newest(islice(self._archive.find(query), SHOWN))
 
     def _table(self, studies: Iterable[dict[str, Any]]) -> str:

@@ -1,13 +1,13 @@
-"""Studies over HTTP (PS3.18): QIDO-RS searches, WADO-RS metadata, instances, frames and bulk data.
+"""Studies over HTTP (PS3.18): WADO-RS metadata, instances, frames and bulk data.
 
 An edge: a resource reads the address and headers, asks the archive or the published tree in a
 worker thread (both block), and writes the answer.  Nothing is transcoded: a representation that
 names another transfer syntax than the stored one is not there (406).
 
-Memory does not grow with what is asked for: a body of up to `WHOLE_BYTES` is sent at once, a larger
-one in chunks read as the client takes them.  Its length is always told in advance, so that a body
-that had to end early is an error for the client and never a shorter answer.  Bodies are copied to
-`bytes`: what lies mapped must not be looked at after its file was closed.
+Memory does not grow with what is asked for: a body of up to `WHOLE_BYTES` is sent at once, a larger one in
+chunks read as the client takes them.  Its length is told in advance, so that a body that had to end early is
+an error for the client and never a shorter answer; that of metadata in XML is not known, and the connection
+breaks.  Bodies are copied to `bytes`: what lies mapped must not be looked at after its file was closed.
 
 Validators: a held instance never changes, so its digest, with all else that the representation
 depends on, is a strong ETag; a document has its own digest.  `no-cache` lets a client keep what it
@@ -16,16 +16,15 @@ has, and ask each time whether it still stands.
 
 import asyncio
 import hashlib
+import json
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from urllib.parse import urlsplit
 
-import orjson
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -45,36 +44,33 @@ from dicomscp.dicom.bulk import (
     read_frame,
 )
 from dicomscp.dicom.elements import EXPLICIT_LITTLE, inflate, is_deflated
-from dicomscp.dicom.identity import Buffer, InstanceKey, is_filable
+from dicomscp.dicom.identity import Buffer, InstanceKey
 from dicomscp.dicom.jsonmodel import Compiler
-from dicomscp.dicom.matching import Level, Query, query_from_parameters
 from dicomscp.dicom.multipart import framed, part_head, part_type, tail
+from dicomscp.dicom.xmlmodel import native_model
 from dicomscp.errors import DamagedError, RefusedError
 from dicomscp.study import layout
 from dicomscp.web.documents import CHUNK_BYTES, Document, Documents
+from dicomscp.web.exchange import WHOLE_BYTES, accepted, chunked, is_known, negotiate, uids_of
 from dicomscp.web.media import (
     DICOM,
     DICOM_JSON,
+    DICOM_XML,
     JSON,
     Offer,
     bulk_offers,
     byte_range,
-    choose,
     frame_offers,
     takes_gzip,
 )
 from dicomscp.web.problem import RETRY_SECONDS, Problem
-
-WHOLE_BYTES = 4 * 1024 * 1024
-"""The largest body that is held in memory; a native frame of 1024 x 1024 x 16 bit has half of it."""
 
 _LOOK_SECONDS = 0.05
 _MAX_FRAMES = 10_000  # numbers in one request
 _STUDY = "/studies/{study}"
 _SERIES = _STUDY + "/series/{series}"
 _INSTANCE = _SERIES + "/instances/{instance}"
-_UID_NAMES = {"study": "Study", "series": "Series", "instance": "SOP"}
-_JSON_OFFERS = (Offer(DICOM_JSON), Offer(JSON))
+_METADATA = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 
 
 class Studies:
@@ -87,11 +83,10 @@ class Studies:
         *,
         base_url: str,
         wait_seconds: float,
-        max_results: int,
         new_compiler: Callable[[], Compiler],
         request_publish: Callable[[str], None] | None,
     ) -> None:
-        """*base_url* begins every link; a search gives at most *max_results*.
+        """*base_url* begins every link.
 
         *new_compiler* makes what compiles as documents are compiled, and remembers nothing.
 
@@ -102,7 +97,6 @@ class Studies:
         self._documents = documents
         self._base_url = base_url.rstrip("/")
         self._wait_seconds = wait_seconds
-        self._max_results = max_results
         self._new_compiler = new_compiler
         self._request_publish = request_publish
         self._inflations = Inflations()
@@ -112,12 +106,6 @@ class Studies:
         """All resources, under the path of the base URL."""
         base = urlsplit(self._base_url).path
         resources = {
-            "/studies": self.search_studies,
-            "/series": self.search_series,
-            "/instances": self.search_instances,
-            f"{_STUDY}/series": self.search_series,
-            f"{_STUDY}/instances": self.search_instances,
-            f"{_SERIES}/instances": self.search_instances,
             _STUDY: self.retrieve,
             _SERIES: self.retrieve,
             _INSTANCE: self.retrieve,
@@ -129,49 +117,12 @@ class Studies:
         }
         return [Route(base + path, resource, methods=["GET"]) for path, resource in resources.items()]
 
-    # Search, PS3.18 10.6
-
-    async def search_studies(self, request: Request) -> Response:
-        """The studies that match; 200 with an empty array if none does, here and below."""
-        return await self._search(request, Level.STUDY)
-
-    async def search_series(self, request: Request) -> Response:
-        """The series that match, of one study or of all."""
-        return await self._search(request, Level.SERIES)
-
-    async def search_instances(self, request: Request) -> Response:
-        """The instances that match, of one series, of one study or of all."""
-        return await self._search(request, Level.IMAGE)
-
-    async def _search(self, request: Request, level: Level) -> Response:
-        offer = _negotiate(request, _JSON_OFFERS)
-        uids = _uids(request)
-        query, warnings = query_from_parameters(
-            level,
-            [(name, value) for name, value in request.query_params.multi_items() if name != "accept"],
-            study_uid=uids.get("study"),
-            series_uid=uids.get("series"),
-            max_results=self._max_results,
-        )
-        body, more = await to_thread.run_sync(self._found, query)
-        if more:
-            warnings = [*warnings, "There are more results; ask for the next ones with offset"]
-        headers = {"cache-control": "no-cache", "vary": "Accept"}
-        if warnings:
-            headers["warning"] = ", ".join(_warning(text) for text in warnings)
-        return Response(body, headers=headers, media_type=offer.media_type)
-
-    def _found(self, query: Query) -> tuple[bytes, bool]:
-        limit = self._max_results if query.limit is None else query.limit
-        found = list(islice(self._archive.find(replace(query, limit=limit + 1)), limit + 1))
-        return orjson.dumps(found[:limit]), len(found) > limit
-
     # Metadata, PS3.18 10.4.1.1.2
 
     async def metadata(self, request: Request) -> Response:
         """The published metadata of a study or series."""
-        offer = _negotiate(request, _JSON_OFFERS)
-        uids = _uids(request)
+        offer = negotiate(request, _METADATA, default=True)
+        uids = uids_of(request)
         study_uid, series_uid = uids["study"], uids.get("series")
         if series_uid is None:
             relative = layout.study_metadata(study_uid)
@@ -203,6 +154,8 @@ class Studies:
         document = self._documents.open(relative)
         if document is None:
             return None
+        if offer.multipart:
+            return _xml_document(request, document, offer)
         gzip = takes_gzip(request.headers.get("accept-encoding", ""))
         digest, inflated_size = document.fingerprint
         headers = {
@@ -215,7 +168,7 @@ class Studies:
             headers["content-encoding"] = "gzip"
         with ExitStack() as unless_streamed:
             unless_streamed.callback(document.close)
-            if _is_known(request, headers["etag"]):
+            if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             size = document.size if gzip else inflated_size
             answer = _answer(request, headers, size, _closed_after(document, gzip=gzip))
@@ -225,14 +178,16 @@ class Studies:
 
     async def instance_metadata(self, request: Request) -> Response:
         """The metadata of one instance, read from its file as the compiler reads it."""
-        offer = _negotiate(request, _JSON_OFFERS)
+        offer = negotiate(request, _METADATA, default=True)
         held = await to_thread.run_sync(self._held, _key(request))
         body = await to_thread.run_sync(self._instance_json, held)
-        etag = f'"{hashlib.sha256(body).hexdigest()}"'
-        headers = {"etag": etag, "cache-control": "no-cache", "vary": "Accept"}
-        if _is_known(request, etag):
+        digest = hashlib.sha256(offer.media_type.encode() + body).hexdigest()
+        headers = _headers(offer, digest)
+        if is_known(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        return Response(body, headers=headers, media_type=offer.media_type)
+        if offer.multipart:
+            body = b"".join(framed(digest, DICOM_XML, ([model] for model in _native_models([body]))))
+        return Response(body, headers=headers)
 
     def _instance_json(self, held: Held) -> bytes:
         with self._archive.open(held) as instance:
@@ -252,7 +207,7 @@ class Studies:
 
     async def retrieve(self, request: Request) -> Response:
         """The instances of a study, of a series, or one instance, as Part 10 files."""
-        uids = _uids(request)
+        uids = uids_of(request)
         return await to_thread.run_sync(self._files, request, uids)
 
     def _files(self, request: Request, uids: dict[str, str]) -> Response:
@@ -265,17 +220,17 @@ class Studies:
         ]
         if "instance" in uids:
             offers.append(offers[0]._replace(multipart=False))
-        offer = _negotiate(request, offers)
+        offer = negotiate(request, offers)
         boundary = _digest(request, held)
         headers = _headers(offer, boundary)
-        if _is_known(request, headers["etag"]):
+        if is_known(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
         if not offer.multipart:
             name = f"{layout.component(uids['instance'])}.dcm"
             headers["content-disposition"] = f'attachment; filename="{name}"'
             return _answer(request, headers, held[0].size, self._file(held[0]))
         size = sum(one.size + len(_part_head(one, boundary)) + 2 for one in held) + len(tail(boundary))
-        return _answer(request, headers, size, _chunked(self._file_parts(held, boundary)))
+        return _answer(request, headers, size, chunked(self._file_parts(held, boundary)))
 
     def _file_parts(self, held: Iterable[Held], boundary: str) -> Iterator[bytes]:
         for one in held:
@@ -306,9 +261,9 @@ class Studies:
         with self._archive.open(held) as instance:
             dataset, table = self._frames_of(held, instance)
             first = _frame(dataset, table, numbers[0])
-            offer = _negotiate(request, frame_offers(first.transfer_syntax_uid, len(numbers)))
+            offer = negotiate(request, frame_offers(first.transfer_syntax_uid, len(numbers)))
             headers = _headers(offer, boundary)
-            if _is_known(request, headers["etag"]):
+            if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             rest = (_frame(dataset, table, number).data for number in numbers[1:])
             size, pieces = _measured(_body(offer, boundary, chain((first.data,), rest)))
@@ -322,7 +277,7 @@ class Studies:
         with self._archive.open(held) as instance:
             dataset, table = self._frames_of(held, instance)
             parts = (_frame(dataset, table, number).data for number in numbers)
-            yield from _chunked(_body(offer, boundary, parts))
+            yield from chunked(_body(offer, boundary, parts))
 
     def _frames_of(self, held: Held, instance: OpenInstance) -> tuple[Encoded, FrameTable]:
         encoded = self._inflations.of(held, instance)
@@ -338,9 +293,9 @@ class Studies:
         with self._archive.open(held) as instance:
             value = _bulk_value(self._inflations.of(held, instance), path)
             offers = bulk_offers(value.transfer_syntax_uid, value.count, value.media_type)
-            offer = _negotiate(request, offers)
+            offer = negotiate(request, offers)
             headers = _headers(offer, boundary)
-            if _is_known(request, headers["etag"]):
+            if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             whole, pieces = _measured(_body(offer, boundary, _parts(value, offer, path)))
             part, status = _wanted_part(request, headers, whole, offer)
@@ -356,7 +311,7 @@ class Studies:
     ) -> Iterator[bytes]:
         with self._archive.open(held) as instance:
             value = _bulk_value(self._inflations.of(held, instance), path)
-            yield from _chunked(_cut(_body(offer, boundary, _parts(value, offer, path)), part))
+            yield from chunked(_cut(_body(offer, boundary, _parts(value, offer, path)), part))
 
     def _held(self, key: InstanceKey) -> Held:
         held = self._archive.held(*key)
@@ -446,32 +401,8 @@ class _Tabled:
 # What a request says
 
 
-def _accept(request: Request) -> str:
-    """PS3.18 8.3.3.1 lets a query parameter stand for the Accept header."""
-    return request.query_params.get("accept") or request.headers.get("accept", "")
-
-
-def _negotiate(request: Request, offers: Sequence[Offer]) -> Offer:
-    """The representation asked for; raises Problem 406 if it is not among the *offers*."""
-    offer = choose(_accept(request), offers)
-    if offer is None:
-        offered = ", ".join(one.content_type("...") for one in offers)
-        raise Problem(406, f"This is not to be had as asked for in Accept. It is offered as: {offered}")
-    return offer
-
-
-def _uids(request: Request) -> dict[str, str]:
-    """The UIDs of the address by name.  An address is outside input: each is checked before use."""
-    found = {name: request.path_params[name] for name in _UID_NAMES if name in request.path_params}
-    for name, uid in found.items():
-        if not is_filable(uid):
-            sentence = "is at most 64 printable ASCII characters without slash or backslash."
-            raise Problem(400, f"The {_UID_NAMES[name]} Instance UID in the address {sentence}")
-    return found
-
-
 def _key(request: Request) -> InstanceKey:
-    uids = _uids(request)
+    uids = uids_of(request)
     return InstanceKey(uids["study"], uids["series"], uids["instance"])
 
 
@@ -485,12 +416,6 @@ def _frame_numbers(text: str) -> list[int]:
     if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text, re.ASCII) or text.count(",") >= _MAX_FRAMES:
         raise Problem(400, "Frames are numbers from 1, separated by commas.")
     return [int(number) for number in text.split(",")]
-
-
-def _is_known(request: Request, etag: str) -> bool:
-    """Whether the client says that it has this representation (RFC 9110 13.1.2)."""
-    known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
-    return etag in known or "*" in known
 
 
 def _wanted_part(request: Request, headers: dict[str, str], size: int, offer: Offer) -> tuple[slice, int]:
@@ -516,12 +441,46 @@ def _closed_after(document: Document, *, gzip: bool) -> Iterator[bytes]:
         yield from document.compressed() if gzip else document.inflated()
 
 
+def _xml_document(request: Request, document: Document, offer: Offer) -> Response:
+    """The metadata that *document* holds, each instance as a Native DICOM Model; its length is not known."""
+    name = f"{__version__}\n{document.fingerprint.digest}\n{DICOM_XML}"
+    boundary = hashlib.sha256(name.encode()).hexdigest()
+    headers = _headers(offer, boundary)
+    if is_known(request, headers["etag"]):
+        document.close()
+        return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":
+        document.close()
+        return StreamingResponse(iter(()), headers=headers)
+    models = ([model] for model in _native_models(_lines(_closed_after(document, gzip=False))))
+    return StreamingResponse(chunked(framed(boundary, DICOM_XML, models)), headers=headers)
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines that *pieces* make together."""
+    begun: list[bytes] = []
+    for piece in pieces:
+        first, *lines = piece.split(b"\n")
+        begun.append(first)
+        for line in lines:
+            yield b"".join(begun)
+            begun = [line]
+    yield b"".join(begun)
+
+
+def _native_models(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """A document for each object in the *lines* of an array, its numbers with the digits they have there."""
+    for line in lines:
+        for found in json.loads(b"[%b]" % line.strip(b"[], "), parse_float=str, parse_int=str):
+            yield native_model(found).document
+
+
 def _digest(request: Request, held: Iterable[Held]) -> str:
     """A name for what is asked for of *held*: a strong validator, and a boundary that content cannot hold.
 
     Instances cannot contain a digest over their own digests.
     """
-    digest = hashlib.sha256(f"{__version__}\n{request.scope['path']}\n{_accept(request)}\n".encode())
+    digest = hashlib.sha256(f"{__version__}\n{request.scope['path']}\n{accepted(request)}\n".encode())
     for one in held:
         digest.update(one.digest)
     return digest.hexdigest()[:40]
@@ -604,22 +563,3 @@ def _cut(pieces: Iterable[Buffer], part: slice) -> Iterator[Buffer]:
     for piece in pieces:
         yield memoryview(piece)[max(part.start - position, 0) : max(part.stop - position, 0)]
         position += len(piece)
-
-
-def _chunked(pieces: Iterable[Buffer]) -> Iterator[bytes]:
-    """*pieces* as chunks of nearly equal size: each chunk costs a turn of a worker thread."""
-    pending = bytearray()
-    for piece in pieces:
-        for start in range(0, len(piece), CHUNK_BYTES):
-            pending += piece[start : start + CHUNK_BYTES]
-            if len(pending) >= CHUNK_BYTES:
-                yield bytes(pending)
-                pending.clear()
-    if pending:
-        yield bytes(pending)
-
-
-def _warning(text: str) -> str:
-    """A Warning header value (PS3.18 8.3.4.4); *text* may quote what the client sent."""
-    plain = "".join(c for c in text if " " <= c <= "~").replace("\\", "").replace('"', "'")
-    return f'299 dicomscp "{plain}"'

@@ -790,7 +790,7 @@ def ranges(vr):
 
 @st.composite
 def any_key(draw, level):
-    known = matching.supported_tags(level)
+    known = matching.STANDARD.supported(level)
     by_tag = {
         STUDY_DATE: st.one_of(ranges("DA"), st.just(Single("20200101"))),
         STUDY_TIME: ranges("TM"),
@@ -832,10 +832,10 @@ def test_no_column_loses_a_match(database, arrivals, level, data):
     index.clear()
     index.apply(arrivals, {})
     keys = tuple(data.draw(st.lists(any_key(level), min_size=1, max_size=3)))
-    everything = list(index.find(Query(level, (), matching.supported_tags(level), None)))
-    matches = matching.matcher(keys)
+    everything = list(index.find(Query(level, (), matching.STANDARD.supported(level), None)))
+    matches = matching.matcher(Query(level, keys, None, None))
     expected = [one for one in everything if matches(one)]
-    assert list(index.find(Query(level, keys, matching.supported_tags(level), None))) == expected
+    assert list(index.find(Query(level, keys, matching.STANDARD.supported(level), None))) == expected
 
 
 def test_the_first_value_in_published_order_stands_for_the_study(index):
@@ -909,7 +909,7 @@ def test_only_what_is_asked_for_is_returned_and_what_is_always_wanted_even_empty
 
 def test_every_indexed_attribute_comes_back(index):
     whole = arrival()
-    tags = matching.INDEX_TAGS - {STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS_UID, 0x00083002}
+    tags = matching.STANDARD.index_tags - {STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS_UID, 0x00083002}
     samples = {"PN": name("A^B"), "SQ": {}, "DA": "20200101", "TM": "10", "IS": 1, "DS": 1.5, "US": 2}
     elements = {tag: element(tag, samples.get(public_vr(tag), "X")) for tag in tags}
     fragments = {tag: b'"%08X":%b' % (tag, orjson.dumps(one)) for tag, one in elements.items()}
@@ -1123,12 +1123,38 @@ def test_an_index_in_a_folder_with_odd_characters_is_opened(tmp_path):
     ],
 )
 def test_no_query_of_a_viewer_reads_the_table_of_instances_as_a_whole(database, query, seek):
-    from dicomscp.archive.index import _Search
+    from dicomscp.archive.index import _Places, _Search
 
     with database().connect() as connection:
         statement = (
-            _Search(query, "").page(None, 10).compile(connection, compile_kwargs={"literal_binds": True})
+            _Search(query, "", _Places(matching.STANDARD))
+            .page(None, 10)
+            .compile(connection, compile_kwargs={"literal_binds": True})
         )
         plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
     assert any(seek in step for step in plan)
     assert not any(step.startswith(("SCAN instance", "SCAN series")) for step in plan)
+
+
+def test_a_search_ends_before_the_page_at_which_it_is_told_not_to_go_on(index):
+    index.apply([arrival(sop=f"1.1.{number}", INSTANCE_NUMBER=number) for number in range(1, 1202)], {})
+    nothing = replace(EVERY_INSTANCE, keys=(key(CONTENT_TIME, Single("1")),))
+    asked = iter([True, True, False])
+    assert not list(index.find(nothing, lambda: next(asked)))
+    assert next(asked, None) is None
+    asked = iter([True, False])
+    assert 0 < len(list(index.find(EVERY_INSTANCE, lambda: next(asked)))) < 1201
+
+
+def test_what_has_no_value_for_a_key_is_found_if_unknown_values_match(index):
+    index.apply(
+        [
+            arrival("1", ACCESSION="A"),
+            arrival("2", "2.1", "2.1.1"),
+            arrival("3", "3.1", "3.1.1", ACCESSION="B"),
+        ],
+        {},
+    )
+    asked = Query(Level.STUDY, (key(ACCESSION, Single("A")),), None, None)
+    assert values(index.find(asked), STUDY_UID) == ["1"]
+    assert sorted(values(index.find(replace(asked, matches_unknown=True)), STUDY_UID)) == ["1", "2"]

@@ -34,6 +34,7 @@ from pydicom.data import get_testdata_file
 from dicomscp.archive.archive import Archive, Claim, Intake, Source
 from dicomscp.archive.filing import Filing, arrival_of
 from dicomscp.dicom.jsonmodel import Compiler
+from dicomscp.dicom.matching import STANDARD
 from dicomscp.dicom.part10 import Origin, read_file_meta
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError
@@ -257,7 +258,7 @@ def put(files, root, order=1):
         path = root / place_of(root, header, meta.receipt.digest)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file)
-        arrivals.append(arrival_of(compiler, root, str(path.relative_to(root))))
+        arrivals.append(arrival_of(compiler, root, str(path.relative_to(root)), STANDARD.index_tags))
     return arrivals
 
 

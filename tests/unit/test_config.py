@@ -54,6 +54,13 @@ def test_without_any_source_there_are_defaults():
     assert settings.storage.reserve == 1 << 30
 
 
+@pytest.mark.parametrize(("written", "status"), [("204", 204), ("200", 200)])
+def test_a_number_out_of_two_may_come_from_the_environment(written, status):
+    assert config.load(None, {}, {"DICOMSCP_WEB__EMPTY_SEARCH": written}).web.empty_search == status
+    (error,) = errors(environ={"DICOMSCP_WEB__EMPTY_SEARCH": "404"})
+    assert "web.empty_search" in error
+
+
 def test_flags_beat_environment_beats_file_beats_default(file):
     path = file("[dimse]\nport = 1\nlisteners = 1\nmax_associations = 1\n")
     environ = {"DICOMSCP_DIMSE__PORT": "2", "DICOMSCP_DIMSE__LISTENERS": "2"}
@@ -201,6 +208,36 @@ def test_an_ae_is_listed_once(file):
     path = file('[[dimse.ae]]\ntitle = "CT"\n[[dimse.ae]]\ntitle = " CT "\n')
 
     assert errors(path) == [f"{path}: dimse.ae: CT is listed twice; put all its addresses in one entry"]
+
+
+def test_an_extra_key_is_an_attribute_that_can_be_compared_and_is_not_known(file):
+    path = file(
+        '[index.extra_keys]\nstudy = ["AdmittingDate", "Nonsense"]\nseries = ["00180060", "Modality"]\n'
+        'instance = ["PixelData"]\n'
+    )
+    of_bytes = "is of VR OB or OW, with which nothing is compared"
+    told = "is no attribute of the standard, by keyword or eight hex digits"
+    assert errors(path) == [
+        f"{path}: index.extra_keys.instance[0]: 'PixelData' {of_bytes} (is 'PixelData')",
+        f"{path}: index.extra_keys.series[1]: 'Modality' is known already (is 'Modality')",
+        f"{path}: index.extra_keys.study[1]: 'Nonsense' {told} (is 'Nonsense')",
+    ]
+
+
+def test_a_time_zone_is_one_by_its_name(file):
+    path = file('[query]\ntimezone = "Europe/Nowhere"\n')
+    told = "is no time zone by its IANA name, such as Europe/Berlin"
+    assert errors(path) == [f"{path}: query.timezone: {told} (is 'Europe/Nowhere')"]
+    assert config.load(file('[query]\ntimezone = "Europe/Berlin"\n'), {}, {}).query.timezone
+
+
+def test_an_extra_key_is_listed_once(file):
+    path = file('[index.extra_keys]\nseries = ["00180060"]\ninstance = ["KVP"]\n')
+    assert errors(path) == [
+        f"{path}: index.extra_keys: 00180060, KVP: an attribute is listed once, at one level"
+    ]
+    environ = {"DICOMSCP_INDEX__EXTRA_KEYS__SERIES": "KVP, ConvolutionKernel"}
+    assert config.load(None, {}, environ).index.extra_keys.series == ("KVP", "ConvolutionKernel")
 
 
 def test_the_addresses_of_an_ae_are_networks(file):

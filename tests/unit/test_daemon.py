@@ -1,9 +1,15 @@
-"""How parts are told to end."""
+"""How parts are told to end, and what they are handed."""
 
 import signal
 import subprocess
 import sys
+from datetime import datetime, timedelta
 
+import pytest
+
+from dicomscp import config
+from dicomscp.daemon import local_offset, make_index
+from dicomscp.dicom.matching import Level
 from tests.gateway import REPOSITORY
 
 WAITING = """
@@ -30,3 +36,28 @@ def test_a_signal_ends_a_loop_that_looks_at_its_event_all_the_time():
     for process in processes:
         with process.stdout:
             assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("timezone", "month", "hours"),
+    [("Europe/Berlin", 1, 1), ("Europe/Berlin", 7, 2), ("America/New_York", 7, -4), ("UTC", 7, 0)],
+)
+def test_a_time_zone_knows_its_summer(timezone, month, hours):
+    moment = datetime(2020, month, 1, 12)  # noqa: DTZ001 - local time
+    assert local_offset(timezone)(moment) == timedelta(hours=hours)
+
+
+def test_without_a_time_zone_that_of_the_machine_is_taken():
+    moment = datetime(2020, 7, 1, 12)  # noqa: DTZ001 - local time
+    assert local_offset("")(moment) == moment.astimezone().utcoffset()
+
+
+def test_the_index_knows_the_extra_keys_of_the_configuration(tmp_path):
+    keys = {"index.extra_keys.series": ["KVP"], "index.extra_keys.instance": ["00201041"]}
+    index = make_index(config.load(None, {"root": str(tmp_path), **keys}, {}), read_only=False)
+    assert index.model.extra == {
+        Level.PATIENT: frozenset(),
+        Level.STUDY: frozenset(),
+        Level.SERIES: {0x00180060},
+        Level.IMAGE: {0x00201041},
+    }

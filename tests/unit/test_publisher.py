@@ -238,7 +238,7 @@ def test_an_instance_whose_header_cannot_be_read_is_the_same_after_a_rebuild(hel
     assert "deflated dataset" in held.state("1.2")["warnings"][0]
 
     (there,) = held.index.held("1.2")
-    again = arrival_of(Compiler(), held.root, there.path)
+    again = arrival_of(Compiler(), held.root, there.path, held.index.model.index_tags)
     held.index.clear()
     held.index.apply([again], {})
     assert held.index.held("1.2") == [there]

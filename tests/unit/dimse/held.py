@@ -1,12 +1,12 @@
 """An archive in memory, with the doors that the DIMSE edge uses."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from dicomscp.archive.archive import Claim, Source
 from dicomscp.dicom.identity import Identity, read_identity
-from dicomscp.dicom.matching import Query, matcher
+from dicomscp.dicom.matching import STANDARD, Query, matcher
 from dicomscp.errors import BusyError, MismatchError
 
 
@@ -32,6 +32,7 @@ class MemoryArchive:
 
     def __init__(self, known: Iterable[dict[str, Any]] = (), *, limit: int | None = None) -> None:
         self.known, self.limit = list(known), limit
+        self.model = STANDARD
         self.held: dict[str, bytes] = {}
         self.sources: list[Source] = []
         self.incoming: list[MemoryIncoming] = []
@@ -60,11 +61,13 @@ class MemoryArchive:
         self.held[claim.sop_uid] = bytes(incoming.data)
         return identity
 
-    def find(self, query: Query) -> Iterator[dict[str, Any]]:
-        for one in filter(matcher(query.keys), self.known):
+    def find(self, query: Query, goes_on: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
+        for one in filter(matcher(query), self.known):
             if self.yielded:
                 assert self.gate.wait(10)
             self.yielded += 1
+            if not goes_on():
+                return
             yield one
 
 

@@ -1,7 +1,10 @@
 """C-FIND: what is asked, what is answered, and in which character set."""
 
+import socket
+import struct
 import subprocess
 import threading
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,19 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
-from dicomscp.dimse.query import carrier, decode_identifier, encode_identifier
+from dicomscp.dicom.matching import Options
+from dicomscp.dimse.query import (
+    Answering,
+    carrier,
+    decode_identifier,
+    encode_identifier,
+    granted,
+    options_of,
+)
 from dicomscp.dimse.server import KnownAe
 from dicomscp.errors import RefusedError
 from tests.peers import require
@@ -23,6 +37,7 @@ from tests.unit.dimse import wire
 from tests.unit.dimse.conftest import Listen
 from tests.unit.dimse.held import MemoryArchive, study
 from tests.unit.dimse.wire import EXPLICIT, IMPLICIT, STUDY_FIND, Wire
+from tests.unit.web.held import FilledArchive
 
 BIG, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 PATIENT_FIND, PATIENT_STUDY_FIND = "1.2.840.10008.5.1.4.1.2.1.1", "1.2.840.10008.5.1.4.1.2.3.1"
@@ -74,11 +89,8 @@ def test_each_match_is_pending_and_the_last_answer_is_success(listen: Listen):
         "1.2.3",
         "",
     )
-    assert (first.QueryRetrieveLevel, first.RetrieveAETitle, first.InstanceAvailability) == (
-        "STUDY",
-        "DICOMSCP",
-        "ONLINE",
-    )
+    assert (first.QueryRetrieveLevel, first.InstanceAvailability) == ("STUDY", "ONLINE")
+    assert first["RetrieveAETitle"].is_empty  # nobody retrieves from here by C-MOVE or C-GET
     assert "SpecificCharacterSet" not in first
     assert "PatientSex" not in first
     (line,) = gateway.logged("query_answered")
@@ -131,6 +143,58 @@ def test_an_identifier_that_does_not_fit_the_model_is_answered_so(
     assert text
 
 
+@pytest.mark.parametrize(
+    ("dataset", "tags", "told"),
+    [
+        (identifier("SERIES", SeriesInstanceUID=""), [0x0020000D], "StudyInstanceUID (0020,000D) must"),
+        (identifier("NONSENSE"), [0x00080052], "Query/Retrieve Level"),
+        (identifier(StudyDate="yesterday"), [0x00080020], "StudyDate (0008,0020) is a DA"),
+        (identifier(Modality="CT", SeriesNumber="1"), [0x00080060, 0x00200011], "Modality (0008,0060)"),
+        (identifier(charset="ISO_IR 100", PatientID="1"), [0x00080005], "'ISO_IR 999' is not supported"),
+    ],
+)
+def test_an_identifier_that_does_not_fit_is_told_by_element(listen: Listen, dataset, tags, told: str):
+    """PS3.4 table C.4-1: (0000,0901) and (0000,0902)."""
+    gateway = listen(MemoryArchive([study()]))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        encoded = encode(dataset).replace(b"ISO_IR 100", b"ISO_IR 999")
+        command, _ = peer.send(wire.find(encoded)).response()
+    assert command[0x0900] == b"\x00\xa9"
+    assert command[0x0901] == b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in tags)
+    assert told in command[0x0902].decode()
+
+
+def test_a_request_for_another_sop_class_than_the_context_s_is_refused(listen: Listen):
+    """PS3.7 section C.5.6."""
+    gateway = listen(MemoryArchive([study()]))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.find(encode(identifier(PatientID="")), sop_class_uid=PATIENT_FIND))
+        assert peer.status() == (0x0122, "The SOP Class is not that of the context")
+
+
+def test_only_what_was_asked_for_is_answered(listen: Listen):
+    """PS3.4 C.4.1.1.3.2."""
+    gateway = listen(MemoryArchive([study(**{"00080201": ("SH", ["+0100"])})]))
+    with Wire(gateway.port) as peer:
+        peer.associate([(5, STUDY_FIND, [EXPLICIT]), (7, PATIENT_FIND, [EXPLICIT])])
+        (_, of_study), _ = ask(peer, identifier(PatientName=""))
+        (_, of_patient), _ = ask(peer, identifier(PatientID="4711"), context_id=7, sop_class_uid=PATIENT_FIND)
+    always = {"QueryRetrieveLevel", "RetrieveAETitle", "InstanceAvailability", "StudyInstanceUID"}
+    assert {element.keyword for element in of_study} == always | {"PatientName"}
+    assert {element.keyword for element in of_patient} == always | {"PatientID"}
+
+
+def test_what_is_not_known_matches_unless_configured_otherwise(listen: Listen):
+    """PS3.4 C.2.2.1.2."""
+    for settings, matches in (({}, 1), ({"answering": Answering(match_unknown=False)}, 0)):
+        gateway = listen(MemoryArchive([study()]), **settings)
+        with Wire(gateway.port) as peer:
+            peer.associate()
+            assert len(ask(peer, identifier(AccessionNumber="A1"))) == matches + 1
+
+
 def test_an_identifier_cut_short_is_answered_so(listen: Listen):
     gateway = listen()
     with Wire(gateway.port) as peer:
@@ -152,7 +216,7 @@ def test_an_identifier_without_end_is_answered_so(listen: Listen):
 
 
 def test_more_matches_than_are_allowed_end_in_out_of_resources(listen: Listen):
-    gateway = listen(MemoryArchive([study(f"1.2.{n}") for n in range(5)]), max_results=3)
+    gateway = listen(MemoryArchive([study(f"1.2.{n}") for n in range(5)]), answering=Answering(3))
     with Wire(gateway.port) as peer:
         peer.associate()
         answers = ask(peer, identifier(PatientName=""))
@@ -247,6 +311,197 @@ def test_a_release_ends_a_query_under_way(listen: Listen):
         while peer.pdu()[0] == 4:
             pass
     assert gateway.logged("association_ended")[0]["how"] == "released"
+
+
+def test_a_cancel_is_heard_while_nothing_matches(listen: Listen):
+    class Endless(MemoryArchive):
+        """Looks for a match until it is told not to go on."""
+
+        def find(self, query, goes_on=lambda: True):
+            while goes_on():
+                began.set()
+            yield from ()
+
+    began = threading.Event()
+    gateway = listen(Endless())
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.find(encode(identifier(PatientName=""))))
+        assert began.wait(10)
+        peer.send(wire.data((5, 3, wire.cancel(8))) + wire.data((5, 3, wire.cancel())))
+        assert peer.status() == (0xFE00, "")
+        began.clear()
+        peer.send(wire.find(encode(identifier(PatientName=""))))
+        assert began.wait(10)
+        peer.send(wire.ECHO + wire.data((5, 3, wire.cancel())))
+        assert peer.status() == (0xFE00, "")
+        assert peer.status() == (0, "")
+        assert peer.send(wire.ECHO).status() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        (wire.RELEASE, "released"),
+        (bytes.fromhex("07000000000400000000"), "aborted by the peer (source 0, reason 0)"),
+        (wire.pdu(9, bytes(4)), "unrecognized PDU type 09"),
+        (b"", "closed by the peer without release"),
+    ],
+)
+def test_an_association_that_ends_ends_its_query_that_nothing_matches(listen: Listen, end: bytes, how: str):
+    class Endless(MemoryArchive):
+        def find(self, query, goes_on=lambda: True):
+            while goes_on():
+                began.set()
+            yield from ()
+
+    began = threading.Event()
+    gateway = listen(Endless())
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.find(encode(identifier(PatientName=""))))
+        assert began.wait(10)
+        if end:
+            peer.send(end)
+        else:
+            peer.socket.shutdown(socket.SHUT_WR)
+        while peer.pdu():
+            pass
+    assert gateway.logged("association_ended")[0]["how"] == how
+
+
+# ── extended negotiation, PS3.4 C.5.1.1 ──────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("asked", "agreed"),
+    [
+        (b"\1", b"\1"),
+        (b"\0", b"\0"),
+        (b"\1\1\1\1", b"\1\1\1\1"),
+        (b"\0\1\0\1\1", b"\0\1\0\1\0"),
+        (b"\1" * 7, b"\1\1\1\1\0\1\1"),
+        (b"\1" * 9, b"\1\1\1\1\0\1\1\0\0"),
+        (b"\2\xff", b"\0\0"),
+    ],
+)
+def test_what_is_asked_for_is_granted_as_far_as_it_is_done_and_in_the_length_asked(asked, agreed):
+    assert granted(asked) == agreed
+    assert options_of(agreed) == options_of(agreed + b"\0")
+
+
+def test_options_go_by_their_place():
+    assert options_of(b"\1\0\1") == Options(relational=True, fuzzy=True)
+    assert options_of(b"\0\1\0\1\0\1\1") == Options(combined=True, timezone=True, empty=True, multiple=True)
+    assert options_of(b"") == Options()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """An archive with an index of real files."""
+    archive = FilledArchive(tmp_path_factory.mktemp("filled"))
+    for name in ("CT_small.dcm", "MR_small.dcm", "examples_overlay.dcm", "rtplan.dcm"):
+        archive.add_file(name)
+    yield archive
+    archive.engine.dispose()
+
+
+@pytest.fixture
+def associate(listen: Listen, filled):
+    """A function that opens an association of pynetdicom's with these options of an information model."""
+    gateway = listen(filled, answering=Answering(local=lambda _: timedelta(hours=1)))
+    open_ones = []
+
+    def open_one(asked: bytes | None, model: str = STUDY_FIND) -> Association:
+        ae = AE()
+        ae.add_requested_context(STUDY_FIND)
+        ae.add_requested_context(PATIENT_FIND)
+        items = []
+        if asked is not None:
+            item = SOPClassExtendedNegotiation()
+            item.sop_class_uid, item.service_class_application_information = model, asked
+            items = [item]
+        open_ones.append(ae.associate("127.0.0.1", gateway.port, ext_neg=items))
+        assert open_ones[-1].is_established
+        return open_ones[-1]
+
+    yield open_one
+    for one in open_ones:
+        one.release()
+
+
+def found(association, dataset: Dataset, model: str = STUDY_FIND) -> list[Any]:
+    """The answers, and the last status."""
+    *answers, (last, none) = association.send_c_find(dataset, model)
+    assert none is None
+    return [*(answer for _, answer in answers), last.Status]
+
+
+def test_pynetdicom_negotiates_and_asks_relationally(associate):
+    association = associate(b"\1\1\1\1\1\1\1")
+    assert association.acceptor.sop_class_extended == {STUDY_FIND: b"\1\1\1\1\0\1\1"}
+    asked = identifier("SERIES", Modality="CT", PatientName="", SeriesInstanceUID="")
+    series, status = found(association, asked)
+    assert (str(series.PatientName), series.Modality, status) == ("CompressedSamples^CT1", "CT", 0)
+    # Keys below the level: studies with an instance of so many rows in a series of that modality.
+    below = identifier(Modality="CT", Rows=128, StudyInstanceUID="", NumberOfStudyRelatedInstances="")
+    answers = found(association, below)
+    assert [one.NumberOfStudyRelatedInstances for one in answers[:-1]] == [1]
+    assert found(association, identifier(Modality="CT", Rows=64)) == [0]
+    # What was agreed for Study Root says nothing of Patient Root.
+    assert found(association, asked, PATIENT_FIND) == [0xA900]
+
+
+def test_patients_are_found_by_what_they_have_below_each_once(associate):
+    association = associate(b"\1", PATIENT_FIND)
+    asked = identifier(
+        "PATIENT", PatientName="", StudyDate="20040101-20041231", NumberOfPatientRelatedStudies=""
+    )
+    *patients, status = found(association, asked, PATIENT_FIND)
+    assert sorted(str(one.PatientName) for one in patients) == [
+        "CompressedSamples^CT1",
+        "CompressedSamples^MR1",
+    ]
+    assert {one.NumberOfPatientRelatedStudies for one in patients} == {1}
+    assert {element.keyword for element in patients[0]} == {
+        "QueryRetrieveLevel", "RetrieveAETitle", "InstanceAvailability",
+        "PatientName", "PatientID", "NumberOfPatientRelatedStudies",
+    }  # fmt: skip
+    assert status == 0
+
+
+def test_without_negotiation_only_the_baseline_is_done(associate):
+    association = associate(None)
+    assert association.acceptor.sop_class_extended == {}
+    assert found(association, identifier("SERIES", Modality="MR")) == [0xA900]
+    assert found(association, identifier(PatientName="MR1^CompressedSamples")) == [0]
+
+
+def test_pynetdicom_asks_fuzzily_by_all_values_and_by_none(associate):
+    association = associate(b"\0\0\1\0\0\1\1")
+    name, status = found(association, identifier(PatientName="mr1^compresedsamples"))
+    assert (str(name.PatientName), status) == ("CompressedSamples^MR1", 0)
+    assert found(association, identifier(ModalitiesInStudy=["CT", "MR"]))[-1] == 0
+    assert len(found(association, identifier(ModalitiesInStudy=["CT", "MR"]))) == 1
+    unknown = found(association, identifier(AccessionNumber='""', PatientName="Comp*"))
+    assert len(unknown) == 3
+    assert found(association, identifier(PatientName='""')) == [0]
+
+
+def test_pynetdicom_asks_in_its_time_zone(associate):
+    association = associate(b"\0\1\0\1")
+    # 07:27:30 of 2004-01-19, five hours west of UTC, as that instance says.
+    asked = identifier(StudyDate="20040118", StudyTime="", TimezoneOffsetFromUTC="-1300", PatientName="Comp*")
+    study, status = found(association, asked)
+    assert (study.StudyDate, study.StudyTime, status) == ("20040118", "232730", 0)
+    assert study.TimezoneOffsetFromUTC == "-1300"
+    for range_of_times, matches in (("2327-0000", 1), ("2328-0000", 0)):
+        asked.StudyDate, asked.StudyTime = "20040118-20040119", range_of_times
+        assert len(found(association, asked)) == matches + 1
+    # 13:26:45 of 2005-11-30, and the instance says nothing: an hour east of UTC, as the gateway is.
+    asked = identifier(StudyDate="20051129", StudyTime="2326", TimezoneOffsetFromUTC="-1300")
+    study, status = found(association, asked)
+    assert (study.StudyTime, status) == ("232645.921000", 0)
 
 
 # ── encodings and character sets ─────────────────────────────────────────────────────────────────
@@ -361,8 +616,6 @@ def test_dcmtk_finds(listen: Listen, tmp_path: Path, model: str):
 
 
 def test_pynetdicom_finds_and_cancels(listen: Listen):
-    from pynetdicom import AE
-
     gateway = listen(MemoryArchive([study(f"1.2.{n}") for n in range(1, 500)]))
     ae = AE()
     ae.add_requested_context(STUDY_FIND)

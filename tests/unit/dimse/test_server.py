@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dicomscp.dimse.query import Answering
 from dicomscp.dimse.server import (
     KnownAe,
     ListenerSettings,
@@ -380,7 +381,7 @@ def test_a_command_that_is_no_request_is_aborted(listen: Listen):
 
 def test_a_peer_that_does_not_read_its_answers_is_given_up(listen: Listen):
     level = b"\x08\x00\x52\x00CS\x06\x00STUDY "
-    gateway = listen(MemoryArchive([study()] * 100_000), idle_seconds=0.2, max_results=100_000)
+    gateway = listen(MemoryArchive([study()] * 100_000), idle_seconds=0.2, answering=Answering(100_000))
     with Wire(gateway.port) as peer:
         peer.associate()
         peer.send(wire.find(level))

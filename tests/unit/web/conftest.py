@@ -33,10 +33,13 @@ class Gateway:
         return self.client
 
     def publish(self, relative, document):
+        self.publish_bytes(relative, orjson.dumps(document))
+
+    def publish_bytes(self, relative, document):
         path = self.published / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         making = path.with_name(".making")
-        making.write_bytes(gzip.compress(orjson.dumps(document), mtime=0))
+        making.write_bytes(gzip.compress(document, mtime=0))
         making.replace(path)
 
     def record(self, study_uid, **record):

@@ -12,7 +12,7 @@ from dicomscp.archive.index import Arrival, Index
 from dicomscp.archive.sqlite import open_engine
 from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.jsonmodel import Compiler
-from dicomscp.dicom.matching import INDEX_TAGS
+from dicomscp.dicom.matching import STANDARD
 from dicomscp.dicom.part10 import Origin, Receipt, file_meta, read_file_meta
 from dicomscp.study import layout
 
@@ -23,10 +23,10 @@ LITTLE = "1.2.840.10008.1.2.1"
 class FilledArchive(Archive):
     """An Archive with an index of its own; what was added is held and found at once."""
 
-    def __init__(self, root):
+    def __init__(self, root, retrieve_url="/dicomweb"):
         self.root = root
         self.engine = open_engine(root / "index.sqlite", read_only=False)
-        self.index = Index(self.engine, retrieve_url="/dicomweb")
+        self.index = Index(self.engine, retrieve_url=retrieve_url)
         self.compiler = Compiler()
         super().__init__(root, self.index)
 
@@ -52,7 +52,7 @@ class FilledArchive(Archive):
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).write_bytes(file)
         header = self.compiler.header(
-            encoded, syntax, total_bytes=len(encoded), bulk_uri="", wanted=INDEX_TAGS
+            encoded, syntax, total_bytes=len(encoded), bulk_uri="", wanted=STANDARD.index_tags
         ).fragments
         what = (key, dataset.SOPClassUID, syntax, digest, 0, "SENDER", path, len(file), header)
         self.index.apply([Arrival(*what)], {})

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from dicomscp.dicom.matching import STANDARD
 from dicomscp.errors import BusyError
 from dicomscp.study import layout
 from dicomscp.web.app import WebSettings, create_app
@@ -20,10 +21,12 @@ from tests.unit.web.held import SOURCES
 class Failing:
     """An archive whose searches end with an error."""
 
+    model = STANDARD
+
     def __init__(self, error):
         self.error = error
 
-    def find(self, query):
+    def find(self, query, goes_on):
         raise self.error
 
 

@@ -13,7 +13,8 @@ from pydicom.sequence import Sequence
 from dicomscp.dicom.bulk import Encoded
 from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.errors import RefusedError
-from dicomscp.web.studies import WHOLE_BYTES, FrameTables
+from dicomscp.web.exchange import WHOLE_BYTES
+from dicomscp.web.studies import FrameTables
 from tests.unit.dicom.encoding import SEQUENCE_END, UNDEFINED, explicit, fragments
 from tests.unit.web.held import LITTLE, SOURCES
 from tests.unit.web.test_studies import address, parts_of

@@ -33,15 +33,41 @@ def key(dataset):
     return dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID
 
 
-def test_searches(client, ct):
+def test_searches_of_all_resources_with_all_parameters(client, ct, caplog):
     study_uid, series_uid, sop_uid = key(ct)
-    found = client.search_for_studies(search_filters={"PatientID": ct.PatientID}, fields=["StudyDescription"])
-    assert [study["0020000D"]["Value"] for study in found] == [[study_uid]]
+    searches = {
+        client.search_for_studies: (("0020000D", study_uid), [()]),
+        client.search_for_series: (("0020000E", series_uid), [(), (study_uid,)]),
+        client.search_for_instances: (("00080018", sop_uid), [(), (study_uid,), (study_uid, series_uid)]),
+    }
+    for search, ((tag, uid), scopes) in searches.items():
+        for scope in scopes:
+            found = search(
+                *scope,
+                fuzzymatching=False,
+                limit=1,
+                offset=0,
+                fields=["StudyDescription", "00104000"],
+                search_filters={"PatientID": ct.PatientID, "00100010": "*CT1"},
+                get_remaining=True,
+            )
+            assert [one[tag]["Value"] for one in found] == [[uid]], (search, scope)
+            assert {"00081030"} <= found[0].keys()
+            assert search(*scope, search_filters={"PatientID": "nobody"}) == []
     assert len(client.search_for_studies()) == 4
-    assert len(client.search_for_studies(limit=1)) == 1
-    assert client.search_for_series(study_uid)[0]["0020000E"]["Value"] == [series_uid]
-    assert client.search_for_instances(study_uid, series_uid)[0]["00080018"]["Value"] == [sop_uid]
-    assert client.search_for_studies(search_filters={"PatientID": "nobody"}) == []
+    assert not caplog.messages
+    assert len(client.search_for_studies(limit=3)) == 3
+    assert "There are 1 additional results that can be requested" in caplog.text
+    pages = [client.search_for_studies(limit=3, offset=offset) for offset in (0, 3, 6)]
+    assert [len(page) for page in pages] == [3, 1, 0]
+    assert client.search_for_studies(limit=3, get_remaining=True) == pages[0] + pages[1]
+
+
+def test_a_search_without_matches_where_that_has_no_content(gateway):
+    gateway.start(empty_status=204)
+    client = DICOMwebClient(f"{gateway.url}/dicomweb")
+    assert client.search_for_studies() == []
+    assert client.search_for_series("1.2", get_remaining=True) == []
 
 
 def test_metadata(client, gateway, ct):

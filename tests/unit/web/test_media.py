@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from dicomscp.dicom.multipart import OCTET_STREAM
 from dicomscp.web.media import (
     DICOM_JSON,
+    DICOM_XML,
     JSON,
     Offer,
     bulk_offers,
@@ -74,6 +75,58 @@ def test_commas_and_semicolons_in_quotes_separate_nothing():
     assert (one.media_type, two.media_type) == ("a/b", "text/plain")
 
 
+JSON_OFFERS = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
+XML = JSON_OFFERS[2]
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        # RFC 9110 12.5.1: the most specific range that fits says the weight
+        ("application/dicom+json;q=0, */*;q=0.1", JSON_OFFERS[1]),
+        ("*/*;q=0.1, application/dicom+json;q=0", JSON_OFFERS[1]),
+        ("application/*;q=0, */*", XML),
+        ("application/*;q=0, */*, multipart/related;q=0", None),
+        ("*/*;q=0", None),
+        ("*/*;q=0.1", JSON_OFFERS[0]),
+        ("application/dicom+json;q=0.5, application/json;q=0.501", JSON_OFFERS[1]),
+        ("application/dicom+json;q=0.5, application/*;q=0.9", JSON_OFFERS[1]),
+        # equal weights: as listed, then as offered
+        ('multipart/related; type="application/dicom+xml", application/dicom+json', XML),
+        ('multipart/related; type="application/dicom+xml", */*', XML),
+        ('*/*, multipart/related; type="application/dicom+xml"', JSON_OFFERS[0]),
+        # parameters, in any case, quoted, spaced
+        ('Multipart/Related ; Type = "Application/DICOM+XML" ; Q=0.3', XML),
+        ('multipart/related; type="application\\/dicom+xml"', XML),
+        ("multipart/related; type=application/dicom+xml; boundary=x", XML),
+        ('multipart/related; boundary="a;b,c"; type="application/dicom+xml"', XML),
+        ("multipart/related", XML),
+        ("application/dicom+json; charset=UTF-8", JSON_OFFERS[0]),
+        ("application/dicom+json; charset=iso-8859-1", None),
+        ("application/dicom+json; profile=x", JSON_OFFERS[0]),
+        ("application/dicom+json;", JSON_OFFERS[0]),
+        # a list without members
+        (", ,", JSON_OFFERS[0]),
+        # kinds that are not offered
+        ("application/dicom+xml", None),
+        ('multipart/mixed; type="application/dicom+xml"', None),
+        ('multipart/related; type="application/dicom"', None),
+        # malformed members
+        ("application/dicom+json; q=high, application/json", JSON_OFFERS[1]),
+        ("application/json, application/dicom+json; q=2", JSON_OFFERS[1]),
+        ("application/dicom+json; q=-1", None),
+        ("application/dicom+json; q=nan", None),
+        ("application/dicom+json x", None),
+        ("*/json, application/json", JSON_OFFERS[1]),
+        ('application/dicom+json; a="b', None),
+        ("json", None),
+        ("/", None),
+    ],
+)
+def test_json_and_xml_are_negotiated(accept, chosen):
+    assert choose(accept, JSON_OFFERS) == chosen
+
+
 def test_json_for_a_browser_and_for_dicomweb_client():
     offers = (Offer(DICOM_JSON), Offer(JSON))
     assert choose("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", offers) == offers[0]
@@ -130,6 +183,9 @@ def test_any_accept_header_is_read(accept):
         ("identity", False),
         ("*", True),
         ("*;q=0", False),
+        ("*;q=0, gzip;q=0.5", True),
+        ("gzip;q=0, *", False),
+        ("gzip;q=some", False),
     ],
 )
 def test_gzip_is_sent_to_those_who_take_it(accept_encoding, taken):

@@ -1,4 +1,5 @@
 import gzip
+import json
 import re
 from io import BytesIO
 from urllib.parse import quote
@@ -10,9 +11,12 @@ from pydicom.encaps import generate_frames
 
 from dicomscp.study import layout
 from dicomscp.web.documents import CHUNK_BYTES
-from dicomscp.web.studies import WHOLE_BYTES, Inflations
+from dicomscp.web.exchange import WHOLE_BYTES
+from dicomscp.web.studies import Inflations
+from tests.unit.dicom.nativemodel import as_text, read
 from tests.unit.web.held import LITTLE, SOURCES
 
+XML = 'multipart/related; type="application/dicom+xml"'
 FRAMES = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
@@ -35,78 +39,6 @@ def large_dataset(rows=2048, frames=2):
     pixels = bytes(range(256)) * (rows * rows * 2 * frames // 256)
     dataset.PixelData = pixels
     return dataset, pixels
-
-
-# QIDO-RS
-
-
-def test_a_search_answers_dicom_json(gateway):
-    held = gateway.archive.add_file("CT_small.dcm")
-    response = gateway.start().get("/dicomweb/studies")
-    assert response.status_code == 200
-    assert response.headers["content-type"] == "application/dicom+json"
-    assert [study["0020000D"]["Value"] for study in response.json()] == [[held.key.study_uid]]
-
-
-def test_a_search_without_matches_is_an_empty_array(gateway):
-    response = gateway.start().get("/dicomweb/studies", params={"PatientID": "nobody"})
-    assert (response.status_code, response.json()) == (200, [])
-    assert "warning" not in response.headers
-
-
-def test_every_search_resource_answers_at_its_level(gateway):
-    study_uid, series_uid, sop_uid = gateway.archive.add_file("CT_small.dcm").key
-    gateway.archive.add_file("MR_small_implicit.dcm")
-    client = gateway.start()
-    base, study = "/dicomweb", f"/dicomweb/studies/{study_uid}"
-    for path, tag, uid in (
-        (f"{base}/series?Modality=CT", "0020000E", series_uid),
-        (f"{base}/instances?SOPInstanceUID={sop_uid}", "00080018", sop_uid),
-        (f"{study}/series", "0020000E", series_uid),
-        (f"{study}/instances", "00080018", sop_uid),
-        (f"{study}/series/{series_uid}/instances", "00080018", sop_uid),
-    ):
-        assert [found[tag]["Value"] for found in client.get(path).json()] == [[uid]], path
-
-
-def test_more_results_than_the_server_gives_are_announced(gateway):
-    for name in ("CT_small.dcm", "MR_small_implicit.dcm", "JPEG2000.dcm"):
-        gateway.archive.add_file(name)
-    client = gateway.start(max_results=2)
-    response = client.get("/dicomweb/studies")
-    assert len(response.json()) == 2
-    assert response.headers["warning"].startswith('299 dicomscp "There are more results')
-    rest = client.get("/dicomweb/studies", params={"offset": "2"})
-    assert len(rest.json()) == 1
-    assert "warning" not in rest.headers
-
-
-def test_a_parameter_that_is_not_known_is_a_warning(gateway):
-    response = gateway.start().get("/dicomweb/studies", params={'Not"known': "1"})
-    assert response.status_code == 200
-    assert re.fullmatch(r'299 dicomscp "[^"]*Not\'known[^"]*"', response.headers["warning"])
-
-
-def test_a_bad_value_is_a_problem_that_names_the_parameter(gateway):
-    response = gateway.start().get("/dicomweb/studies", params={"limit": "many"})
-    assert response.status_code == 400
-    assert response.headers["content-type"] == "application/problem+json"
-    assert "limit" in response.json()["detail"]
-
-
-def test_xml_is_not_offered(gateway):
-    client = gateway.start()
-    response = client.get(
-        "/dicomweb/studies", headers={"accept": 'multipart/related; type="application/dicom+xml"'}
-    )
-    assert response.status_code == 406
-    assert "application/dicom+json" in response.json()["detail"]
-
-
-def test_the_accept_parameter_stands_for_the_header(gateway):
-    response = gateway.start().get("/dicomweb/studies", params={"accept": "application/json"})
-    assert response.headers["content-type"] == "application/json"
-    assert "warning" not in response.headers
 
 
 # WADO-RS metadata
@@ -227,6 +159,50 @@ def test_instance_metadata_is_read_from_the_file(gateway):
     assert bulk.content == pydicom.dcmread(SOURCES / "CT_small.dcm").PixelData
     again = client.get(address(held.key, "/metadata"), headers={"if-none-match": response.headers["etag"]})
     assert again.status_code == 304
+
+
+@pytest.mark.parametrize("level", ["study", "series"])
+def test_metadata_in_xml_have_a_part_for_each_line_of_the_document(gateway, level):
+    key = gateway.archive.add_file("CT_small.dcm").key
+    path = {"study": layout.study_metadata(key[0]), "series": layout.series_metadata(*key[:2])}[level]
+    numbers = ["-1024.50", "0.1", "1e3"]
+    members = [b'{"00281052":{"vr":"DS","Value":[%b]}}' % number.encode() for number in numbers]
+    gateway.publish_bytes(path, b"[" + b",\n".join(members) + b"]")
+    client, url = gateway.start(), f"/dicomweb/{path.removesuffix('.gz')}"
+
+    response = client.get(url, headers={"accept": XML, "accept-encoding": "gzip"})
+    assert "content-encoding" not in response.headers
+    parts = parts_of(response)
+    assert {head for head, _ in parts} == {b"Content-Type: application/dicom+xml"}
+    assert [read(body)["00281052"]["Value"] for _, body in parts] == [[number] for number in numbers]
+    again = client.get(url, headers={"accept": XML, "if-none-match": response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    head = client.head(url, headers={"accept": XML})
+    assert (head.content, head.headers["etag"]) == (b"", response.headers["etag"])
+    assert "content-length" not in head.headers
+    assert client.get(url).headers["etag"] != response.headers["etag"]
+
+
+def test_large_metadata_in_xml_are_read_line_by_line(gateway):
+    objects = [{"00104000": {"vr": "LT", "Value": [f"{number}" * 3 * CHUNK_BYTES]}} for number in range(9)]
+    lines = b",\n".join(orjson.dumps(one) for one in objects)
+    gateway.publish_bytes(layout.study_metadata("1.2"), b"[" + lines + b"]")
+    response = gateway.start().get("/dicomweb/studies/1.2/metadata", headers={"accept": XML})
+    assert [read(body) for _, body in parts_of(response)] == objects
+
+
+def test_instance_metadata_in_xml_say_what_those_in_json_do(gateway):
+    held = gateway.archive.add_file("MR_small_implicit.dcm")
+    client, url = gateway.start(), address(held.key, "/metadata")
+    of_json = client.get(url)
+    response = client.get(url, headers={"accept": XML})
+    ((head, body),) = parts_of(response)
+    assert head == b"Content-Type: application/dicom+xml"
+    (expected,) = json.loads(of_json.content, parse_float=str, parse_int=str)
+    assert read(body) == as_text(expected)
+    again = client.get(url, headers={"accept": XML, "if-none-match": response.headers["etag"]})
+    assert again.status_code == 304
+    assert of_json.headers["etag"] != response.headers["etag"]
 
 
 def test_a_damaged_document_is_a_failure_for_a_person_to_look_at(gateway):

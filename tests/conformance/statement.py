@@ -1,0 +1,140 @@
+"""The tables of docs/conformance.md that say what the code does, made from the code.
+
+    python -m tests.conformance.statement
+
+writes them anew, between their marks.
+"""
+
+import re
+from pathlib import Path
+
+from pydicom.datadict import dictionary_description
+from pydicom.uid import UID
+
+from dicomscp.dicom import matching
+from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.matching import STANDARD, Level
+from dicomscp.dimse import query
+from dicomscp.web import search
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
+MARKED = re.compile(r"(<!-- made from the code: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+
+_MODEL = STANDARD
+_FOUND = {Level.STUDY: "studies", Level.SERIES: "series", Level.IMAGE: "instances"}
+_RANGED = ("DA", "TM", "DT")
+
+
+def rewritten(document):
+    """*document* with its tables as the code has them."""
+    return MARKED.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], document)
+
+
+def keys():
+    """Every attribute, by level."""
+    parts = []
+    for level in Level:
+        own = [(_MODEL.unique(level), "U"), *((tag, "R") for tag in sorted(_MODEL.required(level)))]
+        own += [(tag, "O") for tag in sorted(_MODEL.optional(level))]
+        own += [(tag, "O, computed") for tag in sorted(_MODEL.computed(level))]
+        rows = [(*_named(tag), kind, _returned(level, tag)) for tag, kind in own]
+        parts.append(f"**{level}**\n\n" + _table(("attribute", "tag", "VR", "key", "QIDO-RS"), rows))
+    return "\n".join(parts)
+
+
+def matching_by_vr():
+    """How each VR that there is among the attributes is matched."""
+    tags = frozenset().union(*(_MODEL.supported(level) for level in Level))
+    return _table(
+        ("VR", "matching"), [(vr, _matching(vr)) for vr in sorted({public_vr(tag) for tag in tags})]
+    )
+
+
+def models():
+    """The information models of C-FIND, and their levels."""
+    rows = [
+        (UID(uid).name.split(" - ")[0], uid, ", ".join(_levels(uid, root)))
+        for uid, root in query.ROOTS.items()
+    ]
+    return _table(("information model", "SOP class", "levels"), rows)
+
+
+def _levels(uid, root):
+    if uid == query.PATIENT_STUDY_ONLY:
+        return [level for level in Level if level in query._PATIENT_STUDY_LEVELS]
+    return [level for level in Level if root == "PATIENT" or level is not Level.PATIENT]
+
+
+def negotiation():
+    """The sub-fields of extended negotiation, and whether they are granted."""
+    rows = [
+        (str(at + 1), of, "yes" if granted else "no")
+        for at, (of, granted) in enumerate(zip(_SUB_FIELDS, query.granted(b"\1" * 7), strict=True))
+    ]
+    return _table(("byte", "what is asked for", "granted"), rows)
+
+
+# PS3.4 table C.5-1.
+_SUB_FIELDS = (
+    "relational queries",
+    "combined date and time matching",
+    "fuzzy semantic matching of person names",
+    "time zone query adjustment",
+    "enhanced multi-frame image conversion",
+    "empty value matching",
+    "multiple value matching",
+)
+
+
+def resources():
+    return _table(
+        ("resource", "finds"),
+        [(f"`{{base}}{path}`", _FOUND[level]) for path, level in search.RESOURCES.items()],
+    )
+
+
+def media():
+    rows = [(f"`{offer.content_type('...').partition('; boundary')[0]}`",) for offer in search.OFFERS]
+    return _table(("media type, the default first",), rows)
+
+
+TABLES = {
+    "keys": keys,
+    "matching": matching_by_vr,
+    "models": models,
+    "negotiation": negotiation,
+    "resources": resources,
+    "media": media,
+}
+
+
+def _named(tag):
+    return dictionary_description(tag), f"({tag >> 16:04X},{tag & 0xFFFF:04X})", public_vr(tag)
+
+
+def _returned(level, tag):
+    of = Level.STUDY if level is Level.PATIENT else level
+    if tag in matching._ALWAYS[of]:
+        return "always"
+    return "known" if tag in matching._UNASKED[of] else "asked"
+
+
+def _matching(vr):
+    if vr == "SQ":
+        return "sequence: an item that matches all that is asked of items"
+    if vr == "UI":
+        return "single value, list of UIDs"
+    if vr in _RANGED:
+        return "single value, range"
+    if vr in matching._NUMBER_VRS:
+        return "single value, as a number"
+    return "single value, wildcards" if vr in matching._WILDCARD_VRS else "single value"
+
+
+def _table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(rewritten(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

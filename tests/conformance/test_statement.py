@@ -1,0 +1,29 @@
+"""docs/conformance.md says what the code does."""
+
+import pytest
+
+from dicomscp import config
+from dicomscp.dicom import matching
+from dicomscp.web.search import MOST_REMAINING
+from tests.conformance import statement
+
+
+@pytest.fixture(scope="module")
+def document():
+    return statement.DOCUMENT.read_text(encoding="utf-8")
+
+
+def test_its_tables_are_those_of_the_code(document):
+    assert {name for _, name, _ in statement.MARKED.findall(document)} == set(statement.TABLES)
+    assert statement.rewritten(document) == document, "python -m tests.conformance.statement writes it anew"
+
+
+def test_it_names_every_parameter_and_bound(document):
+    for name in [*matching._FLAGS, "includefield", "limit", "offset", "accept", "charset"]:
+        assert f"\n| `{name}` |" in document
+    assert f"(default {config.Web().max_results})" in document
+    assert f"a number of {MOST_REMAINING} means as many or more" in document
+
+
+def test_it_says_what_is_not_there(document):
+    assert "Modality Worklist and Modality Performed Procedure Step are not part of this project" in document
