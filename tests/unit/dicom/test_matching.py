@@ -44,6 +44,7 @@ from dicomscp.dicom.matching import (
 from dicomscp.errors import RefusedError
 
 LEVEL, CHARACTER_SET, TIMEZONE = 0x00080052, 0x00080005, 0x00080201
+SERIES_DATE, SERIES_TIME = 0x00080021, 0x00080031
 BIRTH_DATE, BIRTH_TIME, ISSUER = 0x00100030, 0x00100032, 0x00100021
 STUDY_DATE, STUDY_TIME, ACCESSION, MODALITY = 0x00080020, 0x00080030, 0x00080050, 0x00080060
 MODALITIES, PATIENT_NAME, PATIENT_ID = 0x00080061, 0x00100010, 0x00100020
@@ -768,6 +769,24 @@ def test_a_date_time_is_in_the_zone_that_it_tells_or_of_its_entity(asked, held, 
     )
     whole = {"STUDY_UID": "1", "SERIES_UID": "1", "ACQUISITION": held, "TIMEZONE": own}
     assert finds(query, **whole) is is_match
+
+
+def test_one_of_several_date_times_is_in_the_zone_of_the_query():
+    query = query_from_identifier(
+        identifier(
+            "IMAGE", STUDY_UID="1", SERIES_UID="1", ACQUISITION=["2019", "20200101"], TIMEZONE="+0100"
+        ),
+        root="STUDY",
+        options=Options(timezone=True),
+    )
+    told = AnyOf((Range("2019+0100", "2019+0100"), Range("20200101+0100", "20200101+0100")))
+    assert query.keys[-1].match == Adjusted(told)
+
+
+def test_what_is_below_knows_what_it_takes_to_adjust_it():
+    query = in_zone("+0100", options=Options(timezone=True, relational=True), SERIES_DATE="20200101")
+    assert query.below.returns == {STUDY_UID, SERIES_TIME, TIMEZONE}
+    assert query.below.zone == query.zone
 
 
 def test_a_time_zone_is_an_offset():

@@ -31,7 +31,7 @@ from dicomscp.dimse.query import (
     options_of,
 )
 from dicomscp.dimse.server import KnownAe
-from dicomscp.errors import RefusedError
+from dicomscp.errors import BusyError, RefusedError
 from tests.peers import require
 from tests.unit.dimse import wire
 from tests.unit.dimse.conftest import Listen
@@ -223,6 +223,18 @@ def test_more_matches_than_are_allowed_end_in_out_of_resources(listen: Listen):
     assert [status for status, _ in answers] == [0xFF00] * 3 + [0xA700]
 
 
+def test_an_index_that_cannot_be_asked_now_is_out_of_resources(listen: Listen):
+    class Busy(MemoryArchive):
+        def find(self, query, goes_on=lambda: True):
+            raise BusyError("The index is being rebuilt; ask again later")
+
+    gateway = listen(Busy())
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.find(encode(identifier(PatientName=""))))
+        assert peer.status() == (0xA700, "The index is being rebuilt; ask again later")
+
+
 def test_a_failing_archive_is_answered_and_logged(listen: Listen):
     class Failing(MemoryArchive):
         def find(self, query):
@@ -337,6 +349,31 @@ def test_a_cancel_is_heard_while_nothing_matches(listen: Listen):
         assert peer.status() == (0xFE00, "")
         assert peer.status() == (0, "")
         assert peer.send(wire.ECHO).status() == (0, "")
+
+
+def test_what_is_sent_while_nothing_matches_is_taken_afterwards(
+    listen: Listen, ct_dataset: bytes, ct_uid: str
+):
+    class Looking(MemoryArchive):
+        def find(self, query, goes_on=lambda: True):
+            while goes_on() and not enough.is_set():
+                began.set()
+            yield from ()
+
+    began, enough = threading.Event(), threading.Event()
+    gateway = listen(Looking())
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.find(encode(identifier(PatientName=""))))
+        assert began.wait(10)
+        request = wire.store(ct_dataset, ct_uid)
+        peer.send(request[:1000])
+        began.clear()
+        assert began.wait(10)
+        peer.send(request[1000:] + wire.ECHO)
+        enough.set()
+        assert [peer.status() for _ in range(3)] == [(0, "")] * 3
+    assert gateway.archive.held[ct_uid] == ct_dataset
 
 
 @pytest.mark.parametrize(
@@ -470,6 +507,14 @@ def test_patients_are_found_by_what_they_have_below_each_once(associate):
     assert status == 0
 
 
+def test_more_matches_of_keys_below_than_are_allowed_end_in_out_of_resources(listen: Listen, filled):
+    gateway = listen(filled, answering=Answering(1))
+    with Wire(gateway.port) as peer:
+        peer.associate(extended=[(STUDY_FIND, b"\1")])
+        answers = ask(peer, identifier(InstanceNumber="1"))
+    assert [status for status, _ in answers] == [0xFF00, 0xA700]
+
+
 def test_without_negotiation_only_the_baseline_is_done(associate):
     association = associate(None)
     assert association.acceptor.sop_class_extended == {}
@@ -540,6 +585,8 @@ def test_answers_are_read_again_as_they_were(syntax: str):
             "00280010": ("US", [512]),
             "00101030": ("DS", [71.5]),
             "00280009": ("AT", ["00181063"]),
+            "00189074": ("UV", ["18446744073709551615"]),
+            "00189073": ("FD", ["NaN", 0.5]),
             "00400275": ("SQ", [{"00400009": {"vr": "SH", "Value": ["STEP"]}}, {}]),
         },
     )
@@ -549,6 +596,9 @@ def test_answers_are_read_again_as_they_were(syntax: str):
     assert decoded[0x00100010] == ("PN", [JAPANESE])
     assert decoded[0x00280010] == ("US", ["512"])
     assert decoded[0x00280009] == ("AT", ["00181063"])
+    if syntax != IMPLICIT:  # where the VR is that of the dictionary
+        assert decoded[0x00189074] == ("UV", ["18446744073709551615"])
+        assert decoded[0x00189073] == ("FD", ["nan", "0.5"])
     assert decoded[0x00101030] == ("DS", ["71.5"])
     assert decoded[0x00400275] == ("SQ", [{0x00400009: ("SH", ["STEP"])}, {}])
 
