@@ -11,6 +11,7 @@ import difflib
 import ipaddress
 import re
 import tomllib
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +40,8 @@ ENVIRONMENT_PREFIX = "DICOMSCP_"
 CONFIG_VARIABLE = "DICOMSCP_CONFIG"  # names the file itself, so it is not a key in it
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+_NOT_REPEATED = "index.url"  # there may be a password in it
 
 # What pydantic says of Python, said of TOML.
 _PLAINER = {
@@ -82,6 +85,22 @@ def _origin(value: str) -> str:
 def _host(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._:%-]+", value):
         raise ValueError("is neither a host name nor an address")
+    return value
+
+
+def _database(value: str) -> str:
+    if not value:
+        return value
+    try:
+        url = urllib.parse.urlsplit(value)
+        named = urllib.parse.parse_qs(url.query)
+        has_place = bool(url.hostname or "host" in named or "service" in named or url.path.strip("/"))
+    except ValueError as error:
+        raise ValueError(f"is not a URL: {error}") from error
+    if url.scheme not in {"postgresql", "postgres"} or not has_place:
+        raise ValueError('is "postgresql://user@host:5432/database", or empty for SQLite under the root')
+    if url.password is not None or "password" in named:
+        raise ValueError("has a password in it, where many see it: put that into a file, index.password_file")
     return value
 
 
@@ -237,8 +256,10 @@ class ExtraKeys(_Table):
 
 
 class Index(_Table):
-    """What is kept for questions."""
+    """What is kept for questions, and in which database."""
 
+    url: Annotated[str, AfterValidator(_database)] = ""  # empty: SQLite, index.sqlite under the root
+    password_file: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
     extra_keys: ExtraKeys = Field(default_factory=ExtraKeys)
 
 
@@ -414,6 +435,8 @@ def _reason(detail: ErrorDetails, key: str) -> str:
         return f"unknown key{'; did you mean ' + near[0] + '?' if near else ''}"
     message = _PLAINER.get(detail["type"], detail["msg"].removeprefix("Value error, "))
     value = detail["input"]
+    if key == _NOT_REPEATED:
+        return message
     return f"{message} (is {value!r})" if isinstance(value, str | int | float) else message
 
 

@@ -10,8 +10,10 @@ import functools
 import ipaddress
 import mmap
 import os
+import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +26,14 @@ from zoneinfo import ZoneInfo
 
 import orjson
 import structlog
+from sqlalchemy import Engine
 
 from dicomscp import __version__
 from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Intake, rebuild_marker
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
-from dicomscp.archive.rebuild import mark_if_missing, rebuild_index, set_aside
+from dicomscp.archive.rebuild import mark, mark_if_held, rebuild_index
 from dicomscp.children import Child, Descriptor, start
 from dicomscp.config import Config, is_loopback
 from dicomscp.crew import cores
@@ -50,6 +53,9 @@ from dicomscp.web.app import WebSettings, create_app
 log = structlog.get_logger()
 
 _BACKOFF_SECONDS = (0.5, 30.0)
+_AWAY_SECONDS = (
+    10.0  # at most between two looks for a database that is away: so long, then, it waits when back
+)
 _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256
@@ -97,14 +103,29 @@ def serve(config: Config) -> int:
 
 
 def _make_or_find_index(config: Config) -> None:
-    """See to it that there is an index before anybody is let in; one that cannot be read is made anew."""
-    mark_if_missing(config.root)
+    """See to it that there is an index before anybody is let in; one that cannot be read is made anew.
+
+    A server of PostgreSQL that is away is not waited for: what receives needs it not, and the pipeline waits.
+    """
     try:
-        make_index(config, read_only=False)
+        _see_to_index(config)
     except DamagedError as error:
-        log.error("index_set_aside", reason=str(error), file="index.sqlite.damaged")
-        set_aside(config.root)
-        make_index(config, read_only=False)
+        log.error("index_set_aside", reason=str(error))
+        set_index_aside(config)
+        _see_to_index(config)
+    except BusyError as error:
+        if not config.index.url:
+            raise
+        log.error("index_away", reason=str(error))
+
+
+def _see_to_index(config: Config) -> None:
+    """Make or migrate the index, and let go of it: parts have connections of their own."""
+    engine = _open_engine(config, read_only=False)
+    try:
+        _index(config, engine)
+    finally:
+        engine.dispose()
 
 
 def _set_on(stop: threading.Event, *numbers: signal.Signals) -> None:
@@ -441,8 +462,15 @@ def _flocked(descriptor: int) -> Iterator[None]:
 
 
 def make_index(config: Config, *, read_only: bool) -> Index:
-    """The index under the root; unless *read_only* it is made if it is missing."""
-    engine = sqlite.open_engine(config.root / "index.sqlite", read_only=read_only)
+    """The index of the root; unless *read_only* it is made if it is missing, or migrated.
+
+    One that is made lacks what is held already, so it is marked to be made out of the instances before
+    anybody can ask it.  Raises BusyError, DamagedError and ConfigError as the database's `open_engine`.
+    """
+    return _index(config, _open_engine(config, read_only=read_only))
+
+
+def _index(config: Config, engine: Engine) -> Index:
     return Index(
         engine,
         duplicates=config.storage.duplicates,
@@ -455,6 +483,58 @@ def _model(config: Config) -> Model:
     extra = config.index.extra_keys
     by_level = {Level.STUDY: extra.study, Level.SERIES: extra.series, Level.IMAGE: extra.instance}
     return Model({level: map(header_tag, names) for level, names in by_level.items()})
+
+
+def _open_engine(config: Config, *, read_only: bool) -> Engine:
+    incomplete = functools.partial(mark_if_held, config.root)
+    if not config.index.url:
+        return sqlite.open_engine(config.root / "index.sqlite", read_only=read_only, incomplete=incomplete)
+    from dicomscp.archive import postgres  # noqa: PLC0415 - psycopg takes long to import
+
+    return postgres.open_engine(
+        config.index.url,
+        read_only=read_only,
+        root_name=root_name(config.root),
+        password_file=config.index.password_file,
+        incomplete=incomplete,
+    )
+
+
+def set_index_aside(config: Config) -> None:
+    """Put an index that cannot be read, or is another version's, out of the way: it is to be made anew.
+
+    Raises ConfigError if it is another root's.
+    """
+    mark(config.root)
+    if config.index.url:
+        from dicomscp.archive import postgres  # noqa: PLC0415 - psycopg takes long to import
+
+        postgres.drop(
+            config.index.url, root_name=root_name(config.root), password_file=config.index.password_file
+        )
+    else:
+        sqlite.set_aside(config.root / "index.sqlite")
+
+
+def root_name(root: Path) -> str:
+    """A random name that the root gets when first asked for, so that a database can tell roots apart."""
+    path = root / "state" / "root-name"
+    try:
+        return path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        disk, name = Disk(), secrets.token_hex(8)
+        making = path.with_name(f".root-name-{name}")
+        descriptor = disk.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            disk.write(descriptor, [name.encode()], 0)
+            disk.sync(descriptor)
+        finally:
+            disk.close(descriptor)
+        with contextlib.suppress(FileExistsError):  # another process was first
+            disk.link(making, path)
+        disk.unlink(making)
+        disk.sync_directory(path.parent)
+        return path.read_text(encoding="ascii")
 
 
 def make_intake(config: Config, role: str, sync_failed: Callable[[], None]) -> Intake:
@@ -484,7 +564,6 @@ def make_archive(config: Config, intake: Intake | None = None) -> Archive:
 
 def make_pipeline(config: Config, *, jobs: int = 1) -> Pipeline:
     """The pipeline, to be closed by the caller, who has the root locked.  It drains with *jobs* processes."""
-    mark_if_missing(config.root)
     index, disk = make_index(config, read_only=False), Disk()
     publisher = make_publisher(config, index, config.root / "dicomweb")
     counting = metrics.PipelineMetrics()
@@ -547,13 +626,33 @@ class Life:
 
 def _run_pipeline(life: Life) -> None:
     os.nice(5)  # receiving comes first; what this costs is lag, which is shown
-    pipeline = make_pipeline(life.config)
-    mend_index(life.config)  # workers have our priority
-    filed = pipeline.recover()
+    pipeline, filed = _ready_pipeline(life)
     if filed:
         log.info("recovered", instances=filed)
     life.ready()
     pipeline.run(life.stop)
+
+
+def _ready_pipeline(life: Life) -> tuple[Pipeline, int]:
+    """The pipeline with all filed that earlier lives left, and how many instances that were.
+
+    While the index cannot be had it is tried again, for as long as it takes: others receive meanwhile.
+    """
+    pause = _BACKOFF_SECONDS[0]
+    while True:
+        try:
+            with contextlib.ExitStack() as unless_ready:
+                pipeline = make_pipeline(life.config)
+                unless_ready.callback(pipeline.close)
+                mend_index(life.config)  # workers have our priority
+                filed = pipeline.recover()
+                unless_ready.pop_all()
+                return pipeline, filed
+        except BusyError as error:
+            log.error("index_awaited", reason=str(error), retry_seconds=pause)
+            if life.stop.wait(pause):
+                sys.exit(0)
+            pause = min(pause * 2, _AWAY_SECONDS)
 
 
 def mend_index(config: Config, progress: Callable[[int, int | None], None] = lambda *_: None) -> None:

@@ -16,7 +16,7 @@ import structlog
 
 from dicomscp.archive.filing import Filing, Round
 from dicomscp.archive.index import Index
-from dicomscp.errors import DicomscpError
+from dicomscp.errors import BusyError, DicomscpError
 from dicomscp.publisher import Outcome, Publisher, publish_all
 from dicomscp.study.schedule import Schedule
 from dicomscp.telemetry.metrics import PipelineMetrics
@@ -27,6 +27,7 @@ _ROUND_SECONDS = 0.025
 _LULL_SECONDS = 0.3
 _SETTLE_SECONDS = 5.0
 _RETRY_SECONDS, _RETRY_SECONDS_AT_MOST = 1.0, 60.0
+_AWAY_SECONDS = 10.0  # between two tries while disk or index fail, at most
 _LOOK_SECONDS = 0.05
 _FINISH_SECONDS = 0.1
 _TELL_SECONDS = 2.0
@@ -167,6 +168,7 @@ class Pipeline:
         makes receivers wait for the disk, so while they are busy it waits too, but not for long.
         """
         settled = busy = finished = self._now()
+        failures = 0
         while not stop.is_set():
             try:
                 done = self._filing.step()
@@ -181,8 +183,10 @@ class Pipeline:
                     self._hurry(self._filing.finish_removals())
             except (OSError, DicomscpError) as error:
                 log.error("filing_failed", reason=str(error))
-                stop.wait(_RETRY_SECONDS)
+                stop.wait(_pause(failures))
+                failures += 1
                 continue
+            failures = 0
             if not done.more:
                 stop.wait(_ROUND_SECONDS)
 
@@ -215,13 +219,20 @@ class Pipeline:
         return asked
 
     def _run_publishing(self, stop: threading.Event) -> None:
+        failures = 0
         while not stop.is_set():
             try:
                 busy = self._publish_round()
+            except (OSError, BusyError) as error:
+                log.error("publishing_failed", reason=str(error))
+                stop.wait(_pause(failures))
+                failures += 1
+                continue
             except Exception:  # one round is one unit of work; the next begins anew
                 log.exception("publishing_failed")
                 stop.wait(_RETRY_SECONDS)
                 continue
+            failures = 0
             if not busy:
                 self._wake.wait(_LOOK_SECONDS)
                 self._wake.clear()
@@ -269,3 +280,8 @@ class Pipeline:
             log.info("study_published", study_uid=study_uid, seconds=round(outcome.seconds, 3))
             self._metrics.published(outcome.seconds)
             self._recent_changed = True
+
+
+def _pause(failures: int) -> float:
+    """How long to wait after a failure that so many others came before, without success between them."""
+    return float(min(_RETRY_SECONDS * 2**failures, _AWAY_SECONDS))

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from dicomscp.archive import journal
 from dicomscp.archive.archive import Archive, Removable, Source
 from dicomscp.archive.index import Held, Index
-from dicomscp.archive.rebuild import held_paths, rebuild_index, set_aside, study_folders, study_paths
+from dicomscp.archive.rebuild import held_paths, rebuild_index, study_folders, study_paths
 from dicomscp.archive.store import intact_digest
 from dicomscp.config import Config
 from dicomscp.crew import Count, Work, cores, share
@@ -36,6 +36,7 @@ from dicomscp.daemon import (
     prepare_root,
     root_lock,
     running,
+    set_index_aside,
 )
 from dicomscp.dicom.part10 import Origin
 from dicomscp.disk import Disk
@@ -409,10 +410,18 @@ def status(config: Config) -> dict[str, Any]:
         ],
         "quarantined": len(list((root / "quarantine").glob("**/*.reason.txt"))),
     }
-    if (root / "index.sqlite").exists():
+    return report | _indexed(config)
+
+
+def _indexed(config: Config) -> dict[str, Any]:
+    """What the index says; nothing of one that is not there yet, of one that is away why."""
+    if not config.index.url and not (config.root / "index.sqlite").exists():
+        return {}
+    try:
         index = make_index(config, read_only=True)
-        report |= {"held": index.counts()._asdict(), "due": len(list(index.due()))}
-    return report
+        return {"held": index.counts()._asdict(), "due": len(list(index.due()))}
+    except BusyError as error:
+        return {"index_away": str(error)}
 
 
 def _existing(config: Config) -> Config:
@@ -493,7 +502,7 @@ def _recovered(stack: contextlib.ExitStack, config: Config, jobs: int) -> Pipeli
             pipeline.recover()
             stack.push(unless_damaged.pop_all())
     except (DamagedError, ConfigError):
-        set_aside(config.root)
+        set_index_aside(config)
         pipeline = make_pipeline(config, jobs=jobs)
         stack.callback(pipeline.close)
         pipeline.recover()

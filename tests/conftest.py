@@ -6,6 +6,8 @@ from pathlib import Path
 import pydicom.data
 import pytest
 
+from tests.peers import POSTGRESQL, PostgreSql, missed
+
 _SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -42,3 +44,26 @@ def root(tmp_path: Path) -> Path:
     path.mkdir()
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> PostgreSql:
+    """A PostgreSQL server that runs while the session does; whoever stops it starts it again."""
+    if PostgreSql.folder() is None:
+        missed(f"PostgreSQL is not installed (Debian package {POSTGRESQL})")
+    with PostgreSql() as server:
+        yield server
+
+
+@pytest.fixture
+def new_database(postgresql: PostgreSql):
+    """What makes an empty database and returns its URL; each goes after the test."""
+    made = []
+
+    def make() -> str:
+        made.append(postgresql.new_database())
+        return made[-1]
+
+    yield make
+    for url in made:
+        postgresql.drop(url)

@@ -6,10 +6,16 @@ storescp and Orthanc cannot be bound to one address: on a machine that others re
 Each has its usual settings, but for the largest PDU, which is 128 KiB: with their 16 KiB some are slower.
 """
 
+import contextlib
+import itertools
 import json
 import os
+import pwd
 import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +24,14 @@ from typing import ClassVar, Self
 from tests.processes import Server, answers, descendants, free_port
 
 DCMTK, ORTHANC, ORTHANC_WEB, NGINX = "dcmtk", "orthanc", "orthanc-dicomweb", "nginx-light"
+POSTGRESQL = "postgresql"
 MAX_PDU_BYTES = 131072
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 _START_SECONDS = 30
 _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")  # in no user's PATH
+_POSTGRESQL_FOLDERS = Path("/usr/lib/postgresql")  # a folder a version
+_MEMORY, _MEMORY_BYTES = Path("/dev/shm"), 1 << 30
 _ORTHANC_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
@@ -214,6 +223,109 @@ http {{
   server {{ listen 127.0.0.1:{self.port}; root {self.received}; }}
 }}
 """
+
+
+class PostgreSql:
+    """A PostgreSQL server with its own data, in memory where there is room: its syncs cost nothing there.
+
+    Its databases sort text as English readers do, so what needs another order has to say so.  Clients need no
+    password.  It does not run as root: then it is Debian's user "postgres".
+    """
+
+    user = "dicomscp"
+
+    def __init__(self) -> None:
+        in_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _MEMORY_BYTES
+        self._home = Path(tempfile.mkdtemp(prefix="postgresql-", dir=_MEMORY if in_memory else None))
+        self.data = self._home / "data"
+        self.port = free_port()
+        self._as_user: list[str] = []
+        self._server: Server | None = None
+        self._numbers = itertools.count()
+
+    @classmethod
+    def folder(cls) -> Path | None:
+        """Where its programs are, of the newest version; None if it is not installed."""
+        newest = sorted(_POSTGRESQL_FOLDERS.glob("*/bin"), key=lambda path: int(path.parent.name))
+        initdb = find_program("initdb")
+        return newest[-1] if newest else Path(initdb).resolve().parent if initdb else None
+
+    def start(self) -> Self:
+        """Return once it takes connections; after `stop` it goes on with what it had.  Harmless to repeat."""
+        if self._server and self._server.running:
+            return self
+        folder, data = self.folder(), self.data
+        if folder is None:
+            raise FileNotFoundError(POSTGRESQL)
+        if os.geteuid() == 0 and not self._as_user:
+            owner = pwd.getpwnam("postgres")
+            os.chown(self._home, owner.pw_uid, owner.pw_gid)
+            self._as_user = [
+                "setpriv",
+                f"--reuid={owner.pw_uid}",
+                f"--regid={owner.pw_gid}",
+                "--clear-groups",
+            ]
+        if not data.exists():
+            locale = ["--encoding=UTF8", "--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en"]
+            self._run(folder / "initdb", "-D", data, "-U", self.user, "-A", "trust", "--no-sync", *locale)
+        self._server = Server(
+            [*self._as_user, folder / "postgres", "-D", data, "-p", str(self.port), "-k", self._home,
+             "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=64MB", "-c", "max_connections=200"],
+            self._home / "log",
+            directory=self._home,
+        )  # fmt: skip
+        self._server.start(self._ready, _START_SECONDS)
+        return self
+
+    def stop(self, *, immediately: bool = False) -> None:
+        """End it: clients are cut off, and if *immediately*, as a crash does it.  Harmless to repeat."""
+        if self._server and self._server.running:
+            os.kill(self._server.pid, signal.SIGQUIT if immediately else signal.SIGINT)
+            self._server.wait(_START_SECONDS)
+
+    def new_database(self) -> str:
+        """The URL of a new, empty database."""
+        name = f"test_{next(self._numbers)}"
+        self.execute("postgres", f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def drop(self, url: str) -> None:
+        """Take the database at *url* away, whoever is connected to it."""
+        self.execute("postgres", f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+
+    def url(self, database: str) -> str:
+        """The URL of that database."""
+        return f"postgresql://{self.user}@127.0.0.1:{self.port}/{database}"
+
+    def execute(self, database: str, statement: str) -> None:
+        """Have *statement* executed, outside of any transaction."""
+        import psycopg
+
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            connection.execute(statement)
+
+    def close(self) -> None:
+        """End it and take away what it kept."""
+        self.stop(immediately=True)
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _ready(self) -> bool:
+        import psycopg
+
+        with contextlib.suppress(psycopg.OperationalError):
+            self.execute("postgres", "SELECT 1")
+            return True
+        return False
+
+    def _run(self, *command: str | Path) -> None:
+        subprocess.run([*self._as_user, *command], check=True, stdout=subprocess.DEVNULL, cwd=self._home)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _run_pynetdicom(port: int, directory: Path) -> None:

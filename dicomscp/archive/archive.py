@@ -28,7 +28,14 @@ from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
 from dicomscp.dicom.matching import Model, Query
 from dicomscp.disk import Disk
-from dicomscp.errors import BusyError, CrowdedError, DamagedError, MismatchError, RefusedError
+from dicomscp.errors import (
+    BusyError,
+    CrowdedError,
+    DamagedError,
+    DicomscpError,
+    MismatchError,
+    RefusedError,
+)
 from dicomscp.study import layout
 
 log = structlog.get_logger()
@@ -337,7 +344,8 @@ class Archive:
         """Bound the variants of one SOP Instance UID; what is held already is never too many.
 
         A UID that this process has not seen lately and that has no file where it belongs is new: the
-        index is not asked.  So a process may pass the bound by one for each time it forgets.
+        index is not asked.  So a process may pass the bound by one for each time it forgets.  Nor does the
+        bound hold while the index cannot be asked: custody comes first.
         """
         sop_uid = key.sop_uid
         if sop_uid not in self._seen and not (self._root / layout.instance_path(key)).exists():
@@ -346,7 +354,12 @@ class Archive:
                 self._seen.popitem(last=False)
             return
         self._seen[sop_uid] = None
-        digests = {held.digest for held in self._index.known([sop_uid]).get(sop_uid, ())}
+        try:
+            known = self._index.known([sop_uid])
+        except DicomscpError as error:
+            log.warning("variants_not_counted", sop_uid=sop_uid, reason=str(error))
+            return
+        digests = {held.digest for held in known.get(sop_uid, ())}
         if len(digests) >= self._taking().max_variants and spool.digest() not in digests:
             raise CrowdedError("Too many variants held of this SOP Instance")
 

@@ -102,7 +102,8 @@ class Filing:
         self._unsettled = False
         self._doubtful: dict[str, Position] = {}
         self._indexed: dict[str, Position] = {}
-        self._index_doubtful = False
+        self._index_doubtful = self._commit_doubtful = False
+        self._synced: set[str] = set()  # journals of writers that are gone
         self._may_leave = True
         self._sync_failed = sync_failed
 
@@ -133,6 +134,7 @@ class Filing:
             if batch.arrivals or batch.again or batch.repaired:
                 changed = self._index.apply(batch.arrivals, batch.positions, batch.again, batch.repaired)
         except BaseException:
+            self._commit_doubtful = True  # the connection may have broken behind it
             for reader, position in before.items():
                 reader.position = position
             del self._slots[slots:]  # they have no other name yet
@@ -335,13 +337,31 @@ class Filing:
         """
         there = journal.writers(self._root / "journal")
         new = [directory for directory in there if directory.name not in self._readers]
-        if new:
+        if new or self._commit_doubtful:
             self._indexed |= self._index.positions()
+            self._commit_doubtful = False
         for directory in new:
             reader = JournalReader(directory)
             self._readers[directory.name] = reader
             self._doubtful[directory.name] = reader.synced() if reader.alive() else _END
-        return [self._readers[directory.name] for directory in there]
+        readers = [self._readers[directory.name] for directory in there]
+        for reader in readers:
+            if reader.name not in self._synced and not reader.alive():
+                self._sync_journal(reader)
+        return readers
+
+    def _sync_journal(self, reader: JournalReader) -> None:
+        """Let what a writer that is gone has written survive loss of power, whether it came to that or not.
+
+        It is applied as it is found, and the index may be one that forgets nothing.
+        """
+        for segment in reader.segments():
+            descriptor = self._disk.open(segment, os.O_RDONLY)
+            try:
+                self._disk.sync(descriptor)
+            finally:
+                self._disk.close(descriptor)
+        self._synced.add(reader.name)
 
     def _file(self, entry: Entry, batch: _Batch, *, doubtful: bool, counted: bool) -> None:
         """Give the instance of *entry* its name, unless it is the same as one held.
@@ -554,9 +574,10 @@ class Filing:
 
     def _forget(self, reader: JournalReader) -> None:
         """A writer is gone and all it wrote is settled: take its journal and its slots away."""
+        self._index.forget_position(reader.name)  # first: it may be away, and then all is done again
         for segment in reader.segments():
             self._recycle(segment, damaged=reader.is_damaged(segment))
-        self._index.forget_position(reader.name)
+        self._synced.discard(reader.name)
         for known in (self._readers, self._applied, self._doubtful, self._indexed):
             known.pop(reader.name, None)
         reader.close()

@@ -42,10 +42,10 @@ from sqlalchemy import (
     MetaData,
     Select,
     Table,
-    Text,
     UniqueConstraint,
     and_,
     bindparam,
+    cast,
     delete,
     exists,
     false,
@@ -60,7 +60,10 @@ from sqlalchemy import (
 from sqlalchemy import (
     Index as TableIndex,
 )
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import (
+    Text as AnyText,
+)
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
@@ -194,11 +197,15 @@ class Feed(NamedTuple):
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────
 
 metadata = MetaData()
+"""The tables as the newest migration leaves them.  Foreign keys say how tables join; nobody checks them."""
+
+Text = AnyText().with_variant(AnyText(collation="C"), "postgresql")  # byte by byte, as SQLite compares
+_ID = BigInteger().with_variant(Integer(), "sqlite")  # there an integer primary key is the row's own number
 
 study = Table(
     "study",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _ID, primary_key=True),
     Column("study_uid", Text, nullable=False, unique=True),
     Column("instances", Integer, nullable=False, default=0),
     Column("series", Integer, nullable=False, default=0),
@@ -232,7 +239,7 @@ TableIndex("study_due", study.c.study_uid, sqlite_where=_IS_DUE, postgresql_wher
 series = Table(
     "series",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _ID, primary_key=True),
     Column("study_id", ForeignKey("study.id"), nullable=False),
     Column("series_uid", Text, nullable=False),
     Column("instances", Integer, nullable=False, default=0),
@@ -250,7 +257,7 @@ series = Table(
 statement = Table(
     "statement",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _ID, primary_key=True),
     Column("series_id", ForeignKey("series.id"), nullable=False),
     Column("digest", LargeBinary, nullable=False),
     Column("instances", Integer, nullable=False, default=0),  # published ones that make it
@@ -263,7 +270,7 @@ statement = Table(
 instance = Table(
     "instance",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", _ID, primary_key=True),
     Column("series_id", ForeignKey("series.id"), nullable=False),
     Column("statement_id", ForeignKey("statement.id"), nullable=False),
     Column("sop_uid", Text, nullable=False),
@@ -321,6 +328,10 @@ TableIndex(
 )
 
 # ── attributes and the columns they are matched by ───────────────────────────────────────────────
+
+# What a column takes of a text.  The standard allows no longer values in these, and PostgreSQL no more than
+# 2,700 bytes in a row of an index.
+_LONGEST_BYTES = 1000
 
 _MODALITY, _SERIES_NUMBER, _INSTANCE_NUMBER = 0x00080060, 0x00200011, 0x00200013
 _AVAILABLE_TRANSFER_SYNTAX_UID = 0x00083002
@@ -383,6 +394,12 @@ def _hex(tag: int) -> str:
 
 def _column_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
     """The value that the column of *tag* takes, and whether it fails to tell the attribute in full."""
+    value, irregular = _first_value(attributes, tag)
+    return (None, True) if value and len(value.encode()) > _LONGEST_BYTES else (value, irregular)
+
+
+def _first_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
+    """The first value in the form in which values are equal, and whether it is not all there is to tell."""
     values = [value for value in attributes.get(_hex(tag), {}).get("Value", ()) if value is not None]
     if not values:
         return None, False
@@ -456,7 +473,7 @@ def _study_row(attributes: Attributes, modalities: Iterable[str], classes: Itera
     }
     return row | {
         "recency": _recency(row["study_date"], row["study_time"]),
-        "patient_key": _patient_key(attributes, row),
+        "patient_key": _patient_key(attributes),
         "modalities": "".join(f"\\{modality}" for modality in in_study) + "\\",
         "attributes": orjson.dumps(attributes | computed),
     }
@@ -466,12 +483,14 @@ def _recency(date: str | None, time: str | None) -> int:
     return -int(date + (time or "000000")[:6]) if date else 0
 
 
-def _patient_key(attributes: Attributes, row: Mapping[str, Any]) -> str:
+def _patient_key(attributes: Attributes) -> str:
     """What tells patients apart: the ID and its issuer; where there is no ID, name and birth date."""
-    if row["patient_id"]:
-        issuer, _ = _column_value(attributes, 0x00100021)
-        return f"{row['patient_id']}\\{issuer or ''}"
-    return f"\\\\{row['patient_name'] or ''}\\{row['patient_birth_date'] or ''}"
+    patient_id, issuer, name, birth_date = (
+        _first_value(attributes, tag)[0] or "" for tag in (0x00100020, 0x00100021, 0x00100010, 0x00100030)
+    )
+    key = f"{patient_id}\\{issuer}" if patient_id else f"\\\\{name}\\{birth_date}"
+    is_long = len(key.encode()) > _LONGEST_BYTES
+    return hashlib.sha256(key.encode()).hexdigest() if is_long else key
 
 
 def _element(vr: str, values: Sequence[object]) -> dict[str, Any]:
@@ -703,8 +722,11 @@ class Index:
 
         The log of commits is written out into the tables, so nothing relies on it any more.
         """
+        checkpoint = self._engine.get_execution_options().get("checkpoint")
+        if checkpoint is None:  # each commit is durable when it returns
+            return
         with self._reading() as connection:
-            busy, *_ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+            busy, *_ = connection.exec_driver_sql(checkpoint).one()
         if busy:
             raise BusyError("the index cannot be made durable while it is being read")
 
@@ -857,17 +879,14 @@ class Index:
     def due_instances(self) -> int:
         """How many published instances the studies have that are due."""
         with self._reading() as connection:
-            total = select(func.coalesce(func.sum(study.c.instances), 0)).where(_IS_DUE)
-            return int(connection.execute(total).scalar() or 0)
+            return int(connection.execute(select(_sum(study.c.instances)).where(_IS_DUE)).scalar() or 0)
 
     def counts(self) -> Counts:
         """How much is held."""
         held = study.c.instances > 0
         totals = (study.c.series, study.c.instances, study.c.variants, study.c.bytes)
         with self._reading() as connection:
-            row = connection.execute(
-                select(func.count().filter(held), *(func.coalesce(func.sum(total), 0) for total in totals))
-            ).one()
+            row: _Row = connection.execute(select(func.count().filter(held), *map(_sum, totals))).one()
             leaving = connection.execute(select(func.count()).where(_IS_LEAVING)).scalar()
         return Counts(*row)._replace(leaving=leaving or 0)
 
@@ -1116,6 +1135,9 @@ def _held(row: _Row) -> Held:
     return Held(key, sop_class_uid, transfer_syntax_uid, path or layout.instance_path(key), *rest)
 
 
+_READ_ONLY = "25006"  # SQLSTATE; a server that stands by for another one says so
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """A database's errors as ours; what it says names no values."""
@@ -1123,10 +1145,22 @@ def _translated() -> Iterator[None]:
         yield
     except NoConnectionError as error:
         raise BusyError("the index has too many readers now") from error
-    except OperationalError as error:
-        raise BusyError(f"the index cannot be used now: {error.orig}") from error
-    except DatabaseError as error:
-        raise DamagedError(f"the index is damaged, rebuild it: {error.orig}") from error
+    except DBAPIError as error:
+        reason = first_line(error.orig)
+        is_passing = isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
+        if is_passing or getattr(error.orig, "sqlstate", "") == _READ_ONLY:
+            raise BusyError(f"the index cannot be used now: {reason}") from error
+        raise DamagedError(f"the index is damaged, rebuild it: {reason}") from error
+
+
+def first_line(error: object) -> str:
+    """What a database says in its first line; behind it PostgreSQL quotes rows: patients' attributes."""
+    return str(error).partition("\n")[0]
+
+
+def _sum(column: Column[Any]) -> ColumnElement[int]:
+    """The sum as an integer: PostgreSQL adds up large ones as decimals."""
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
 
 
 def _settings(connection: Connection) -> dict[str, str]:

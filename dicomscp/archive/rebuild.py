@@ -32,22 +32,17 @@ class Rebuilt:
     unreadable: list[str] = field(default_factory=list)
 
 
-def mark_if_missing(root: Path) -> None:
-    """If there are instances but no index, it is not whole from now on, until it has been made anew.
-
-    To be called before an index is opened to be written, for that makes an empty one.
-    """
-    path = root / "index.sqlite"
-    if (not path.exists() or not path.stat().st_size) and next(held_paths(root), None):
-        _mark(root)
+def mark_if_held(root: Path) -> None:
+    """If there are instances, an index that is new is not whole, until it has been made out of them."""
+    if next(held_paths(root), None):
+        mark(root)
 
 
-def set_aside(root: Path) -> None:
-    """Put an index that cannot be read aside, for a person to look at: it is to be made anew."""
-    _mark(root)
-    for name in ("index.sqlite-wal", "index.sqlite-shm"):
-        (root / name).unlink(missing_ok=True)
-    (root / "index.sqlite").replace(root / "index.sqlite.damaged")
+def mark(root: Path) -> None:
+    """The index is not whole from now on, until it has been made anew."""
+    marker = rebuild_marker(root)
+    marker.touch()
+    Disk().sync_directory(marker.parent)
 
 
 def rebuild_index(
@@ -57,7 +52,7 @@ def rebuild_index(
 
     Cut short, it is begun again by the next call.  Raises BusyError if a process of them dies.
     """
-    _mark(root)
+    mark(root)
     index.clear()
     rebuilt, count = Rebuilt(), Count(held_paths(root))
     batch: list[Arrival] = []
@@ -105,12 +100,6 @@ def _folders(root: Path, above: str) -> Iterator[str]:
         names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     for name in names:
         yield f"{above}/{name}"
-
-
-def _mark(root: Path) -> None:
-    marker = rebuild_marker(root)
-    marker.touch()
-    Disk().sync_directory(marker.parent)
 
 
 def _apply(index: Index, batch: list[Arrival]) -> int:

@@ -8,17 +8,19 @@ never fails half way for another's sake; of what reads, each statement is a snap
 
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc
 
-from dicomscp.archive import index
-from dicomscp.errors import BusyError, ConfigError, DamagedError
+from dicomscp.archive import sql
+from dicomscp.errors import BusyError, DamagedError
 
-SCHEMA_VERSION = 2
-"""Of the tables in `index`; kept as the database's user_version."""
+USER_VERSION = 2
+"""The database's user_version: all that there was of a version before there were migrations."""
 
+_BEFORE_MIGRATIONS = "0001"  # the revision of such a file
 _BUSY_SECONDS = 30  # a writer waits so long for another one: publishing and filing are two
 _POOL = 16  # more threads than that which read at once wait for each other
 _READER_CACHE_KIB = 8 << 10
@@ -46,17 +48,18 @@ _STATISTICS = (
 _CHECKPOINT_PAGES = 4000  # 16 MiB of WAL between checkpoints, each of which syncs
 
 
-def open_engine(path: Path, *, read_only: bool) -> Engine:
-    """An engine for the index at *path*; unless *read_only*, the database is made if it is not there.
+def open_engine(path: Path, *, read_only: bool, incomplete: Callable[[], None] = lambda: None) -> Engine:
+    """An engine for the index at *path*; unless *read_only*, the database is made or migrated if need be.
 
-    Raises DamagedError if what is there is missing or no database, ConfigError if it is of another
-    version of this program, BusyError if the file cannot be opened now.
+    Before that is committed, *incomplete* is called if the tables lack what is held.  Raises DamagedError
+    if what is there is missing or no database, ConfigError if it is of another version of this program,
+    BusyError if the file cannot be opened now, or is to be migrated first.
     """
     mode = "ro" if read_only else "rwc"
     engine = create_engine(
         URL.create("sqlite", database=f"file:{_quoted(path)}", query={"mode": mode, "uri": "true"}),
         connect_args={"timeout": _BUSY_SECONDS},
-        execution_options={"read_only": read_only},
+        execution_options={"read_only": read_only, "checkpoint": "PRAGMA wal_checkpoint(TRUNCATE)"},
         hide_parameters=True,  # they are patients' attributes
         pool_size=_POOL,
         max_overflow=0,
@@ -67,12 +70,19 @@ def open_engine(path: Path, *, read_only: bool) -> Engine:
     try:
         _check(path, read_only=read_only)
         if not read_only:
-            _create(engine)
+            _make(engine, incomplete)
     except (sqlite3.OperationalError, exc.OperationalError) as error:
         raise BusyError(f"{path.name} cannot be opened now: {error}") from error
     except (sqlite3.DatabaseError, exc.DatabaseError) as error:
         raise DamagedError(f"{path.name} cannot be read as an index ({error}): rebuild it") from error
     return engine
+
+
+def set_aside(path: Path) -> None:
+    """Put an index that cannot be read aside, for a person to look at."""
+    for end in ("-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
+    path.replace(path.with_name(f"{path.name}.damaged"))
 
 
 def _follow(engine: Engine, path: Path) -> None:
@@ -101,24 +111,29 @@ def _check(path: Path, *, read_only: bool) -> None:
         return
     with contextlib.closing(sqlite3.connect(f"file:{_quoted(path)}?mode=rw", uri=True)) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if version != SCHEMA_VERSION and (version or tables or read_only):
-        raise ConfigError(
-            f"{path.name} is an index of version {version}, this program has version {SCHEMA_VERSION}: "
-            "use the program that made it, or rebuild the index"
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        is_migrated = sql.VERSION_TABLE in tables
+        revision, compatible, _ = (
+            connection.execute(sql.STANDING).fetchone() if is_migrated else (_BEFORE_MIGRATIONS, "", "")
         )
+    if version == USER_VERSION:
+        sql.check(revision, compatible, path.name, read_only=read_only)
+    elif version or tables or read_only:
+        raise sql.another(path.name, str(version))
 
 
-def _create(engine: Engine) -> None:
-    """Make the tables, once; two that come at a time find it made."""
+def _make(engine: Engine, incomplete: Callable[[], None]) -> None:
+    """Make or migrate the tables; whoever comes second finds it done."""
     with engine.execution_options(writes=True).begin() as connection:
-        if not connection.exec_driver_sql("PRAGMA user_version").scalar():
-            index.metadata.create_all(connection)
+        revision = sql.revision_of(connection)
+        if not revision and connection.exec_driver_sql("PRAGMA user_version").scalar():
+            revision = _BEFORE_MIGRATIONS
+        if sql.migrate(connection, revision, incomplete):
             connection.exec_driver_sql("ANALYZE")  # makes the table of statistics
             connection.exec_driver_sql("DELETE FROM sqlite_stat1")
             connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, ?, ?)", list(_STATISTICS))
             connection.exec_driver_sql("ANALYZE sqlite_schema")  # reads it
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.exec_driver_sql(f"PRAGMA user_version = {USER_VERSION}")
 
 
 def _set_up_writer(connection: sqlite3.Connection, _record: Any) -> None:

@@ -86,12 +86,12 @@ def open_archive(root, index, disk, role="listener-0"):
     return Archive(root, index, intake=intake, wait_seconds=0)
 
 
-def send(archive, instance):
+def send(archive, instance, *, sync=True):
     sop_uid, dataset = instance
     incoming = archive.receive(Claim("1.2.840.10008.5.1.4.1.1.2", sop_uid, "1.2.840.10008.1.2.1"), SOURCE)
     for start in range(0, len(dataset), 65536):
         incoming.write(memoryview(dataset)[start : start + 65536])
-    archive.admit(incoming)
+    archive.admit(incoming, sync=sync)
 
 
 def copy_index(root, to):
@@ -129,8 +129,13 @@ def recording(tmp_path_factory, instances):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def index_after(steps, commits, upto, rng):
-    """An index that may be there: any commit since the last sync of everything, or that one."""
+def index_after(steps, commits, upto, rng, *, forgets=True):
+    """An index that may be there: any commit since the last sync of everything, or that one.
+
+    One elsewhere, where power did not fail, *forgets* nothing: it is ahead of the disk.
+    """
+    if not forgets:
+        return max(((at, copy) for at, copy in commits if at <= upto), default=(0, None))[1]
     synced = max((n for n, step in enumerate(steps[:upto]) if step.kind == "sync_all"), default=-1)
     before = [copy for at, copy in commits if at <= synced]
     since = [copy for at, copy in commits if synced < at <= upto]
@@ -170,15 +175,16 @@ def wanted(sent):
     return {(sop_uid, hashlib.sha256(dataset).digest()) for sop_uid, dataset in sent}
 
 
-def test_nothing_acknowledged_is_lost_and_nothing_torn_is_seen(recording, instances, tmp_path):
+@pytest.mark.parametrize("forgets", [True, False], ids=["index beside", "index elsewhere"])
+def test_nothing_acknowledged_is_lost_and_nothing_torn_is_seen(recording, instances, tmp_path, forgets):
     steps, acknowledged, commits = recording
     rng = random.Random(20261121)
-    points = sorted(rng.choices(range(1, len(steps) + 1), k=STATES))
+    points = sorted(rng.choices(range(1, len(steps) + 1), k=STATES // 2))
     for number, upto in enumerate(points):
         root = tmp_path / f"state-{number}"
         root.mkdir()
         survivors(steps, upto, root, rng)
-        copy = index_after(steps, commits, upto, rng)
+        copy = index_after(steps, commits, upto, rng, forgets=forgets)
         if copy:
             shutil.copy(copy, root / "index.sqlite")
         index, filing = reopen(root)
@@ -193,6 +199,64 @@ def test_nothing_acknowledged_is_lost_and_nothing_torn_is_seen(recording, instan
         assert held(index, root) == wanted(instances)
         filing.close()
         shutil.rmtree(root, ignore_errors=True)
+
+
+def test_an_index_that_forgets_nothing_names_nothing_that_a_killed_writer_never_synced(tmp_path, instances):
+    """It was written and not acknowledged, filed and indexed; then power fails where the files are."""
+    root = tmp_path / "root"
+    root.mkdir()
+    disk = Recorder(root)
+    index = open_index(root)
+    archive = open_archive(root, index, disk)
+    filing = Filing(root, index, disk, segment_bytes=SEGMENT)
+    for instance in instances[:4]:
+        send(archive, instance, sync=False)
+    os.close(archive._intake.journal._lock)  # as a kill does it
+    filing.step()
+    copy_index(root, tmp_path / "elsewhere")
+    assert held(index, root) == wanted(instances[:4])
+    for seed in range(20):
+        state = tmp_path / f"state-{seed}"
+        state.mkdir()
+        survivors(disk.steps, len(disk.steps), state, random.Random(seed))
+        shutil.copy(tmp_path / "elsewhere", state / "index.sqlite")
+        index_then, filing_then = reopen(state)
+        assert held(index_then, state) == wanted(instances[:4])
+        filing_then.close()
+        shutil.rmtree(state)
+    filing.close()
+
+
+def test_what_was_indexed_without_an_answer_is_counted_once(root, instances):
+    """The connection breaks behind a commit: what is filed again is the same arrival, not another one."""
+    index = open_index(root)
+    archive = open_archive(root, index, Disk())
+    filing = Filing(root, Unanswered(index), Disk(), segment_bytes=SEGMENT)
+    send(archive, instances[0])
+    with pytest.raises(BusyError):
+        filing.step()
+    catch_up(filing)
+    ((one,),) = index.known([instances[0][0]]).values()
+    assert one.receipts == 1
+    archive.close()
+    filing.close()
+
+
+class Unanswered:
+    """An index of which the first commit comes through and its answer does not."""
+
+    def __init__(self, index):
+        self._index, self._left = index, 1
+
+    def __getattr__(self, name):
+        return getattr(self._index, name)
+
+    def apply(self, *arguments):
+        done = self._index.apply(*arguments)
+        self._left -= 1
+        if self._left == 0:
+            raise BusyError("the connection is gone")
+        return done
 
 
 def made_for_it(path):

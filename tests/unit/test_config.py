@@ -194,6 +194,11 @@ def test_the_two_servers_take_different_ports():
             ["/a/b", "https://x:1/y", "http://x"],
         ),
         ("web.cors_origins", [["*"], ["x.org"], ["https://x.org/"]], [["https://x.org:8443"]]),
+        (
+            "index.url",
+            ["sqlite:///x", "postgresql://", "mysql://h/x", "h/x", "postgresql://[::1/x"],
+            ["postgresql://u@h:5432/x?sslmode=require", "postgres:///x", "postgresql://?service=x", ""],
+        ),
         ("log.level", ["loud"], ["debug"]),
     ],
 )
@@ -202,6 +207,17 @@ def test_values_are_checked(key, bad, good):
         assert key in errors(overrides={key: one})[0]
     for one in good:
         config.load(None, {key: one}, {})
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:S3CRET@h/x", "postgresql://u@h/x?password=S3CRET"])
+def test_a_password_in_the_url_of_the_index_is_refused_and_not_repeated(file, url):
+    path = file(f'[index]\nurl = "{url}"\n')
+
+    (line,) = errors(path)
+
+    assert line.startswith(f"{path}: index.url: ")
+    assert "index.password_file" in line
+    assert "S3CRET" not in line
 
 
 def test_an_ae_is_listed_once(file):

@@ -1,0 +1,1 @@
+"""The revisions, each a module with `upgrade`; none is ever changed once it was released."""
