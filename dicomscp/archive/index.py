@@ -330,7 +330,7 @@ TableIndex(
 # ── attributes and the columns they are matched by ───────────────────────────────────────────────
 
 # What a column takes of a text.  The standard allows no longer values in these, and PostgreSQL no more than
-# 2,700 bytes in a row of an index.
+# 2,700 bytes in a row of an index; nor does it take a NUL.
 _LONGEST_BYTES = 1000
 
 _MODALITY, _SERIES_NUMBER, _INSTANCE_NUMBER = 0x00080060, 0x00200011, 0x00200013
@@ -395,7 +395,9 @@ def _hex(tag: int) -> str:
 def _column_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
     """The value that the column of *tag* takes, and whether it fails to tell the attribute in full."""
     value, irregular = _first_value(attributes, tag)
-    return (None, True) if value and len(value.encode()) > _LONGEST_BYTES else (value, irregular)
+    if value and (len(value.encode()) > _LONGEST_BYTES or "\0" in value):
+        return None, True
+    return value, irregular
 
 
 def _first_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:

@@ -190,7 +190,7 @@ _PROMISES = f"""SELECT current_setting('synchronous_commit'), current_setting('f
 
 
 class _Text(StrDumperUnknown):
-    """A text as PostgreSQL can hold it.  What a column tells of a value is looked at in the object, too."""
+    """A text as PostgreSQL can hold it.  No column has a NUL, so who asks for one finds none by it."""
 
     def dump(self, obj: str) -> Any:
         return super().dump(obj.replace("\0", _NUL))

@@ -75,10 +75,13 @@ def migrate(connection: Connection, revision: str, incomplete: Callable[[], None
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
-    config.attributes.update(connection=connection, incomplete=incomplete)
+    lacking: list[bool] = []
+    config.attributes.update(connection=connection, incomplete=lambda: lacking.append(True))
     if revision and not is_stamped:
         command.stamp(config, revision)
     command.upgrade(config, HEAD)
+    if lacking:
+        incomplete()
     newest = ScriptDirectory.from_config(config).get_revision(HEAD)
     connection.execute(text("DELETE FROM setting WHERE name = 'compatible'"))
     noted = text("INSERT INTO setting (name, value) VALUES ('compatible', :revision)")
