@@ -8,6 +8,7 @@ in memory once for all of them.  A child has nothing of us but what it is given.
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from multiprocessing import reduction
 from multiprocessing.context import ForkServerProcess
@@ -15,7 +16,12 @@ from typing import Any, TypeAlias
 
 from setproctitle import setproctitle
 
+from dicomscp.errors import BusyError
+
 Child: TypeAlias = ForkServerProcess
+
+_TAKING_OVER_SECONDS = 2.0  # if what they are forked off was killed this moment; the next is soon there
+_PAUSE_SECONDS = 0.02
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["dicomscp.cli"])
@@ -39,11 +45,25 @@ def start(title: str, run: Callable[..., None], *given: object) -> Child:
     """A child that runs *run*, of which a list of processes says "dicomscp *title*".
 
     *given* are its arguments: what can be pickled, sockets, connections and each `Descriptor`.  No signal of
-    a terminal reaches it, which is for us to act on.
+    a terminal reaches it, which is for us to act on.  Raises BusyError if the system has no room for it.
     """
-    child = _SERVER.Process(target=_run, args=(title, run, *given))
-    child.start()
-    return child
+    deadline = time.monotonic() + _TAKING_OVER_SECONDS
+    while True:
+        child = _SERVER.Process(target=_run, args=(title, run, *given))
+        try:
+            child.start()
+        except (EOFError, ConnectionError) as error:
+            if time.monotonic() > deadline:
+                raise _no_room(error) from error
+            time.sleep(_PAUSE_SECONDS)
+        except OSError as error:
+            raise _no_room(error) from error
+        else:
+            return child
+
+
+def _no_room(error: Exception) -> BusyError:
+    return BusyError(f"no process can be started: {error}")
 
 
 def _run(title: str, run: Callable[..., None], *given: object) -> None:

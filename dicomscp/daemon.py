@@ -195,7 +195,7 @@ class Supervisor:
                 if part.child is not None and part.child.exitcode is not None:
                     self._bury(part, now)
                 elif part.child is None and now >= part.restart_at:
-                    self._spawn(part)
+                    self._start_again(part, now)
             if now - petted > 1:
                 _notify(b"WATCHDOG=1")
                 petted = now
@@ -222,10 +222,21 @@ class Supervisor:
         self._close(part)
 
     def _spawn(self, part: Part) -> None:
-        part.pipe, theirs = Pipe()
-        with theirs:
+        """Start a part.  Raises BusyError if there is no room for a process."""
+        pipe, theirs = Pipe()
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.callback(pipe.close)
             part.child = start(part.name, run_part, part.name, part.config, part.run, part.given, theirs)
-        part.started, part.restart_at = time.monotonic(), float("inf")
+            unless_started.pop_all()
+        part.pipe, part.started, part.restart_at = pipe, time.monotonic(), float("inf")
+
+    def _start_again(self, part: Part, now: float) -> None:
+        try:
+            self._spawn(part)
+        except BusyError as error:
+            part.restart_at = now + part.pause
+            log.error("part_not_started", part=part.name, reason=str(error), retry_seconds=part.pause)
+            part.pause = min(part.pause * 2, _BACKOFF_SECONDS[1])
 
     def _wait_ready(self, part: Part, stop: threading.Event) -> None:
         told = 0.0
