@@ -4,8 +4,8 @@
 
 A worker is started when there is an item for it and nobody idle; to start one costs as much as many
 items, so the first starts alone, and each that has answered lets two more be started.  All it has of us
-is one socket: no lock, no journal, no terminal (a Ctrl-C reaches us alone).  It ends at once when the
-socket does, so none outlives us.  What is on the way is bounded, whatever the length of the stream.
+is one socket: no lock, no journal, no terminal.  It ends at once when the socket does, so none
+outlives us.  What is on the way is bounded, whatever the length of the stream.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import itertools
 import os
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Generic, TypeVar
 
+from dicomscp.children import start
 from dicomscp.errors import BusyError, DicomscpError
 from dicomscp.telemetry import log as telemetry_log
 
@@ -133,8 +133,8 @@ class _Crew(Generic[Item, Result]):
     def _part_with(self, worker: "_Worker", failure: DicomscpError | None = None) -> None:
         """A worker has ended: as it was told to, or because of *failure*, or for a reason of its own."""
         self._ended.append(self._workers.pop(worker.connection))
-        status = worker.process.wait()
-        if failure is None and (status or worker.owes):
+        worker.process.join()
+        if failure is None and (worker.process.exitcode or worker.owes):
             failure = BusyError(f"A worker process {worker.end()}")
         self.failure = self.failure or failure
 
@@ -152,7 +152,7 @@ class _Crew(Generic[Item, Result]):
         """End who has not ended yet."""
         for worker in (*self._workers.values(), *self._ended):
             worker.connection.close()
-            worker.process.wait()
+            worker.process.join()
 
 
 class _Worker:
@@ -163,15 +163,7 @@ class _Worker:
         self.owes = 0  # replies
         self.has_answered = False
         with theirs:
-            self.process = subprocess.Popen(  # noqa: S603 - this program again, no word from outside
-                # -P: the working folder may be a medium that is imported; no module is taken from there.
-                [sys.executable, "-P", "-m", "dicomscp.crew", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                process_group=0,
-            )
-        self._send((telemetry_log.settings(), begin))
+            self.process = start("worker", _work, theirs, telemetry_log.settings(), begin)
 
     def give(self, chunk: list[Any] | None) -> None:
         """Give it a chunk to work on, or None for the end."""
@@ -180,7 +172,8 @@ class _Worker:
 
     def end(self) -> str:
         """How it ended."""
-        status = self.process.wait()
+        self.process.join()
+        status = self.process.exitcode or 0
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
     def _send(self, message: object) -> None:
@@ -207,10 +200,10 @@ class Count:
 # ── in the worker ────────────────────────────────────────────────────────────────────────────────
 
 
-def main() -> None:
-    """Work on what comes by the socket that the first argument names, until its end."""
-    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
-    settings, begin = connection.recv()
+def _work(
+    connection: "Connection[Any, Any]", settings: tuple[Any, ...] | None, begin: Begin[Any, Any]
+) -> None:
+    """Work on what comes by *connection*, until its end."""
     if settings:
         telemetry_log.configure(*settings, part="worker")
     chunks: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
@@ -238,7 +231,3 @@ def _listen(
         os._exit(1)
     finish.set()
     chunks.put(None)
-
-
-if __name__ == "__main__":
-    main()

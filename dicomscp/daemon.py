@@ -1,8 +1,7 @@
 """Daemon: builds the parts from Config, starts and stops them in order.
 
-`serve` supervises child processes, one a part.  A child gets its settings as JSON on its standard
-input, which stays open while the supervisor lives: a child that reads its end is an orphan and ends
-at once, as after a crash.  A child that is ready says so by a byte on its status pipe.
+`serve` supervises child processes, one a part.  A child holds one end of a pipe to the supervisor: when it
+reads its end it is an orphan and ends at once, as after a crash.  When it is ready it says so there.
 """
 
 import contextlib
@@ -12,16 +11,15 @@ import ipaddress
 import mmap
 import os
 import secrets
-import selectors
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -36,6 +34,7 @@ from dicomscp.archive.archive import Archive, Intake, rebuild_marker
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
 from dicomscp.archive.rebuild import mark, mark_if_held, rebuild_index
+from dicomscp.children import Child, Descriptor, start
 from dicomscp.config import Config, is_loopback
 from dicomscp.crew import cores
 from dicomscp.dicom.matching import Level, Model, header_tag
@@ -80,7 +79,7 @@ def serve(config: Config) -> int:
         _clear_run(root)
         _make_or_find_index(config)
         seats = Seats(root / "run" / "associations", 0, cells=config.dimse.listeners, limit=0)
-        parts = _parts(config, dimse.fileno(), web.fileno(), lock)
+        parts = _parts(config, dimse, web, lock)
         supervisor = Supervisor(parts, seats, drain_seconds=config.drain_seconds)
         try:
             supervisor.start(stop)
@@ -153,13 +152,14 @@ class Part:
     """One child process and how it is started again."""
 
     name: str
-    settings: dict[str, Any]
+    config: Config
+    run: "Callable[[Life], None]"
     stage: int  # parts end from the highest stage down
     waits: bool = False  # until the others are ready
-    descriptors: tuple[int, ...] = ()
+    given: Any = None  # what it has of the supervisor's
     cell: int | None = None
-    process: "subprocess.Popen[bytes] | None" = None
-    status: int = -1
+    child: Child | None = None
+    pipe: "Connection[Any, Any] | None" = None
     started: float = 0.0
     pause: float = _BACKOFF_SECONDS[0]
     restart_at: float = float("inf")
@@ -192,10 +192,10 @@ class Supervisor:
         while not stop.wait(0.1):
             now = time.monotonic()
             for part in self._parts:
-                if part.process is not None and part.process.poll() is not None:
+                if part.child is not None and part.child.exitcode is not None:
                     self._bury(part, now)
-                elif part.process is None and now >= part.restart_at:
-                    self._spawn(part)
+                elif part.child is None and now >= part.restart_at:
+                    self._start_again(part, now)
             if now - petted > 1:
                 _notify(b"WATCHDOG=1")
                 petted = now
@@ -203,55 +203,59 @@ class Supervisor:
     def stop(self) -> None:
         """Drain what receives, then end the rest; what does not end in time is killed."""
         for stage in sorted({part.stage for part in self._parts}, reverse=True):
-            running = [part for part in self._parts if part.stage == stage and part.process]
+            running = [part for part in self._parts if part.stage == stage]
             for part in running:
-                if part.process is not None:
-                    part.process.terminate()
+                if part.child is not None:
+                    part.child.terminate()
             deadline = time.monotonic() + self._drain_seconds + 5
             for part in running:
                 self._reap(part, deadline)
 
     def _reap(self, part: Part, deadline: float) -> None:
-        process = part.process
-        if process is None:
+        if part.child is None:
             return
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        part.child.join(max(0.1, deadline - time.monotonic()))
+        if part.child.exitcode is None:
             log.error("part_killed", part=part.name)
-            process.kill()
-            process.wait()
+            part.child.kill()
+            part.child.join()
         self._close(part)
 
     def _spawn(self, part: Part) -> None:
-        ours, theirs = os.pipe()
-        part.process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-P", "-m", "dicomscp.daemon", part.name, str(theirs)],
-            stdin=subprocess.PIPE,
-            pass_fds=(theirs, *part.descriptors),
-        )
-        os.close(theirs)
-        part.status, part.started, part.restart_at = ours, time.monotonic(), float("inf")
-        _write_line(part, orjson.dumps(part.settings))
+        """Start a part.  Raises BusyError if there is no room for a process."""
+        pipe, theirs = Pipe()
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.callback(pipe.close)
+            part.child = start(part.name, run_part, part.name, part.config, part.run, part.given, theirs)
+            unless_started.pop_all()
+        part.pipe, part.started, part.restart_at = pipe, time.monotonic(), float("inf")
+
+    def _start_again(self, part: Part, now: float) -> None:
+        try:
+            self._spawn(part)
+        except BusyError as error:
+            part.restart_at = now + part.pause
+            log.error("part_not_started", part=part.name, reason=str(error), retry_seconds=part.pause)
+            part.pause = min(part.pause * 2, _BACKOFF_SECONDS[1])
 
     def _wait_ready(self, part: Part, stop: threading.Event) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(part.status, selectors.EVENT_READ)
-            told = 0.0
-            while not stop.is_set():
-                if selector.select(0.1):
-                    if os.read(part.status, 1):
-                        return
-                    raise DicomscpError(f"{part.name} ended before it was ready; see the log above")
-                if time.monotonic() > told + _EXTEND_SECONDS:
-                    _notify(b"EXTEND_TIMEOUT_USEC=30000000")
-                    told = time.monotonic()
+        told = 0.0
+        while part.pipe is not None and not stop.is_set():
+            if part.pipe.poll(0.1):
+                try:
+                    part.pipe.recv_bytes()
+                except (EOFError, ConnectionResetError):
+                    raise DicomscpError(f"{part.name} ended before it was ready; see the log above") from None
+                return
+            if time.monotonic() > told + _EXTEND_SECONDS:
+                _notify(b"EXTEND_TIMEOUT_USEC=30000000")
+                told = time.monotonic()
 
     def _bury(self, part: Part, now: float) -> None:
         """Note that a part died, and when it is to be started again."""
-        code = part.process.returncode if part.process else None
+        code = part.child.exitcode if part.child else None
         self._close(part)
-        metrics.forget(Path(part.settings["root"]) / "run" / "metrics", part.name)
+        metrics.forget(part.config.root / "run" / "metrics", part.name)
         if part.cell is not None:
             self._seats.clear(part.cell)
         if now - part.started > _STEADY_SECONDS:
@@ -261,11 +265,10 @@ class Supervisor:
         part.pause = min(part.pause * 2, _BACKOFF_SECONDS[1])
 
     def _close(self, part: Part) -> None:
-        if part.process is not None and part.process.stdin is not None:
-            with contextlib.suppress(OSError):
-                part.process.stdin.close()
-            os.close(part.status)
-            part.process = None
+        if part.child is not None and part.pipe is not None:
+            part.child.close()
+            part.pipe.close()
+        part.child = part.pipe = None
 
 
 class Seats:
@@ -305,30 +308,19 @@ class Seats:
         return sum(self._counts)
 
 
-def _parts(config: Config, dimse: int, web: int, lock: int) -> list[Part]:
-    settings = orjson.loads(config.model_dump_json())
-    settings["root"] = str(config.root.resolve())
+def _parts(config: Config, dimse: socket.socket, web: socket.socket, lock: int) -> list[Part]:
+    config = config.model_copy(update={"root": config.root.resolve()})
     listeners = [
-        Part(
-            f"listener-{cell}", settings | {"cell": cell, "socket": dimse}, 2, descriptors=(dimse,), cell=cell
-        )
+        Part(f"listener-{cell}", config, _run_listener, 2, given=(dimse, cell), cell=cell)
         for cell in range(config.dimse.listeners)
     ]
-    inbox = [Part("inbox", settings, 2)] if config.inbox.enabled else []
+    inbox = [Part("inbox", config, _run_inbox, 2)] if config.inbox.enabled else []
     return [
-        Part("pipeline", settings | {"lock": lock}, 0, descriptors=(lock,)),
-        Part("web", settings | {"socket": web}, 1, waits=True, descriptors=(web,)),
+        Part("pipeline", config, _run_pipeline, 0, given=Descriptor(lock)),
+        Part("web", config, _run_web, 1, waits=True, given=web),
         *listeners,
         *inbox,
     ]
-
-
-def _write_line(part: Part, line: bytes) -> None:
-    stdin = part.process.stdin if part.process else None
-    if stdin is not None:
-        with contextlib.suppress(BrokenPipeError):  # it died already, which is seen elsewhere
-            stdin.write(line + b"\n")
-            stdin.flush()
 
 
 @contextlib.contextmanager
@@ -634,13 +626,13 @@ class Life:
     """What a part is told by the supervisor that started it."""
 
     config: Config
-    settings: dict[str, Any]
+    given: Any
     stop: threading.Event
-    status: int
+    supervisor: "Connection[Any, Any]"
 
     def ready(self) -> None:
         """Tell the supervisor that the part does its work."""
-        os.write(self.status, b"R")
+        self.supervisor.send_bytes(b"ready")
 
 
 def _run_pipeline(life: Life) -> None:
@@ -684,7 +676,8 @@ def mend_index(config: Config, progress: Callable[[int, int | None], None] = lam
 
 
 def _run_listener(life: Life) -> None:
-    config, cell = life.config, int(life.settings["cell"])
+    config = life.config
+    listening, cell = life.given
     counting = metrics.ListenerMetrics()
     archive = make_archive(config, make_intake(config, f"listener-{cell}", counting.sync_failed))
     seats = Seats(
@@ -694,7 +687,7 @@ def _run_listener(life: Life) -> None:
         limit=config.dimse.max_associations,
     )
     listener = Listener(
-        socket.socket(fileno=life.settings["socket"]),
+        listening,
         _listener_settings(config),
         archive,
         seats=seats,
@@ -786,8 +779,7 @@ def _run_web(life: Life) -> None:
         config.root / "state",
     )
     life.ready()
-    listening = socket.socket(fileno=life.settings["socket"])
-    web_server.serve(app, listening, life.stop, drain_seconds=min(5.0, config.drain_seconds))
+    web_server.serve(app, life.given, life.stop, drain_seconds=min(5.0, config.drain_seconds))
 
 
 def _run_inbox(life: Life) -> None:
@@ -809,43 +801,25 @@ def _run_inbox(life: Life) -> None:
     archive.close()
 
 
-_RUN = {"pipeline": _run_pipeline, "listener": _run_listener, "web": _run_web, "inbox": _run_inbox}
-
-
-def run_part(name: str, status: int) -> int:
+def run_part(
+    name: str,
+    config: Config,
+    run: Callable[[Life], None],
+    given: object,
+    supervisor: "Connection[Any, Any]",
+) -> None:
     """Run one part as the supervisor's child until it is told to end."""
-    settings = orjson.loads(_read_line())
-    config = Config.model_validate({key: settings[key] for key in Config.model_fields})
     os.umask(0o077)
     telemetry_log.configure(config.log.level, config.log.format, part=name)
     metrics.share(config.root / "run" / "metrics", name)
     stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
     _set_on(stop, signal.SIGTERM)
-    threading.Thread(target=_end_with_supervisor, name="orphan", daemon=True).start()
-
-    _RUN[name.partition("-")[0]](Life(config, settings, stop, status))
-    return 0
+    threading.Thread(target=_end_with, args=(supervisor,), name="orphan", daemon=True).start()
+    run(Life(config, given, stop, supervisor))
 
 
-def _read_line() -> bytes:
-    """The first line of standard input, unbuffered: a thread goes on to wait for its end."""
-    line = b""
-    while not line.endswith(b"\n") and (piece := os.read(0, 1 << 16)):
-        line += piece
-    return line
-
-
-def _end_with_supervisor() -> None:
-    while os.read(0, 1 << 16):
-        pass
+def _end_with(supervisor: "Connection[Any, Any]") -> None:
+    """End at once when the supervisor is gone; it never says anything."""
+    with contextlib.suppress(EOFError, OSError):
+        supervisor.recv_bytes()
     os._exit(1)
-
-
-def main() -> int:
-    """Run one part: the entry that the supervisor uses."""
-    return run_part(sys.argv[1], int(sys.argv[2]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

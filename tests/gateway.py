@@ -7,6 +7,7 @@ the environment (`{"storage.durability": "relaxed"}`), as they do in production;
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 _START_SECONDS = 60
 _STOP_SECONDS = 60
 _KILL_SECONDS = 10
-_PART_MODULE = "dicomscp.daemon"
+_PARTS = re.compile(r"dicomscp (pipeline|web|inbox|listener-\d+|worker)")
 
 
 class Gateway:
@@ -133,11 +134,8 @@ class Gateway:
         """Every process of it by pid, with the part it belongs to, such as "supervisor" or "listener-0"."""
         names = {self.pid: "supervisor"}
         for pid in descendants(self.pid):
-            command = command_of(pid)
-            if _PART_MODULE in command[:-1]:
-                names[pid] = command[command.index(_PART_MODULE) + 1]
-            else:  # one that a part started
-                names[pid] = names.get(_parent(pid), "supervisor")
+            part = _PARTS.fullmatch(" ".join(command_of(pid)).strip())
+            names[pid] = part[1] if part else "supervisor"
         return names
 
     def parts(self) -> dict[str, int]:
@@ -228,10 +226,3 @@ def _written(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value)
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0

@@ -48,6 +48,14 @@ def require(program: str, package: str) -> str:
     return path
 
 
+def dcmjs_dimse() -> Path:
+    """The folder of the npm package dcmjs-dimse; without it as `require`."""
+    package = REPOSITORY / "tests/conformance/node_modules/dcmjs-dimse"
+    if not package.is_dir():
+        missed("dcmjs-dimse is not installed (npm install --prefix tests/conformance)")
+    return package
+
+
 def missed(reason: str) -> None:
     """What a test needs is not there: it is skipped for that *reason*; in CI, which installs it, it fails."""
     import pytest

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -230,8 +229,13 @@ class Archive:
         return self._index.find(query, goes_on)
 
     def count(self, query: Query, bound: int) -> int:
-        """How many objects match *query*, whatever its limit and offset; at most *bound* are counted."""
-        return sum(1 for _ in self.find(replace(query, limit=bound, offset=0)))
+        """How many objects match *query*, whatever its limit and offset; never more than *bound*.
+
+        Of what is seen, and raises, as `find`.
+        """
+        self._check_index()
+        self.wait_until_applied()
+        return self._index.count(query, bound)
 
     def feed(self, since: str, limit: int) -> Feed:
         """The studies published behind the token *since*, at most *limit*; from the first if it is "".

@@ -24,8 +24,9 @@ import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import date, timedelta
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 from sqlalchemy import (
@@ -58,7 +59,9 @@ from dicomscp.archive.tables import (
     NAMELESS,
     NO_NUMBER,
     ORDINALS,
+    PART,
     PATIENT_NAME,
+    SOUND,
     STUDY_DATE,
     TEXTS,
     UIDS,
@@ -81,10 +84,13 @@ from dicomscp.dicom.matching import (
     SERIES_UID,
     SOP_UID,
     STUDY_UID,
+    Adjusted,
     AnyOf,
+    Fuzzy,
     Key,
     Level,
     Match,
+    Moments,
     Query,
     Range,
     Single,
@@ -92,6 +98,7 @@ from dicomscp.dicom.matching import (
     Wildcard,
     normal,
 )
+from dicomscp.dicom.names import fold, name_parts, sound
 from dicomscp.study import layout
 
 Row: TypeAlias = Any  # SQLAlchemy 2.0 and 2.1 type theirs differently
@@ -323,7 +330,42 @@ def _uid(column: Column[Any], match: Match) -> Condition | None:
 
 
 def _date(match: Match) -> _ByColumn:
-    return _any(lambda one: None if (span := _span(one)) is None else (span.of(study.c.recency), True), match)
+    dates, is_exact = _dates(match)
+    told = _any(lambda one: None if (span := _span(one)) is None else (span.of(study.c.recency), True), dates)
+    return told and (told[0], is_exact)
+
+
+def _dates(match: Match) -> tuple[Match, bool]:
+    """A match of dates that fits all that *match* fits, and whether it fits nothing else."""
+    if isinstance(match, Moments):
+        low, high = (None if end is None else f"{end:%Y%m%d}".zfill(8) for end in (match.low, match.high))
+        return Range(low, high), False
+    if isinstance(match, Adjusted):
+        dates, _ = _dates(match.match)
+        if isinstance(dates, AnyOf):
+            return AnyOf(tuple(_widened(one) for one in dates.matches)), False
+        return _widened(dates), False
+    return match, True
+
+
+_Dates = TypeVar("_Dates", bound=Match)
+_FAR = timedelta(days=2)  # no two clocks are further apart
+
+
+def _widened(match: _Dates) -> _Dates | Range:
+    """A period that has the dates of *match* in all time zones; what is in no calendar leaves it open."""
+    if isinstance(match, Single):
+        return Range(_moved(match.value, -_FAR), _moved(match.value, _FAR))
+    if isinstance(match, Range):
+        return Range(_moved(match.low, -_FAR), _moved(match.high, _FAR))
+    return match
+
+
+def _moved(day: str | None, by: timedelta) -> str | None:
+    try:
+        return None if day is None else (date.fromisoformat(day) + by).isoformat().replace("-", "")
+    except (ValueError, OverflowError):
+        return None
 
 
 class _Span(NamedTuple):
@@ -339,6 +381,7 @@ class _Span(NamedTuple):
 
 def _span(match: Match) -> _Span | None:
     """The recencies of what is from one date to another; None if *match* asks for no period."""
+    match, _ = _dates(match)
     if isinstance(match, Single):
         date = normal("DA", match.value)
         match = Range(date, date) if isinstance(date, str) else match
@@ -379,6 +422,9 @@ def _one_number(column: Column[Any], match: Single) -> _ByColumn:
 
 
 def _text(column: Column[Any], vr: str, match: Match) -> _ByColumn:
+    if isinstance(match, Moments):
+        told = _text(column, vr, _dates(match)[0])
+        return told and (told[0], False)
     if isinstance(match, Range):
         after = column.is_not(None) if match.low is None else column >= match.low
         return (after if match.high is None else and_(after, column <= match.high)), True
@@ -421,6 +467,9 @@ def _behind(text: str) -> str | None:
 
 def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
     """Of a column with groups between equals signs."""
+    if isinstance(match, Fuzzy):
+        parts, is_exact = _parts(match)
+        return and_(column.is_not(None), *map(_has_part, parts)), is_exact
     if isinstance(match, Single):
         groups = _groups(match.value)
         return (
@@ -451,6 +500,29 @@ def _beginning_of_group(match: Wildcard) -> str | None:
 
 
 _MOST_EMPTY = 4  # components at the end of a name, PS3.5 section 6.2.1.1
+
+
+_MOST_PARTS = 4  # of a name that a question narrows by
+
+
+def _parts(match: Fuzzy) -> tuple[list[tuple[int, Condition]], bool]:
+    """Parts, by kind and value, that each regular name has that matches; and whether any that has them does.
+
+    A name that matches literally has them as well: parts that are asked for end where parts of it end.
+    """
+    names = [name_parts(fold(group)) for group in match.value.split("=")]
+    wanted = [part for parts in names for part in parts if set(part) != {"*"}]
+    whole = sorted((part for part in wanted if not set(part) & set("*?")), key=len, reverse=True)
+    begun = [re.split("[*?]", part)[0] for part in wanted if part not in whole]
+    found = [(SOUND, study_name.c.value == sound(part)) for part in whole]
+    found += [(PART, _begins(study_name.c.value, beginning)) for beginning in begun if beginning]
+    is_one = len(names) == len(wanted) == len(found) == 1
+    return found[:_MOST_PARTS], is_one and wanted[0].rstrip("*") in (*whole, *begun)
+
+
+def _has_part(part: tuple[int, Condition]) -> Condition:
+    kind, value = part
+    return exists().where(study_name.c.kind == kind, value, study_name.c.study_id == study.c.id)
 
 
 def _folded(name: str) -> str:
@@ -492,6 +564,9 @@ def _named(match: Match) -> _ByColumn:
         return and_(kind, value == groups[0]), False
     if isinstance(match, Wildcard) and (beginning := _beginning_of_group(match)) is not None:
         return and_(kind, _begins(value, beginning.rstrip("^"))), False
+    if isinstance(match, Fuzzy) and (parts := _parts(match)[0]):
+        kind_of_part, part = parts[0]
+        return and_(study_name.c.kind == kind_of_part, part), False
     return None
 
 
@@ -693,7 +768,8 @@ class _Below:
         self._is_exact = len(self._known) == len(told) and all(one.exact for _, one in self._known)
         tables = (study, series, instance) if query.level is Level.IMAGE else (study, series)
         masks = {table: _mask((one for _, one in self._known), table) for table in tables}
-        self._study_mask = masks[study]
+        has_modality = any(key.tag == MODALITY for key, _ in self._known)  # which narrows the studies, too
+        self._study_mask = masks[study] | (_IN_STUDY if has_modality else 0)
         open_ = [table.c.irregular.op("&")(mask) != 0 for table, mask in masks.items() if mask]
         self._open = or_(*open_) if open_ else None
         self._is_sought = any(_is_sought(key, unknown=_unknown(query, key)) for key, _ in self._known)
@@ -761,7 +837,8 @@ class _Below:
         elif not _unknown(self._query):  # a series of a modality is in a study that has it
             series_of = [key for key, _ in self._known if key.tag == MODALITY]
             in_study = [_modality(key.match) for key in series_of]
-            found = found.where(*(told[0] for told in in_study if told is not None))
+            is_open = study.c.irregular.op("&")(_IN_STUDY) != 0
+            found = found.where(*(or_(told[0], is_open) for told in in_study if told is not None))
         if self._answers.reads_study_object and columns:
             found = found.join(study_object, study_object.c.study_id == study.c.id)
         return found.order_by(*self._order())
@@ -785,6 +862,7 @@ class _Below:
         return None if _fewest(read, self._bounds.few, [irregular]) is None else [way, irregular]
 
 
+_IN_STUDY = BITS[matching.MODALITIES_IN_STUDY]
 _SERIES_ORDER = (series.c.ordinal, series.c.series_uid)
 _INSTANCE_ORDER = (instance.c.ordinal, instance.c.sop_uid)
 _FROM: dict[Level, Any] = {

@@ -247,7 +247,7 @@ TableIndex(
 # ── which attribute stands where ─────────────────────────────────────────────────────────────────
 
 LONGEST_BYTES = 200
-"""What a column takes of a text, the rest is irregular: PostgreSQL takes 2,700 bytes into a row of an index."""
+"""Of a text in a column, or it is irregular: PostgreSQL takes 2,700 bytes into a row of an index."""
 
 STUDY_DATE, STUDY_TIME, PATIENT_NAME, ACCESSION_NUMBER = 0x00080020, 0x00080030, 0x00100010, 0x00080050
 MODALITY, SERIES_NUMBER, INSTANCE_NUMBER = 0x00080060, 0x00200011, 0x00200013
@@ -284,7 +284,7 @@ ORDINALS: dict[int, Column[Any]] = {SERIES_NUMBER: series.c.ordinal, INSTANCE_NU
 """Columns of whole numbers, `NO_NUMBER` for none."""
 
 # Kept in databases: to be added to at the ends alone.
-_STUDY_BITS = (*_STUDY_TEXTS, STUDY_DATE)
+_STUDY_BITS = (*_STUDY_TEXTS, STUDY_DATE, matching.MODALITIES_IN_STUDY)
 _SERIES_BITS = (*_SERIES_TEXTS, SERIES_NUMBER)
 BITS = {tag: 1 << n for tags in (_STUDY_BITS, _SERIES_BITS, (INSTANCE_NUMBER,)) for n, tag in enumerate(tags)}
 """The bit of each attribute in `irregular` of its table."""
@@ -347,10 +347,13 @@ def study_row(
     }
     date, is_irregular = _text(attributes, STUDY_DATE)
     row["irregular"] |= BITS[STUDY_DATE] * is_irregular
+    between_backslashes = "".join(f"\\{modality.strip(' ')}" for modality in in_study) + "\\"
+    fits = _fits(between_backslashes)
+    row["irregular"] |= BITS[matching.MODALITIES_IN_STUDY] * (not fits)
     derived = {
         "recency": _recency(date, row["study_time"]),
         "patient_key": _patient_key(attributes),
-        "modalities": "".join(f"\\{modality.strip(' ')}" for modality in in_study) + "\\",
+        "modalities": between_backslashes if fits else "\\",
     }
     return row | derived, orjson.dumps(attributes | computed)
 
@@ -406,9 +409,12 @@ def _columns(attributes: Attributes, columns: Mapping[int, Column[Any]]) -> dict
 def _text(attributes: Attributes, tag: int) -> tuple[str | None, bool]:
     """The first value of an attribute as a column has it, and whether that does not tell all."""
     value, is_irregular = _first_value(attributes, tag)
-    if value is not None and (len(value.encode()) > LONGEST_BYTES or "\0" in value):
-        return None, True
-    return value, is_irregular
+    return (value, is_irregular) if value is None or _fits(value) else (None, True)
+
+
+def _fits(text: str) -> bool:
+    """Whether a column can take it: no database of ours holds a NUL otherwise than another does."""
+    return len(text.encode()) <= LONGEST_BYTES and "\0" not in text
 
 
 def _first_value(attributes: Attributes, tag: int) -> tuple[str | None, bool]:

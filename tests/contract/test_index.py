@@ -5,7 +5,7 @@ import sqlite3
 import threading
 from collections import defaultdict
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import orjson
 import pytest
@@ -26,6 +26,7 @@ from dicomscp.dicom.matching import (
     INSTANCE_TAGS,
     SERIES_TAGS,
     STUDY_TAGS,
+    Adjusted,
     AllOf,
     AnyOf,
     Empty,
@@ -39,6 +40,7 @@ from dicomscp.dicom.matching import (
     Single,
     UIDList,
     Wildcard,
+    Zone,
 )
 from dicomscp.errors import BusyError, ConfigError, DamagedError, RefusedError
 from dicomscp.study import layout
@@ -50,6 +52,7 @@ EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 STUDY_DATE, STUDY_TIME, ACCESSION, MODALITY = 0x00080020, 0x00080030, 0x00080050, 0x00080060
 STUDY_DESCRIPTION, SERIES_DESCRIPTION, REFERRING = 0x00081030, 0x0008103E, 0x00080090
 PATIENT_NAME, PATIENT_ID, BIRTH_DATE, STUDY_ID = 0x00100010, 0x00100020, 0x00100030, 0x00200010
+TIMEZONE = 0x00080201
 STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS_UID = 0x0020000D, 0x0020000E, 0x00080018, 0x00080016
 SERIES_NUMBER, INSTANCE_NUMBER, ROWS, CONTENT_TIME = 0x00200011, 0x00200013, 0x00280010, 0x00080033
 PROCEDURE_START, REQUEST_ATTRIBUTES, STEP_ID = 0x00400244, 0x00400275, 0x00400009
@@ -773,12 +776,13 @@ def some(strategy):
 MATCHED = {
     "STUDY_DATE": dates,
     "STUDY_TIME": times,
+    "TIMEZONE": st.sampled_from(["+0100", "-1200", "+1400"]),
     "ACCESSION": texts,
     "PATIENT_NAME": person,
     "PATIENT_ID": texts,
     "REFERRING": person,
     "STUDY_DESCRIPTION": texts,
-    "MODALITY": st.sampled_from(["CT", "MR", "C"]),
+    "MODALITY": st.sampled_from(["CT", "MR", "C", "C" * 200]),
     "SERIES_NUMBER": st.sampled_from([1, 2, -3, 1.5, "x"]),
     "SERIES_DESCRIPTION": texts,
     "PROCEDURE_START": dates,
@@ -877,32 +881,58 @@ LEVELS = [Level.PATIENT, Level.STUDY, Level.STUDY, Level.SERIES, Level.IMAGE]
 ALWAYS_KNOWN = [STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS_UID, matching.STUDY_RELATED_INSTANCES]
 
 
-def more_matches(tag):
-    """Those of the tag, and those that no column tells."""
-    vr = public_vr(tag)
-    more = [MATCHES[tag], st.just(Empty())]
-    if vr == "PN":
-        more.append(texts.filter(bool).map(Fuzzy))
-    if vr == "CS":
-        more.append(st.just(AllOf((Single("CT"), Single("MR")))))
+FUZZY = [
+    "doe",
+    "jon",
+    "john doe",
+    "*e jo*",
+    "tar*",
+    "=太郎",
+    "o neil",
+    "doe=山田",
+    "Dough^J?hn",
+    "yamata^tarou",
+    "*",
+]
+MOMENTS = [datetime(2020, 1, 1, 10, 15), datetime(2020, 1, 1, 12), datetime(2020, 1, 31), datetime.max]  # noqa: DTZ001, DTZ901 - no zone is told
+
+
+def moments():
+    ends = st.one_of(st.none(), st.sampled_from(MOMENTS))
+    return st.tuples(ends, ends).filter(any).map(lambda both: Moments(STUDY_TIME, *both))
+
+
+def any_match(tag):
+    """What a key of the tag may ask for, by options too."""
+    kinds = [MATCHES[tag], MATCHES[tag], st.just(Empty())]
+    if public_vr(tag) == "PN":
+        kinds.append(several(st.sampled_from(FUZZY).map(Fuzzy)))
+    if public_vr(tag) == "CS":
+        kinds.append(st.just(AllOf((Single("CT"), Single("MR")))))
     if tag == STUDY_DATE:
-        at = datetime(2020, 1, 1, 12)  # noqa: DTZ001
-        more.append(st.sampled_from([Moments(STUDY_TIME, at, None), Moments(STUDY_TIME, None, at)]))
-    return st.one_of(*more)
+        kinds += [moments(), st.one_of(days, moments()).map(Adjusted)]
+    if tag == STUDY_TIME:
+        kinds.append(several(ranges("TM")).map(Adjusted))
+    return st.one_of(*kinds)
+
+
+zones = st.sampled_from([-14, -1, 5, 14]).map(
+    lambda hours: Zone(timedelta(hours=hours), lambda _: timedelta(hours=1))
+)
 
 
 @st.composite
 def any_query(draw, keywords):
     """Few keys or none, most of them about these attributes, with and without bounds."""
     level = draw(st.sampled_from(LEVELS))
-    tags = {globals()[keyword] for keyword in keywords}
+    tags = {globals()[keyword] for keyword in keywords} & MATCHES.keys()
     if MODALITY in tags:
         tags |= {matching.MODALITIES_IN_STUDY, matching.SOP_CLASSES_IN_STUDY}
     supported = matching.STANDARD.supported(level)
     known = sorted(tags & supported) * 3
     known += [tag for tag in ALWAYS_KNOWN if tag in supported]
     some_tags = draw(st.lists(st.sampled_from(known), max_size=3)) if known else []
-    keys = [key(tag, draw(more_matches(tag))) for tag in some_tags]
+    keys = [key(tag, draw(any_match(tag))) for tag in some_tags]
     if draw(st.booleans()):
         keys = [replace(one, is_unique=one.tag == PATIENT_ID) for one in keys]
     limit = draw(st.one_of(st.none(), st.integers(0, 4)))
@@ -913,6 +943,7 @@ def any_query(draw, keywords):
         limit,
         draw(st.integers(0, 5)),
         matches_unknown=draw(st.booleans()),
+        zone=draw(zones),
     )
 
 
@@ -933,7 +964,8 @@ def in_order(one):
 @st.composite
 def archives_and_queries(draw):
     """Instances that tell some attributes alone, so that much matches, and queries about those."""
-    keywords = draw(st.lists(st.sampled_from(sorted(MATCHED)), min_size=1, max_size=3, unique=True))
+    some_keywords = st.lists(st.sampled_from(sorted(MATCHED)), min_size=1, max_size=3, unique=True)
+    keywords = draw(st.one_of(some_keywords, st.just(["STUDY_DATE", "STUDY_TIME", "TIMEZONE"])))
     instances = st.lists(any_instance(keywords), max_size=14, unique_by=lambda one: one.key.sop_uid)
     return draw(instances), draw(st.lists(any_query(keywords), min_size=8, max_size=8))
 
@@ -970,7 +1002,7 @@ def test_a_value_of_any_length_is_held_and_found(index):
     index.apply(
         [
             arrival("1", sop="1", PATIENT_ID=long + "1", **names),
-            arrival("2", sop="2", PATIENT_ID=long + "2", SERIES_DESCRIPTION=long),
+            arrival("2", sop="2", PATIENT_ID=long + "2", MODALITY=long, SERIES_DESCRIPTION=long),
             arrival("3", sop="3", PATIENT_NAME=name(long)),
         ],
         {},
@@ -979,6 +1011,9 @@ def test_a_value_of_any_length_is_held_and_found(index):
     assert values(found(index, Level.STUDY, key(ACCESSION, Wildcard(f"{long[:-1]}?"))), STUDY_UID) == ["1"]
     assert values(found(index, Level.STUDY, key(PATIENT_NAME, Single(long))), STUDY_UID) == ["1", "3"]
     assert values(found(index, Level.SERIES, key(SERIES_DESCRIPTION, Single(long))), STUDY_UID) == ["2"]
+    assert values(found(index, Level.SERIES, key(MODALITY, Single(long))), STUDY_UID) == ["2"]
+    in_study = key(matching.MODALITIES_IN_STUDY, Single(long))
+    assert values(found(index, Level.STUDY, in_study), STUDY_UID) == ["2"]
     assert len(found(index, Level.PATIENT)) == 3
 
 

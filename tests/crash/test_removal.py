@@ -28,6 +28,7 @@ from tests.crash.test_powerloss import (
     catch_up,
     copy_index,
     encoded,
+    every_call,
     index_after,
     open_archive,
     open_index,
@@ -302,9 +303,9 @@ def test_any_call_may_fail_once(tmp_path, instances, stops):
         "ask 0 1", "send 1", "remove", "step", "publish", "finish", "send 0", "step",
         "ask 0 1 2", "remove", "step", "send 2", "step", "publish", "finish", "settle",
     ]  # fmt: skip
-    nth, failed = 0, True
+    calls, failed = every_call(first=stops), True
     while failed:
-        nth += 1
+        nth = next(calls)
         root = tmp_path / "root"
         root.mkdir()
         disk = FailingAll(nth, 5)

@@ -21,6 +21,7 @@ OUT_OF_RESOURCES = "A700"
 
 def run(url: str, *arguments: object, password_file: object = "") -> "subprocess.CompletedProcess[str]":
     """A command of dicomscp over the index at *url*."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DICOMSCP_")}
     settings = {"DICOMSCP_INDEX__URL": url, "DICOMSCP_INDEX__PASSWORD_FILE": str(password_file)}
     return subprocess.run(
         [sys.executable, "-m", "dicomscp", *map(str, arguments)],
@@ -29,7 +30,7 @@ def run(url: str, *arguments: object, password_file: object = "") -> "subprocess
         check=False,
         timeout=120,
         cwd=REPOSITORY,
-        env=os.environ | settings,
+        env=inherited | settings,
     )
 
 

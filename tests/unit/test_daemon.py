@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from dicomscp import config
-from dicomscp.daemon import local_offset, make_index
+from dicomscp.daemon import local_offset, make_index, prepare_root
 from dicomscp.dicom.matching import Level
 from tests.gateway import REPOSITORY
 
@@ -54,7 +54,9 @@ def test_without_a_time_zone_that_of_the_machine_is_taken():
 
 def test_the_index_knows_the_extra_keys_of_the_configuration(tmp_path):
     keys = {"index.extra_keys.series": ["KVP"], "index.extra_keys.instance": ["00201041"]}
-    index = make_index(config.load(None, {"root": str(tmp_path), **keys}, {}), read_only=False)
+    settings = config.load(None, {"root": str(tmp_path), **keys}, {})
+    prepare_root(settings)
+    index = make_index(settings, read_only=False)
     assert index.model.extra == {
         Level.PATIENT: frozenset(),
         Level.STUDY: frozenset(),

@@ -678,3 +678,15 @@ def test_pynetdicom_finds_and_cancels(listen: Listen):
         statuses.append(status.Status)
     association.release()
     assert statuses[-1] == 0xFE00 or (len(statuses) == 500 and statuses[-1] == 0)
+
+
+def test_dcmtk_cancels_in_the_middle(listen: Listen):
+    gateway = listen(MemoryArchive([study(f"1.2.{n}") for n in range(1, 9000)]))
+    keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID"]
+    command = [require("findscu", "dcmtk"), "-v", "-S", "--cancel", "3", *keys]
+    run = subprocess.run(
+        [*command, "127.0.0.1", str(gateway.port)], check=True, timeout=60, capture_output=True, text=True
+    )
+    said = run.stdout + run.stderr
+    assert "Received Final Find Response (Cancel: " in said
+    assert said.count("Received Find Response") < 8999

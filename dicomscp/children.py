@@ -1,0 +1,73 @@
+"""Children: processes of this program that begin with all of it imported.
+
+They are forked off one process that has imported the program and does nothing else, the fork server of the
+standard library.  So a child starts in milliseconds in place of a second or two, and what was imported lies
+in memory once for all of them.  A child has nothing of us but what it is given.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import reduction
+from multiprocessing.context import ForkServerProcess
+from typing import Any, TypeAlias
+
+from setproctitle import setproctitle
+
+from dicomscp.errors import BusyError
+
+Child: TypeAlias = ForkServerProcess
+
+_TAKING_OVER_SECONDS = 2.0  # if what they are forked off was killed this moment; the next is soon there
+_PAUSE_SECONDS = 0.02
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["dicomscp.cli"])
+
+
+class Descriptor:
+    """A file descriptor to be given to a child, where it arrives as a number of its own."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __reduce__(self) -> tuple[Callable[[Any], int], tuple[Any]]:
+        return _arrived, (reduction.DupFd(self._number),)
+
+
+def _arrived(given: Any) -> int:
+    return int(given.detach())
+
+
+def start(title: str, run: Callable[..., None], *given: object) -> Child:
+    """A child that runs *run*, of which a list of processes says "dicomscp *title*".
+
+    *given* are its arguments: what can be pickled, sockets, connections and each `Descriptor`.  No signal of
+    a terminal reaches it, which is for us to act on.  Raises BusyError if the system has no room for it.
+    """
+    deadline = time.monotonic() + _TAKING_OVER_SECONDS
+    while True:
+        child = _SERVER.Process(target=_run, args=(title, run, *given))
+        try:
+            child.start()
+        except (EOFError, ConnectionError) as error:
+            if time.monotonic() > deadline:
+                raise _no_room(error) from error
+            time.sleep(_PAUSE_SECONDS)
+        except OSError as error:
+            raise _no_room(error) from error
+        else:
+            return child
+
+
+def _no_room(error: Exception) -> BusyError:
+    return BusyError(f"no process can be started: {error}")
+
+
+def _run(title: str, run: Callable[..., None], *given: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgid(0, 0)
+    setproctitle(f"dicomscp {title}")
+    run(*given)

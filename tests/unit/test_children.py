@@ -1,0 +1,60 @@
+"""Children: what they begin with, and what becomes of them."""
+
+import os
+import signal
+import socket
+from multiprocessing.connection import Pipe
+
+from dicomscp.children import Descriptor, start
+from tests.processes import command_of, wait_until
+
+
+def _tell(connection, descriptor, listening):
+    os.write(descriptor, b"written by a child")
+    name, ours = listening.getsockname(), os.getpgid(0) == os.getpid()
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    connection.send((name, ours, ignored, command_of(os.getpid())[0]))
+    connection.recv_bytes()
+
+
+def test_a_child_has_what_it_is_given_and_a_name_in_the_list_of_processes():
+    reading, writing = os.pipe()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        ours, theirs = Pipe()
+        with theirs:
+            child = start("teller", _tell, theirs, Descriptor(writing), listening)
+        os.close(writing)
+        assert ours.recv() == (listening.getsockname(), True, True, "dicomscp teller")
+    assert os.read(reading, 100) == b"written by a child"
+    os.close(reading)
+    assert child.exitcode is None
+    ours.send_bytes(b"end")
+    child.join(10)
+    assert child.exitcode == 0
+    ours.close()
+
+
+def test_children_can_be_started_when_what_they_are_forked_off_was_killed():
+    first = start("first", os.getpid)
+    first.join(10)
+    server = _parent_of_children()
+    os.kill(server, signal.SIGKILL)
+
+    second = start("second", os.getpid)
+    second.join(10)
+    assert (first.exitcode, second.exitcode) == (0, 0)
+    wait_until(lambda: _parent_of_children() != server, 10, "another process to fork them off")
+
+
+def _parent_of_children() -> int:
+    ours, theirs = Pipe()
+    with theirs:
+        child = start("asked", _send_parent, theirs)
+    parent = ours.recv()
+    child.join(10)
+    ours.close()
+    return parent
+
+
+def _send_parent(connection):
+    connection.send(os.getppid())
