@@ -85,7 +85,9 @@ from dicomscp.dicom.matching import (
     SOP_UID,
     STUDY_UID,
     Adjusted,
+    AllOf,
     AnyOf,
+    Empty,
     Fuzzy,
     Key,
     Level,
@@ -291,18 +293,33 @@ _ByColumn: TypeAlias = "tuple[Condition, bool] | None"  # and whether it is exac
 
 def _by_column(key: Key) -> tuple[_ByColumn, Condition]:
     """What the column says of *key*, and that it has no value."""
+    none = _without_value(key.tag)
+    if isinstance(key.match, Empty) and none is not None:
+        return (none, True), none
+    return _with_value(key), false() if none is None else none
+
+
+def _without_value(tag: int) -> Condition | None:
+    if tag == STUDY_DATE:
+        return study.c.recency == 0
+    if tag == matching.MODALITIES_IN_STUDY:
+        return study.c.modalities == "\\"
+    if tag in ORDINALS:
+        return ORDINALS[tag] == NO_NUMBER
+    return TEXTS[tag].is_(None) if tag in TEXTS else None
+
+
+def _with_value(key: Key) -> _ByColumn:
     if key.tag == STUDY_DATE:
-        return _date(key.match), study.c.recency == 0
+        return _date(key.match)
     if key.tag == matching.MODALITIES_IN_STUDY:
-        return _modality(key.match), study.c.modalities == "\\"
+        return _modality(key.match)
     if key.tag in ORDINALS:
-        column = ORDINALS[key.tag]
-        return _number(column, key.match), column == NO_NUMBER
-    if key.tag in TEXTS:
-        column = TEXTS[key.tag]
-        of_vr = _person if key.vr == "PN" else _text
-        return _any(lambda match: of_vr(column, key.vr, match), key.match), column.is_(None)
-    return None, false()
+        return _number(ORDINALS[key.tag], key.match)
+    if key.tag not in TEXTS:
+        return None
+    of_vr = _person if key.vr == "PN" else _text
+    return _any(lambda match: of_vr(TEXTS[key.tag], key.vr, match), key.match)
 
 
 def _table_of(tag: int) -> Table:
@@ -392,21 +409,24 @@ def _span(match: Match) -> _Span | None:
 
 
 def _modality(match: Match) -> _ByColumn:
-    """That the study has one of the modalities; a series that has one is in such a study."""
+    """That the study has one of the modalities, or all; a series that has one is in such a study."""
     values = _singles(match)
     if values is None:
         return None
-    return or_(*(_has(study.c.modalities, f"\\{value}\\") for value in values)), True
+    told = (_has(study.c.modalities, f"\\{value}\\") for value in values)
+    return and_(*told) if isinstance(match, AllOf) else or_(*told), True
 
 
 def _modalities(key: Key) -> list[str] | None:
     """The modalities of which one is asked for, in a study or in a series."""
-    return _singles(key.match) if key.tag in (matching.MODALITIES_IN_STUDY, MODALITY) else None
+    if isinstance(key.match, AllOf) or key.tag not in (matching.MODALITIES_IN_STUDY, MODALITY):
+        return None
+    return _singles(key.match)
 
 
 def _singles(match: Match) -> list[str] | None:
-    """The values of which one is asked for, without spaces around them; None unless all are single."""
-    matches = match.matches if isinstance(match, AnyOf) else (match,)
+    """The values that are asked for, without spaces around them; None unless all are single."""
+    matches = match.matches if isinstance(match, AnyOf | AllOf) else (match,)
     values = [one.value.strip(" ") for one in matches if isinstance(one, Single)]
     return values if len(values) == len(matches) and not any("\\" in value for value in values) else None
 

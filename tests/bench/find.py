@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from sqlalchemy import update
 
-from dicomscp.archive import sqlite
+from dicomscp.archive import sql, sqlite
 from dicomscp.archive.index import Index
 from dicomscp.archive.tables import study
 from dicomscp.config import Config
@@ -39,7 +39,8 @@ _BATCH = 500  # arrivals in a transaction, as filing takes them
 _PAGE = 100  # answers
 _FACTS = "population.json"
 _VERSION = 1  # of what the population is made of
-_WIDE = ("all", "*MIT*", "dates")  # of which C-FIND, which has no limit, would give all
+# C-FIND has no limit, so it would give all; and its options are negotiated, not asked for.
+_OF_QIDO = ("all", "*MIT*", "dates", "dates and times", "SMITH, fuzzy")
 _MODALITIES = ("CT", "MR", "DX", "US", "MG", "PT", "SR")
 
 Parameters = list[tuple[str, str]]
@@ -84,7 +85,7 @@ def run(options: Options, report: Report) -> None:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", gateway.web_port)) as connection:
             _ask("QIDO-RS", kinds, options, lambda asked: _qido(connection, asked), report, at="loopback")
         with _association(gateway) as ask:
-            narrow = [kind for kind in kinds if kind.name not in _WIDE]
+            narrow = [kind for kind in kinds if kind.name not in _OF_QIDO]
             _ask("C-FIND", narrow, options, ask, report, at="loopback")
 
 
@@ -94,7 +95,7 @@ def run(options: Options, report: Report) -> None:
 def build(folder: Path, studies: int, report: Report) -> dict[str, float]:
     """What building the index of so many studies under *folder* cost; it is built unless it is there."""
     facts_of = folder / _FACTS
-    wanted = {"version": _VERSION, "studies": studies, "schema": sqlite.SCHEMA_VERSION}
+    wanted = {"version": _VERSION, "studies": studies, "schema": sql.HEAD}
     with contextlib.suppress(FileNotFoundError, ValueError):
         facts: dict[str, float] = json.loads(facts_of.read_text())
         if facts.items() >= wanted.items():
@@ -190,6 +191,18 @@ def _kinds(options: Options) -> list[Kind]:
             20,
         ),
         Kind("dates", [[("StudyDate", span)] for span in spans], None, None),
+        Kind(
+            "dates and times",
+            [[("StudyDate", span), ("StudyTime", "0700-1600")] for span in spans],
+            None,
+            None,
+        ),
+        Kind(
+            "SMITH, fuzzy",
+            [[("PatientName", name), ("fuzzymatching", "true")] for name in families],
+            20,
+            20,
+        ),
         Kind("*MIT*", [[("PatientName", f"*{part}*")] for part in parts], 200, 200),
         Kind("*MIT*, none", [[("PatientName", f"*{part}qx*")] for part in parts[:50]], 200, 200),
         Kind("all", [[]] * min(50, options.questions), None, None),

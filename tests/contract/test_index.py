@@ -1315,6 +1315,18 @@ LAST_YEAR = key(STUDY_DATE, Range("20250101", "20251231"))
         (of_level(Level.STUDY, ANYWHERE), ["study USING COVERING INDEX study_scan"]),
         (of_level(Level.STUDY, NAMED), ["study_name USING PRIMARY KEY", "study USING INTEGER PRIMARY KEY"]),
         (of_level(Level.PATIENT, NAMED), ["study_name USING PRIMARY KEY", "study USING INTEGER PRIMARY KEY"]),
+        (
+            of_level(Level.STUDY, key(PATIENT_NAME, Fuzzy("smith"))),
+            ["study_name USING PRIMARY KEY", "study USING INTEGER PRIMARY KEY"],
+        ),
+        (
+            of_level(Level.STUDY, key(STUDY_DATE, Moments(STUDY_TIME, MOMENTS[0], None))),
+            ["study USING COVERING INDEX study_scan (recency<?)"],
+        ),
+        (
+            of_level(Level.STUDY, key(STUDY_DATE, Adjusted(Single("20200101")))),
+            ["study USING COVERING INDEX study_scan (recency>? AND recency<?)"],
+        ),
         (of_level(Level.SERIES), ["study USING INDEX study_order", "series USING INDEX series_order"]),
         (of_level(Level.SERIES, NAMED), ["study_name USING PRIMARY KEY", "series USING INDEX series_order"]),
         (of_level(Level.IMAGE), ["study USING INDEX study_order", "instance USING INDEX instance_order"]),

@@ -111,13 +111,11 @@ def test_what_migrations_make_is_what_the_program_knows(database):
 def test_indexes_of_some_rows_are_those_that_questions_are_made_for(tmp_path):
     """Their conditions, word by word, without which SQLite does not take them; Alembic compares columns."""
     texts = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name"
-    known = create_engine("sqlite://")
-    with (
-        sqlite.open_engine(tmp_path / "index.sqlite", read_only=False).connect() as made,
-        known.connect() as own,
-    ):
+    known, engine = create_engine("sqlite://"), sqlite.open_engine(tmp_path / "index.sqlite", read_only=False)
+    with engine.connect() as made, known.connect() as own:
         metadata.create_all(own)
         assert made.exec_driver_sql(texts).all() == own.exec_driver_sql(texts).all()
+    engine.dispose()
 
 
 def test_an_index_of_the_first_revision_becomes_what_the_program_knows(database):
