@@ -5,12 +5,13 @@ standard library.  So a child starts in milliseconds in place of a second or two
 in memory once for all of them.  A child has nothing of us but what it is given.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeAlias
 
@@ -25,6 +26,11 @@ _PAUSE_SECONDS = 0.02
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["dicomscp.cli"])
+
+
+def prepare() -> None:
+    """Begin to import the program in the process that children are forked off; returns at once."""
+    forkserver.ensure_running()
 
 
 class Descriptor:
@@ -67,6 +73,7 @@ def _no_room(error: Exception) -> BusyError:
 
 
 def _run(title: str, run: Callable[..., None], *given: object) -> None:
+    gc.freeze()  # what is imported stays: looking through it costs time and unshares its memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgid(0, 0)
     setproctitle(f"dicomscp {title}")
