@@ -80,7 +80,8 @@ def run(options: Options, report: Report) -> None:
     kinds = _kinds(options)
     _ask("At the index", kinds, options, lambda asked: _find(index, asked), report, at="index")
     _paging(index, options, report)
-    with Gateway(folder, settings={"query.wait_seconds": 5}) as gateway:
+    # What has no value for a key is not to match it: it would be most of what C-FIND answers here.
+    with Gateway(folder, settings={"query.wait_seconds": 5, "query.match_unknown": False}) as gateway:
         _start_up(gateway, report)
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", gateway.web_port)) as connection:
             _ask("QIDO-RS", kinds, options, lambda asked: _qido(connection, asked), report, at="loopback")
@@ -95,7 +96,7 @@ def run(options: Options, report: Report) -> None:
 def build(folder: Path, studies: int, report: Report) -> dict[str, float]:
     """What building the index of so many studies under *folder* cost; it is built unless it is there."""
     facts_of = folder / _FACTS
-    wanted = {"version": _VERSION, "studies": studies, "schema": sql.HEAD}
+    wanted = {"version": _VERSION, "studies": studies, "schema": int(sql.HEAD)}
     with contextlib.suppress(FileNotFoundError, ValueError):
         facts: dict[str, float] = json.loads(facts_of.read_text())
         if facts.items() >= wanted.items():
