@@ -14,9 +14,7 @@ Published order is series by number, then UID, and instances by number, then UID
 A variant that is removed first *leaves*: it is held no more and no question lists it, but its row says
 what file is to go once no document names it.
 
-Questions run in two steps.  Columns narrow the candidates; `matching.matcher` decides by the DICOM JSON.
-So columns may be coarse but must never lose a match: a row with a value that its column does not tell in
-full (several values, a date that is none) is marked *irregular* and is a candidate always.
+What the columns are says `tables`; how they answer questions, `search`.
 """
 
 import contextlib

@@ -2,6 +2,7 @@
 
     env.py                  Alembic's environment: one connection, the caller's transaction
     versions/v0001_tables   the tables as they were when migrations began
+    versions/v0002_ways_in  narrow tables for questions, filled from the instances anew
 
 What the newest revision gives is `tables.metadata`.  Whoever writes migrates when it opens the index, in one
 transaction; whoever reads finds what stands, and says so if it cannot be read.
