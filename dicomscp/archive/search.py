@@ -488,7 +488,8 @@ def _behind(text: str) -> str | None:
 def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
     """Of a column with groups between equals signs."""
     if isinstance(match, Fuzzy):
-        parts, is_exact = _parts(match)
+        # The parts of other people's names are not kept.
+        parts, is_exact = _parts(match) if column is study.c.patient_name else ([], False)
         return and_(column.is_not(None), *map(_has_part, parts)), is_exact
     if isinstance(match, Single):
         groups = _groups(match.value)
