@@ -995,6 +995,13 @@ def test_what_is_found_is_what_the_matcher_takes_of_everything(database, archive
         assert list(index.find(query)) == expected[query.offset : end]
 
 
+def test_a_name_that_is_not_the_patient_s_is_found_by_its_sound(index):
+    index.apply([arrival(PATIENT_NAME=name("Doe^Jane"), REFERRING=name("Smith^John"))], {})
+    for asked, count in (("smyth", 1), ("doe", 0)):
+        fuzzy = Query(Level.STUDY, (key(REFERRING, Fuzzy(asked)),), None, None)
+        assert len(list(index.find(fuzzy))) == index.count(fuzzy, 10) == count
+
+
 def test_a_value_of_any_length_is_held_and_found(index):
     """PostgreSQL refuses a row of an index that is too long, and would refuse it for ever."""
     long = "".join(hashlib.sha256(bytes([n])).hexdigest() for n in range(250))
