@@ -708,6 +708,7 @@ _OF_SERIES = STANDARD.series_tags | {
     matching.INSTANCE_AVAILABILITY,
     matching.RETRIEVE_URL,
     matching.SERIES_RELATED_INSTANCES,
+    matching.TIMEZONE,
 }
 _PUBLISHED_ORDER = (series.c.ordinal, series.c.series_uid, instance.c.ordinal, instance.c.sop_uid)
 

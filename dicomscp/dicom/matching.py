@@ -254,6 +254,7 @@ PATIENT_RELATED_STUDIES, PATIENT_RELATED_SERIES, PATIENT_RELATED_INSTANCES = (
     0x00201202,
     0x00201204,
 )
+TIMEZONE = 0x00080201
 STUDY_RELATED_SERIES, STUDY_RELATED_INSTANCES, SERIES_RELATED_INSTANCES = 0x00201206, 0x00201208, 0x00201209
 
 # What headers say, by level.
@@ -678,7 +679,7 @@ class _Asked:
     def _match(self, path: Path, name: str, value: str) -> None:
         """PS3.18 8.3.4.1: no attribute is repeated, under another name neither."""
         self._once(path, name)
-        if path == (_TIMEZONE,):
+        if path == (TIMEZONE,):
             self.offset = _zone_offset(name, value)
             return
         if path[0] in _CONTROL or path[0] not in self._supported:
@@ -860,7 +861,6 @@ def _bound(vr: str, text: str, *, up: bool) -> str | None:
 
 # ── dates with their times, and time zones ───────────────────────────────────────────────────────
 
-_TIMEZONE = 0x00080201
 _TIME_OF = {
     tag: keyword_dict[f"{keyword[:-4]}Time"]
     for keyword, tag in keyword_dict.items()
@@ -914,13 +914,13 @@ def _moment(date: str, time: str) -> datetime | None:
 
 
 def _zone(identifier: Identifier, local: Callable[[datetime], timedelta]) -> Zone | None:
-    _, values = identifier.get(_TIMEZONE, ("SH", ()))
+    _, values = identifier.get(TIMEZONE, ("SH", ()))
     if not any(values):
         return None
     offset = _offset(values[0])
     if offset is None:
-        text = f"{_name(_TIMEZONE)} is an offset as +0100, not {_shown(str(values[0]))}"
-        raise BadValueError(text, _TIMEZONE)
+        text = f"{_name(TIMEZONE)} is an offset as +0100, not {_shown(str(values[0]))}"
+        raise BadValueError(text, TIMEZONE)
     return Zone(offset, local)
 
 
@@ -962,8 +962,8 @@ def _offset_told(match: "Single | Range | AnyOf | Moments", zone: Zone) -> "Sing
 
 def _needed_to_adjust(asked: frozenset[int]) -> frozenset[int]:
     """What must be known to adjust the attributes *asked* for."""
-    pairs = (_TIME_OF.get(tag, _DATE_OF.get(tag, _TIMEZONE)) for tag in asked)
-    return frozenset(pairs) | {_TIMEZONE}
+    pairs = (_TIME_OF.get(tag, _DATE_OF.get(tag, TIMEZONE)) for tag in asked)
+    return frozenset(pairs) | {TIMEZONE}
 
 
 def adjusted(attributes: Mapping[str, Any], zone: Zone) -> dict[str, Any]:
@@ -971,7 +971,7 @@ def adjusted(attributes: Mapping[str, Any], zone: Zone) -> dict[str, Any]:
 
     It is in the zone that its (0008,0201) says, or else in the local one.
     """
-    own = next((_offset(value) for value in _values(attributes, f"{_TIMEZONE:08X}")), None)
+    own = next((_offset(value) for value in _values(attributes, f"{TIMEZONE:08X}")), None)
     found = dict(attributes)
     for tag, element in attributes.items():
         if element["vr"] == "DT":
@@ -1142,7 +1142,7 @@ def answerer(query: Query) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
             chosen = adjusted(chosen, zone)
         chosen = {tag: element for tag, element in chosen.items() if tag in asked}
         if zone is not None:
-            chosen[f"{_TIMEZONE:08X}"] = {"vr": "SH", "Value": [_offset_text(zone.offset)]}
+            chosen[f"{TIMEZONE:08X}"] = {"vr": "SH", "Value": [_offset_text(zone.offset)]}
         return chosen
 
     return answer

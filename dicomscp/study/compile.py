@@ -11,7 +11,14 @@ from zlib import crc32
 import orjson
 
 from dicomscp.dicom.identity import InstanceKey
-from dicomscp.dicom.matching import INSTANCE_AVAILABILITY, INSTANCE_TAGS, RETRIEVE_URL, SERIES_UID, STUDY_UID
+from dicomscp.dicom.matching import (
+    INSTANCE_AVAILABILITY,
+    INSTANCE_TAGS,
+    RETRIEVE_URL,
+    SERIES_UID,
+    STUDY_UID,
+    TIMEZONE,
+)
 from dicomscp.study import layout
 
 Fragments = Mapping[int, bytes]
@@ -21,7 +28,7 @@ SECTION_BYTES = 1 << 18
 
 _SECTION_INSTANCES = 64
 _CRCS = 1 << 32
-_INSTANCE_LEVEL = tuple(sorted(INSTANCE_TAGS - {STUDY_UID, SERIES_UID}))
+_INSTANCE_LEVEL = tuple(sorted((INSTANCE_TAGS | {TIMEZONE}) - {STUDY_UID, SERIES_UID}))
 
 
 class Lines(NamedTuple):

@@ -46,6 +46,7 @@ from tests.processes import wait_until
 STORESCU, SEND = "storescu", "dicomscp send"
 PUBLISH_SECONDS = 60
 FRESH_SECONDS = 10  # generous: what it takes on a quiet machine, the benchmark says
+TIMEZONE = "00080201"
 
 # DCMTK 3.6.7 does not know these: HTJ2K, and deflated frames.
 UNKNOWN_TO_DCMTK = {"1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.203", "1.2.840.10008.1.2.8.1"}
@@ -432,7 +433,10 @@ def test_published_files_are_what_is_served(by_send, folder):
             published = json.loads(gzip.decompress((tree / place / "index.json.gz").read_bytes()))
             answered = by_send.gateway.get_json(f"/dicomweb/{query}")
             for one, other in zip(published, answered, strict=True):  # in the same order, published say more
-                assert {tag: value for tag, value in other.items() if "Value" in value}.items() <= one.items()
+                said = {tag: value for tag, value in other.items() if "Value" in value}
+                if place.endswith("/instances"):  # its own in the list, its study's in an answer
+                    said.pop(TIMEZONE, None)
+                assert said.items() <= one.items()
 
 
 # --- The newcomer's way, and how soon -----------------------------------------------------------------------
