@@ -1,12 +1,19 @@
 """Fixtures that every suite may ask for."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pydicom.data
 import pytest
+from hypothesis import settings
 
 from tests.peers import POSTGRESQL, PostgreSql, missed
+
+# Random examples are for whoever changes something; in CI a red run tells of the change.
+settings.register_profile("CI", derandomize=True)
+if os.environ.get("CI", "").lower() == "true":
+    settings.load_profile("CI")
 
 _SHARED = Path(__file__).parents[2] / "shared" / "data"
 
