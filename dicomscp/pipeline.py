@@ -28,6 +28,7 @@ _LULL_SECONDS = 0.3
 _SETTLE_SECONDS = 5.0
 _RETRY_SECONDS, _RETRY_SECONDS_AT_MOST = 1.0, 60.0
 _AWAY_SECONDS = 10.0  # between two tries while disk or index fail, at most
+_DOUBLINGS = 10  # of a pause, which is longer than any by then; failures go on for days, and a float ends
 _LOOK_SECONDS = 0.05
 _FINISH_SECONDS = 0.1
 _TELL_SECONDS = 2.0
@@ -183,7 +184,7 @@ class Pipeline:
                     self._hurry(self._filing.finish_removals())
             except (OSError, DicomscpError) as error:
                 log.error("filing_failed", reason=str(error))
-                stop.wait(_pause(failures))
+                stop.wait(_pause(failures, _AWAY_SECONDS))
                 failures += 1
                 continue
             failures = 0
@@ -225,7 +226,7 @@ class Pipeline:
                 busy = self._publish_round()
             except (OSError, BusyError) as error:
                 log.error("publishing_failed", reason=str(error))
-                stop.wait(_pause(failures))
+                stop.wait(_pause(failures, _AWAY_SECONDS))
                 failures += 1
                 continue
             except Exception:  # one round is one unit of work; the next begins anew
@@ -269,8 +270,7 @@ class Pipeline:
         if not (outcome.published or outcome.set_aside):
             self._metrics.failed()
             failures = self._failures[study_uid] = self._failures.get(study_uid, 0) + 1
-            pause = min(_RETRY_SECONDS * 2**failures, _RETRY_SECONDS_AT_MOST)
-            self._failed_until[study_uid] = self._now() + pause
+            self._failed_until[study_uid] = self._now() + _pause(failures, _RETRY_SECONDS_AT_MOST)
             return
         self._failed_until.pop(study_uid, None)
         self._failures.pop(study_uid, None)
@@ -282,6 +282,6 @@ class Pipeline:
             self._recent_changed = True
 
 
-def _pause(failures: int) -> float:
-    """How long to wait after a failure that so many others came before, without success between them."""
-    return float(min(_RETRY_SECONDS * 2**failures, _AWAY_SECONDS))
+def _pause(failures: int, most: float) -> float:
+    """How long to wait, *most* seconds at most, after a failure that so many came before without success."""
+    return min(_RETRY_SECONDS * 2.0 ** min(failures, _DOUBLINGS), most)

@@ -17,7 +17,7 @@ from dicomscp.archive.index import Index
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.part10 import Origin
 from dicomscp.disk import Disk
-from dicomscp.pipeline import Pipeline
+from dicomscp.pipeline import Pipeline, _pause
 from dicomscp.publisher import Documents, Publisher, attempts
 from dicomscp.telemetry.metrics import PipelineMetrics
 from tests.processes import wait_until
@@ -246,3 +246,7 @@ def test_what_is_leaving_is_no_finding_and_a_rebuild_finishes_it_first(parts):
         "1.2.3.1.2",
     ]
     assert upkeep.verify(settings, repair=False, progress=lambda *_: None).findings == []
+
+
+def test_pauses_grow_to_a_bound_however_long_failures_go_on():
+    assert [_pause(failures, 10) for failures in (0, 1, 2, 3, 4, 100_000)] == [1, 2, 4, 8, 10, 10]
