@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import urllib.error
@@ -25,6 +26,23 @@ _START_SECONDS = 60
 _STOP_SECONDS = 60
 _KILL_SECONDS = 10
 _PARTS = re.compile(r"dicomscp (pipeline|web|inbox|listener-\d+|worker)")
+
+
+def run_command(*arguments: object, **environ: str) -> "subprocess.CompletedProcess[str]":
+    """`dicomscp` with *arguments* to its end, without the settings of whoever runs the tests."""
+    return subprocess.run(
+        [sys.executable, "-m", "dicomscp", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=REPOSITORY,
+        env=_inherited() | environ,
+    )
+
+
+def _inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("DICOMSCP_")}
 
 
 class Gateway:
@@ -174,13 +192,11 @@ class Gateway:
             self.kill()
 
     def _environ(self) -> dict[str, str]:
-        # Settings of the person who runs the tests stay out; a flag is needed for each that we set.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("DICOMSCP_")}
         named = {
             f"DICOMSCP_{key.upper().replace('.', '__')}": _written(value)
             for key, value in self._settings.items()
         }
-        return {**inherited, "DICOMSCP_LOG__FORMAT": "json", "PYTHONUNBUFFERED": "1", **named}
+        return {**_inherited(), "DICOMSCP_LOG__FORMAT": "json", "PYTHONUNBUFFERED": "1", **named}
 
     def _is_ready(self) -> bool:
         return self._reads_state() and bool(self.events("ready")) and self._web_answers()

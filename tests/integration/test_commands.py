@@ -20,7 +20,7 @@ import pytest
 from pynetdicom import AE
 
 from tests.bench.instances import SIZES, Template
-from tests.gateway import REPOSITORY, Gateway, wait_for_instances
+from tests.gateway import REPOSITORY, Gateway, run_command, wait_for_instances
 from tests.peers import DCMTK, Peer, PynetdicomScp, StoreScp, find_program, require
 from tests.processes import command_of, descendants, session_of, wait_until
 
@@ -53,16 +53,7 @@ class Run(NamedTuple):
 
 def run(*arguments: object, **environ: str) -> Run:
     """The command as a process of its own, to its end."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DICOMSCP_")}
-    result = subprocess.run(
-        [sys.executable, "-m", "dicomscp", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=REPOSITORY,
-        env=inherited | environ,
-    )
+    result = run_command(*arguments, **environ)
     assert "Traceback" not in result.stderr, result.stderr
     return Run(result.returncode, result.stdout, result.stderr)
 

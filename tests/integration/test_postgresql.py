@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,26 +9,17 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.gateway import REPOSITORY, Gateway, wait_for_instances
+from tests.gateway import Gateway, run_command, wait_for_instances
 from tests.processes import free_port, wait_until
 
 STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"  # of CT_small.dcm
 OUT_OF_RESOURCES = "A700"
 
 
-def run(url: str, *arguments: object, password_file: object = "") -> "subprocess.CompletedProcess[str]":
+def run(url: str, *arguments: object, password_file: object = ""):
     """A command of dicomscp over the index at *url*."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DICOMSCP_")}
     settings = {"DICOMSCP_INDEX__URL": url, "DICOMSCP_INDEX__PASSWORD_FILE": str(password_file)}
-    return subprocess.run(
-        [sys.executable, "-m", "dicomscp", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=REPOSITORY,
-        env=inherited | settings,
-    )
+    return run_command(*arguments, **settings)
 
 
 def sent(port: int, *paths: Path) -> dict:

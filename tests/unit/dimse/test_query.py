@@ -325,17 +325,22 @@ def test_a_release_ends_a_query_under_way(listen: Listen):
     assert gateway.logged("association_ended")[0]["how"] == "released"
 
 
+class Looking(MemoryArchive):
+    """Looks for a match in vain, until it is told not to go on or has looked *enough*."""
+
+    def __init__(self):
+        super().__init__()
+        self.began, self.enough = threading.Event(), threading.Event()
+
+    def find(self, query, goes_on=lambda: True):
+        while goes_on() and not self.enough.is_set():
+            self.began.set()
+        yield from ()
+
+
 def test_a_cancel_is_heard_while_nothing_matches(listen: Listen):
-    class Endless(MemoryArchive):
-        """Looks for a match until it is told not to go on."""
-
-        def find(self, query, goes_on=lambda: True):
-            while goes_on():
-                began.set()
-            yield from ()
-
-    began = threading.Event()
-    gateway = listen(Endless())
+    looking = Looking()
+    gateway, began = listen(looking), looking.began
     with Wire(gateway.port) as peer:
         peer.associate()
         peer.send(wire.find(encode(identifier(PatientName=""))))
@@ -354,14 +359,8 @@ def test_a_cancel_is_heard_while_nothing_matches(listen: Listen):
 def test_what_is_sent_while_nothing_matches_is_taken_afterwards(
     listen: Listen, ct_dataset: bytes, ct_uid: str
 ):
-    class Looking(MemoryArchive):
-        def find(self, query, goes_on=lambda: True):
-            while goes_on() and not enough.is_set():
-                began.set()
-            yield from ()
-
-    began, enough = threading.Event(), threading.Event()
-    gateway = listen(Looking())
+    looking = Looking()
+    gateway, began, enough = listen(looking), looking.began, looking.enough
     with Wire(gateway.port) as peer:
         peer.associate()
         peer.send(wire.find(encode(identifier(PatientName=""))))
@@ -386,14 +385,8 @@ def test_what_is_sent_while_nothing_matches_is_taken_afterwards(
     ],
 )
 def test_an_association_that_ends_ends_its_query_that_nothing_matches(listen: Listen, end: bytes, how: str):
-    class Endless(MemoryArchive):
-        def find(self, query, goes_on=lambda: True):
-            while goes_on():
-                began.set()
-            yield from ()
-
-    began = threading.Event()
-    gateway = listen(Endless())
+    looking = Looking()
+    gateway, began = listen(looking), looking.began
     with Wire(gateway.port) as peer:
         peer.associate()
         peer.send(wire.find(encode(identifier(PatientName=""))))
