@@ -53,9 +53,7 @@ from dicomscp.web.app import WebSettings, create_app
 log = structlog.get_logger()
 
 _BACKOFF_SECONDS = (0.5, 30.0)
-_AWAY_SECONDS = (
-    10.0  # at most between two looks for a database that is away: so long, then, it waits when back
-)
+_AWAY_SECONDS = 10.0  # at most between two looks for a database that is away
 _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256

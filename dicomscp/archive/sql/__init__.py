@@ -71,8 +71,8 @@ def migrate(connection: Connection, revision: str, incomplete: Callable[[], None
     if is_stamped and revision >= HEAD:
         return False
     from alembic import command  # noqa: PLC0415 - takes long to import
-    from alembic.config import Config  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415 - as above
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - as above
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
