@@ -1167,8 +1167,8 @@ def _put_studies(connection: Connection, derived: Mapping[int, tuple[dict[str, A
             after = modality_rows(row, study_id, study_uid) if row["listed"] else []
             drop_modality += [_bound(one) for one in before if one not in after]
             add_modality += [one for one in after if one not in before]
-            before = name_rows(old, study_id) if old["listed"] else []
-            after = name_rows(row, study_id) if row["listed"] else []
+            before = name_rows(old, study_id, study_uid) if old["listed"] else []
+            after = name_rows(row, study_id, study_uid) if row["listed"] else []
             drop_name += [_bound(one) for one in before if one not in after]
             add_name += [one for one in after if one not in before]
         if old["attributes"] is None:
@@ -1204,7 +1204,8 @@ _DROP_MODALITY = delete(study_modality).where(
 _DROP_NAME = delete(study_name).where(
     study_name.c.kind == bindparam("b_kind"),
     study_name.c.value == bindparam("b_value"),
-    study_name.c.study_id == bindparam("b_study_id"),
+    study_name.c.recency == bindparam("b_recency"),
+    study_name.c.study_uid == bindparam("b_study_uid"),
 )
 
 
