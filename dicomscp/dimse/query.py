@@ -13,15 +13,11 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from functools import cache, lru_cache, partial
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import structlog
 from pydicom.charset import convert_encodings, encode_string, python_encoding
-from pydicom.dataelem import RawDataElement
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_data_element
-from pydicom.tag import Tag
 from pydicom.valuerep import format_number_as_ds
 
 from dicomscp.archive.archive import Archive
@@ -149,6 +145,7 @@ class Find:
     def responses(self) -> Iterator[tuple[bytes, bytes]]:
         """Command set and identifier of each response; the last has no identifier."""
         matches, limit = 0, self._answering.max_results
+        command = cache(partial(response, self._command, dataset=True))
         end = _End(SUCCESS)
         try:
             for pending, dataset in self._pending():
@@ -158,7 +155,7 @@ class Find:
                     end = _End(OUT_OF_RESOURCES, f"More than {matches} matches; narrow the query")
                     break
                 matches += 1
-                yield response(self._command, pending, dataset=True), dataset
+                yield command(pending), dataset
         except BusyError as error:
             end = _End(OUT_OF_RESOURCES, str(error))
         except (matching.IdentifierError, matching.BadValueError) as error:
@@ -365,14 +362,16 @@ def _values(vr: str, value: bytes, texts: charset.CharacterSet, little: bool) ->
 
 def encode_identifier(dataset: Json, transfer_syntax_uid: str, terms: Sequence[str]) -> bytes:
     """A DICOM JSON object as a dataset, in the character set that *terms* name if that carries it."""
-    terms = carrier("".join(_texts(dataset)), tuple(terms))
-    if terms:
-        dataset = {**dataset, f"{CHARACTER_SET:08X}": {"vr": "CS", "Value": list(terms)}}
-    file = DicomBytesIO()
-    file.is_implicit_VR = transfer_syntax_uid == elements.IMPLICIT_LITTLE
-    file.is_little_endian = transfer_syntax_uid != elements.EXPLICIT_BIG
-    _write(file, dataset, _encodings(terms))
-    encoded: bytes = file.getvalue()
+    form = _Form(
+        explicit=transfer_syntax_uid != elements.IMPLICIT_LITTLE,
+        little=transfer_syntax_uid != elements.EXPLICIT_BIG,
+    )
+    try:
+        encoded = _dataset(dataset, form, _ascii)
+    except UnicodeEncodeError:
+        used = carrier("".join(_texts(dataset)), tuple(terms))
+        named = {f"{CHARACTER_SET:08X}": {"vr": "CS", "Value": list(used)}}
+        encoded = _dataset({**dataset, **named}, form, partial(_extended, _encodings(used)))
     if not elements.is_deflated(transfer_syntax_uid):
         return encoded
     deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
@@ -423,41 +422,62 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _write(file: DicomBytesIO, dataset: Json, encodings: list[str]) -> None:
-    """The elements of *dataset*, framed by pydicom."""
+class _Form(NamedTuple):
+    explicit: bool
+    little: bool
+
+
+_Encode: TypeAlias = Callable[[str], bytes]
+
+
+def _dataset(dataset: Json, form: _Form, encode: _Encode) -> bytes:
+    """The elements of *dataset*; a plain loop, for it is run for each match."""
+    parts: list[bytes] = []
     for key in sorted(dataset):
-        vr = dataset[key]["vr"]
-        value = _value(file, vr, dataset[key].get("Value", []), encodings)
-        element = RawDataElement(
-            Tag(int(key, 16)), vr, len(value), value, 0, file.is_implicit_VR, file.is_little_endian
-        )
-        write_data_element(file, element)
+        element = dataset[key]
+        vr = element["vr"]
+        value = _value(vr, element.get("Value", ()), form, encode)
+        head, length = _head(key, vr, form)
+        if length.size == 2 and len(value) > 0xFFFF:
+            head, length = _head(key, "UN", form)  # PS3.5 section 6.2.2
+        parts += (head, length.pack(len(value)), value)
+    return b"".join(parts)
 
 
-def _value(file: DicomBytesIO, vr: str, values: list[Any], encodings: list[str]) -> bytes:
+@lru_cache(maxsize=4096)
+def _head(key: str, vr: str, form: _Form) -> tuple[bytes, struct.Struct]:
+    """What stands before the length of an element, and how that is written (PS3.5 section 7.1)."""
+    order = "<" if form.little else ">"
+    tag = struct.pack(f"{order}HH", int(key[:4], 16), int(key[4:], 16))
+    if not form.explicit:
+        return tag, struct.Struct(f"{order}L")
+    if vr.encode() in elements.LONG_VRS:
+        return tag + vr.encode() + b"\0\0", struct.Struct(f"{order}L")
+    return tag + vr.encode(), struct.Struct(f"{order}H")
+
+
+def _value(vr: str, values: Sequence[Any], form: _Form, encode: _Encode) -> bytes:
     if vr == "SQ":
-        return b"".join(_item(file, item, encodings) for item in values)
+        return b"".join(_item(item, form, encode) for item in values)
     if vr in _NUMBERS:
-        code = ("<" if file.is_little_endian else ">") + _NUMBERS[vr]
+        code = ("<" if form.little else ">") + _NUMBERS[vr]
         return b"".join(struct.pack(code, *_numbers(vr, value)) for value in values if value is not None)
-    parts = [_text(vr, value) for value in values]
-    # Value by value, for a delimiter ends a code extension.
-    encoded = b"\\".join(
-        b"^".join(encode_string(piece, encodings) for piece in part.split("^"))
-        if vr == "PN"
-        else encode_string(part, encodings)
-        for part in parts
-    )
-    return encoded + (b"\0" if vr == "UI" else b" ") * (len(encoded) % 2)
+    encoded = b"\\".join([encode(_text(vr, value)) for value in values])
+    return encoded + (b"\0" if vr == "UI" else b" ") if len(encoded) % 2 else encoded
 
 
-def _item(file: DicomBytesIO, item: Json, encodings: list[str]) -> bytes:
-    inner = DicomBytesIO()
-    inner.is_implicit_VR, inner.is_little_endian = file.is_implicit_VR, file.is_little_endian
-    _write(inner, item, encodings)
-    body: bytes = inner.getvalue()
-    header = struct.pack("<HHL" if file.is_little_endian else ">HHL", 0xFFFE, 0xE000, len(body))
-    return header + body
+def _item(item: Json, form: _Form, encode: _Encode) -> bytes:
+    body = _dataset(item, form, encode)
+    return struct.pack("<HHL" if form.little else ">HHL", 0xFFFE, 0xE000, len(body)) + body
+
+
+def _ascii(text: str) -> bytes:
+    return text.encode("ascii")
+
+
+def _extended(encodings: list[str], text: str) -> bytes:
+    """One value, piece by piece, for what delimits ends a code extension (PS3.5 section 6.1.2.5.3)."""
+    return b"^".join(encode_string(piece, encodings) for piece in text.split("^"))
 
 
 def _numbers(vr: str, value: Any) -> tuple[Any, ...]:
