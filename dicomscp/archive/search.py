@@ -610,7 +610,9 @@ def _named(match: Match) -> _ByColumn:
 
 
 def _by_modality_and_date(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[_Way]:
-    of_study = (_modalities(by_tag[tag]) for tag in (matching.MODALITIES_IN_STUDY, MODALITY) if tag in by_tag)
+    # A series that has none may be in a study that has some.
+    tags = (matching.MODALITIES_IN_STUDY,) if unknown else (matching.MODALITIES_IN_STUDY, MODALITY)
+    of_study = (_modalities(by_tag[tag]) for tag in tags if tag in by_tag)
     modalities = next((values for values in of_study if values is not None), None)
     span = _span(by_tag[STUDY_DATE].match) if STUDY_DATE in by_tag and not unknown else None
     if modalities is not None:

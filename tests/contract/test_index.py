@@ -1408,3 +1408,9 @@ def test_what_has_no_value_for_a_key_is_found_if_unknown_values_match(index):
     asked = Query(Level.STUDY, (key(ACCESSION, Single("A")),), None, None)
     assert values(index.find(asked), STUDY_UID) == ["1"]
     assert sorted(values(index.find(replace(asked, matches_unknown=True)), STUDY_UID)) == ["1", "2"]
+
+
+def test_a_series_without_modality_is_found_if_unknown_values_match_whatever_its_study_has(index):
+    index.apply([arrival(MODALITY="MR"), arrival(series="1.2", sop="1.1.2")], {})
+    asked = Query(Level.SERIES, (key(MODALITY, Single("CT")),), None, None, matches_unknown=True)
+    assert values(index.find(asked), SERIES_UID) == ["1.2"]
