@@ -504,7 +504,7 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
         )
     if not isinstance(match, Wildcard):
         return None
-    pattern = _folded(match.pattern)
+    pattern = _folded_pattern(match.pattern)
     if (beginning := _beginning_of_group(match)) is not None:
         begins = _has(column, f"={beginning}")
         without = beginning.rstrip("^")
@@ -517,7 +517,7 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
 
 def _beginning_of_group(match: Wildcard) -> str | None:
     """How a group of the name begins, if that is all that is asked for."""
-    pattern = _folded(match.pattern)
+    pattern = _folded_pattern(match.pattern)
     beginning = pattern.rstrip("*")
     if not beginning or beginning == pattern or set(beginning) & set("*?="):
         return None
@@ -550,12 +550,13 @@ def _has_part(part: tuple[int, Condition]) -> Condition:
     return exists().where(study_name.c.kind == kind, value, study_name.c.study_id == study.c.id)
 
 
-def _folded(name: str) -> str:
-    return str(normal("PN", name) or "")
+def _folded_pattern(pattern: str) -> str:
+    """As the matcher folds it: what is empty at an end stays, for it says which groups are asked for."""
+    return "=".join(fold(group).strip(" ") for group in pattern.split("="))
 
 
 def _groups(name: str) -> list[str]:
-    return [group for group in _folded(name).split("=") if group]
+    return [group for group in str(normal("PN", name) or "").split("=") if group]
 
 
 # ── ways in ──────────────────────────────────────────────────────────────────────────────────────

@@ -826,11 +826,24 @@ PEOPLE = [
     "^",
     "a",
 ]
+PATTERNS_OF_NAMES = [
+    "DOE^J?N*",
+    "*山*",
+    "ångström^*",
+    "doe^*",
+    "doe^^^*",
+    "*^*",
+    "d*=山*",
+    "山*=",
+    "*太*=",
+    "doe*^^^^^",
+    "*doe*^^^^^",
+]
 people = st.sampled_from(PEOPLE)
 person_matches = st.one_of(
     people.map(Single),
     wildcards(people),
-    st.sampled_from(["DOE^J?N*", "*山*", "ångström^*", "doe^*", "doe^^^*", "*^*", "d*=山*"]).map(Wildcard),
+    st.sampled_from(PATTERNS_OF_NAMES).map(Wildcard),
 )
 bounds = {
     "DA": ["19991231", "20200101", "20200131"],
@@ -1000,6 +1013,24 @@ def test_a_name_that_is_not_the_patient_s_is_found_by_its_sound(index):
     for asked, count in (("smyth", 1), ("doe", 0)):
         fuzzy = Query(Level.STUDY, (key(REFERRING, Fuzzy(asked)),), None, None)
         assert len(list(index.find(fuzzy))) == index.count(fuzzy, 10) == count
+
+
+@pytest.mark.parametrize(
+    ("pattern", "studies"),
+    [("doe*", ["1", "2"]), ("doe*=", ["2"]), ("*oe*=", ["2"]), ("=doe*", ["1"]), ("doe*^^^^^", [])],
+)
+def test_a_pattern_with_an_equals_sign_is_of_the_groups_that_it_names(index, pattern, studies):
+    """And one of more components than there are fits none."""
+    index.apply(
+        [
+            arrival(PATIENT_NAME=name("Smith^John", "Doe")),
+            arrival("2", "2.1", "2.1.1", PATIENT_NAME=name("Doe^John")),
+        ],
+        {},
+    )
+    asked = Query(Level.STUDY, (key(PATIENT_NAME, Wildcard(pattern)),), None, None)
+    assert values(index.find(asked), STUDY_UID) == studies
+    assert index.count(asked, 10) == len(studies)
 
 
 def test_a_value_of_any_length_is_held_and_found(index):
