@@ -109,6 +109,9 @@ Read: TypeAlias = Callable[[Select[Any]], Sequence[Row]]
 
 _VERY_FEW = 50  # studies, which another way in would not narrow for what it costs
 _MOST_UIDS = 5000  # in one statement; of more, none is narrowed by
+_MOST_VALUES = 1000  # the same of other values that are equal
+_MOST_ALTERNATIVES = 50  # of which each is a condition: a database nests them only so deep
+_MOST_RUNS = 8  # of a pattern, that it is narrowed by
 
 
 class _Bounds(NamedTuple):
@@ -322,6 +325,8 @@ def _with_value(key: Key) -> _ByColumn:
         return _number(ORDINALS[key.tag], key.match)
     if key.tag not in TEXTS:
         return None
+    if key.vr != "PN" and (told := _one_of(TEXTS[key.tag], key.vr, key.match)):
+        return told
     of_vr = _person if key.vr == "PN" else _text
     return _any(lambda match: of_vr(TEXTS[key.tag], key.vr, match), key.match)
 
@@ -335,11 +340,21 @@ def _any(tell: Callable[[Match], _ByColumn], match: Match) -> _ByColumn:
     """What *tell* tells of a match, or of one of several."""
     if not isinstance(match, AnyOf):
         return tell(match)
+    if len(match.matches) > _MOST_ALTERNATIVES:
+        return None
     told = [tell(one) for one in match.matches]
     known = [one for one in told if one is not None]
     if len(known) < len(told):
         return None
     return or_(*(condition for condition, _ in known)), all(exact for _, exact in known)
+
+
+def _one_of(column: Column[Any], vr: str, match: Match) -> _ByColumn:
+    """That the column is one of several values."""
+    if not isinstance(match, AnyOf) or len(match.matches) > _MOST_VALUES:
+        return None
+    values = [normal(vr, one.value) for one in match.matches if isinstance(one, Single)]
+    return (column.in_(values), True) if len(values) == len(match.matches) else None
 
 
 def _uid(column: Column[Any], match: Match) -> Condition | None:
@@ -415,7 +430,7 @@ def _span(match: Match) -> _Span | None:
 def _modality(match: Match) -> _ByColumn:
     """That the study has one of the modalities, or all; a series that has one is in such a study."""
     values = _singles(match)
-    if values is None:
+    if values is None or len(values) > _MOST_ALTERNATIVES:
         return None
     told = (_has(study.c.modalities, f"\\{value}\\") for value in values)
     return and_(*told) if isinstance(match, AllOf) else or_(*told), True
@@ -458,7 +473,7 @@ def _text(column: Column[Any], vr: str, match: Match) -> _ByColumn:
     if not isinstance(match, Wildcard):
         return None
     beginning, *others = _literals(match.pattern, r"[*?]+")
-    conditions = [_begins(column, beginning), *(_has(column, run) for run in others)]
+    conditions = [_begins(column, beginning), *(_has(column, run) for run in others[:_MOST_RUNS])]
     return and_(*conditions), _is_simple(match.pattern)
 
 
@@ -512,7 +527,7 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
         return or_(begins, *ends), True
     runs = [run.strip(" ") for run in re.split(r"[*?^=]+", pattern)]
     exact = re.fullmatch(r"\*+[^*?=^]+\*+", pattern) is not None and pattern.strip("*") == runs[1]
-    return and_(column.is_not(None), *(_has(column, run) for run in runs if run)), exact
+    return and_(column.is_not(None), *(_has(column, run) for run in runs[:_MOST_RUNS] if run)), exact
 
 
 def _beginning_of_group(match: Wildcard) -> str | None:
@@ -578,7 +593,10 @@ def _ways(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[_Way]:
     """Ways in, likely few first."""
     for tag in (PATIENT_ID, ACCESSION_NUMBER):
         column = TEXTS[tag]
-        if tag in by_tag and (told := _any(functools.partial(_sought, column), by_tag[tag].match)):
+        if tag not in by_tag:
+            continue
+        match = by_tag[tag].match
+        if told := _one_of(column, "LO", match) or _any(functools.partial(_sought, column), match):
             found = or_(told[0], column.is_(None)) if unknown and not by_tag[tag].is_unique else told[0]
             yield _Way(select(study.c.id).where(IS_LISTED, found))
     if PATIENT_NAME in by_tag and (told := _any(_named, by_tag[PATIENT_NAME].match)):

@@ -1008,6 +1008,39 @@ def test_what_is_found_is_what_the_matcher_takes_of_everything(database, archive
         assert list(index.find(query)) == expected[query.offset : end]
 
 
+MANY = 1500  # a database nests conditions a thousand deep
+
+
+@pytest.mark.parametrize(
+    ("tag", "match"),
+    [
+        (PATIENT_ID, AnyOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (PATIENT_ID, AnyOf(tuple(Wildcard(f"{n}*") for n in range(MANY)))),
+        (PATIENT_ID, Wildcard("*" + "7*" * MANY)),
+        (PATIENT_NAME, AnyOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (PATIENT_NAME, Wildcard("*" + "7*" * MANY)),
+        (PATIENT_NAME, Fuzzy(" ".join(f"{n}" for n in range(MANY)))),
+        (STUDY_DATE, AnyOf(tuple(Range(f"20{n:06}", None) for n in range(MANY)))),
+        (SERIES_NUMBER, AnyOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (MODALITY, AnyOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (matching.MODALITIES_IN_STUDY, AllOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (SERIES_UID, UIDList(tuple(f"1.{n}" for n in range(20 * MANY)))),
+    ],
+)
+def test_keys_of_any_size_are_answered(index, tag, match):
+    seven = {"PATIENT_ID": "7" * MANY, "PATIENT_NAME": name("7"), "STUDY_DATE": "20200101"}
+    instances = [
+        arrival(SERIES_NUMBER=7, MODALITY="7", **seven),
+        arrival(series="7", sop="7", SERIES_NUMBER="x"),
+    ]
+    index.apply(instances, {})
+    everything = found(index, Level.SERIES, returns=matching.STANDARD.supported(Level.SERIES))
+    query = Query(Level.SERIES, (key(tag, match),), None, None)
+    expected = [one for one in everything if matching.matcher(query)(one)]
+    assert values(index.find(query), SERIES_UID) == values(expected, SERIES_UID)
+    assert index.count(query, 10) == len(expected)
+
+
 def test_a_name_that_is_not_the_patient_s_is_found_by_its_sound(index):
     index.apply([arrival(PATIENT_NAME=name("Doe^Jane"), REFERRING=name("Smith^John"))], {})
     for asked, count in (("smyth", 1), ("doe", 0)):
