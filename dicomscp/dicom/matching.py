@@ -40,6 +40,7 @@ from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import keyword_dict, keyword_for_tag
 
 from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.elements import MAX_DEPTH
 from dicomscp.dicom.names import fold, name_parts, sound
 from dicomscp.errors import RefusedError
 
@@ -725,9 +726,14 @@ def _whole_number(name: str, value: str) -> int:
 
 
 def _path(name: str) -> Path:
-    """The tags that *name* leads through, by keyword or eight hex digits; () if one is not known."""
-    tags = []
+    """The tags that *name* leads through, by keyword or eight hex digits; () if one is not known.
+
+    And if they are more than an identifier may nest.
+    """
+    tags: list[int] = []
     for part in name.split("."):
+        if len(tags) > MAX_DEPTH:
+            return ()
         tag = int(part, 16) if re.fullmatch("[0-9A-Fa-f]{8}", part) else keyword_dict.get(part, 0)
         if not part or not tag or public_vr(tag) == "UN":  # some that are retired have no keyword
             return ()
@@ -774,6 +780,11 @@ _MULTIPLE_VRS = frozenset({"AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"})  # C
 EMPTY_VALUE = '""'
 """What asks for no value, if empty value matching is agreed (C.2.2.2.7)."""
 _UID = re.compile(r"[!-\[\]-~]{1,64}")  # what can be held, PS3.5 or not
+_NUMERAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# What nobody asks for, and what would keep everybody else waiting.
+_MOST_VALUES = 1000  # of a key, but for UIDs, which are looked up
+_LONGEST_PATTERN, _MOST_STARS = 1024, 64  # of a name, if it is asked for fuzzily, too
+_LONGEST_PERIOD = 100  # two DT with offsets have 53 characters
 
 
 def _name(tag: int) -> str:
@@ -785,7 +796,7 @@ def _match(name: str, tag: int, vr: str, values: Sequence[Any], options: Options
     if options.empty and list(values) == [EMPTY_VALUE]:
         return Empty()
     if vr == "SQ":
-        return _items(name, [value for value in values if isinstance(value, Mapping)], options)
+        return _items(name, values, options)
     if any(isinstance(value, Mapping) for value in values):
         raise BadValueError(f"{name} is a {vr}, not a sequence")
     texts = [text for text in (str(value).strip(" ") for value in values) if text]
@@ -795,10 +806,13 @@ def _match(name: str, tag: int, vr: str, values: Sequence[Any], options: Options
         if bad := next((text for text in texts if not _UID.fullmatch(text) or set(text) & set("*?")), None):
             raise BadValueError(f"{name} is a UID, not {_shown(bad)}")
         return Single(texts[0]) if len(texts) == 1 else UIDList(tuple(texts))
+    if len(texts) > _MOST_VALUES:
+        raise BadValueError(f"{name} has more than {_MOST_VALUES} values")
     if len(texts) > 1 and options.multiple and _takes_several(tag, vr):
         if bad := next((text for text in texts if vr in _WILDCARD_VRS and set(text) & set("*?")), None):
             raise BadValueError(f"{name} is one of several values, which have no wildcards: {_shown(bad)}")
-        return AllOf(tuple(Fuzzy(text) if vr == "PN" and options.fuzzy else Single(text) for text in texts))
+        is_fuzzy = vr == "PN" and options.fuzzy
+        return AllOf(tuple(Fuzzy(_pattern_of(name, text)) if is_fuzzy else Single(text) for text in texts))
     matches = tuple(_one_match(name, vr, text, options) for text in texts)
     return matches[0] if len(matches) == 1 else AnyOf(matches)
 
@@ -808,7 +822,11 @@ def _takes_several(tag: int, vr: str) -> bool:
     return vr in _MULTIPLE_VRS and tag in DicomDictionary and DicomDictionary[tag][1] != "1"
 
 
-def _items(name: str, items: Sequence[Identifier], options: Options) -> Match:
+def _items(name: str, values: Sequence[Any], options: Options) -> Match:
+    items: list[Identifier] = [value for value in values if isinstance(value, Mapping)]
+    texts = (str(value) for value in values if not isinstance(value, Mapping))
+    if bad := next((text for text in texts if text.strip(" *")), None):
+        raise BadValueError(f"{name} is a sequence, which has no value of its own: {_shown(bad)}")
     if len(items) > 1:
         raise BadValueError(f"{name} has more than one item")
     keys = tuple(
@@ -824,9 +842,9 @@ def _items(name: str, items: Sequence[Identifier], options: Options) -> Match:
 
 def _one_match(name: str, vr: str, text: str, options: Options) -> Single | Wildcard | Range | Fuzzy:
     if vr == "PN" and options.fuzzy:
-        return Fuzzy(text)
+        return Fuzzy(_pattern_of(name, text))
     if vr in _WILDCARD_VRS and ("*" in text or "?" in text):
-        return Wildcard(text)
+        return Wildcard(_pattern_of(name, text))
     if vr in ("DA", "TM", "DT"):
         match = _range(vr, text)
         if match is None:
@@ -837,8 +855,16 @@ def _one_match(name: str, vr: str, text: str, options: Options) -> Single | Wild
     return Single(text)
 
 
+def _pattern_of(name: str, text: str) -> str:
+    if len(text) > _LONGEST_PATTERN or len(re.findall(r"\*+", text)) > _MOST_STARS:
+        raise BadValueError(f"{name} is longer or has more stars than any pattern: {_shown(text)}")
+    return text
+
+
 def _range(vr: str, text: str) -> Single | Range | None:
     """A date, or a period; None if *text* is neither."""
+    if len(text) > _LONGEST_PERIOD:
+        return None
     if _bound(vr, text, up=False) is not None:
         date = _bound(vr, text, up=False)
         return Single(date) if vr == "DA" and date else Range(date, _bound(vr, text, up=True))
@@ -1030,6 +1056,8 @@ def normal(vr: str, value: Any) -> str | float | None:
     if vr == "PN":
         return _person(value)
     if vr in _NUMBER_VRS:
+        if isinstance(value, str) and not _NUMERAL.fullmatch(value.strip(" ")):
+            return None  # of what Python takes for a number
         try:
             return float(value)
         except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,5 @@
 import re
+import time
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 
@@ -253,6 +254,9 @@ def test_a_value_asks_for_what_its_vr_says(tag, values, expected):
         (ACQUISITION, "20200230"),
         (ACQUISITION, "0000"),
         (INSTANCE_NUMBER, "first"),
+        (INSTANCE_NUMBER, "1_0"),
+        (INSTANCE_NUMBER, "\uff11"),
+        (INSTANCE_NUMBER, "nan"),
         (SOP_UID, "1.2.*"),
         (SOP_UID, "1.2 3"),
         (SOP_UID, "1" * 65),
@@ -372,6 +376,37 @@ def test_wildcards_are_star_and_question_mark_and_nothing_else(pattern, text):
 
 def test_a_pattern_of_many_stars_is_decided_at_once():
     assert not fits(STUDY_DESCRIPTION, "*a" * 30 + "*b", "a" * 5000)
+
+
+LONG = 1 << 18  # characters, of 1 MiB that an identifier may have
+
+
+@pytest.mark.parametrize(
+    ("tag", "values"),
+    [
+        (STUDY_DATE, ["-" * LONG]),
+        (ACQUISITION, ["-" * LONG]),
+        (STUDY_DESCRIPTION, ["*a" * LONG]),
+        (PATIENT_NAME, ["a?" * LONG]),
+        (ACCESSION, [str(n) for n in range(LONG)]),
+    ],
+)
+def test_what_would_keep_others_waiting_is_refused_at_once(tag, values):
+    began = time.thread_time()
+    with pytest.raises(BadValueError, match=f"{tag >> 16:04X},{tag & 0xFFFF:04X}"):
+        key(tag, *values)
+    assert time.thread_time() - began < 0.5  # and not the seconds that it took to read them
+
+
+def test_fuzzy_names_have_bounds_too():
+    for names, multiple in ((["a " * LONG], False), (["b", "a " * LONG], True)):
+        with pytest.raises(BadValueError, match="longer"):
+            question(Options(fuzzy=True, multiple=multiple), OTHER_NAMES=names)
+
+
+def test_a_number_held_is_none_that_only_python_takes_for_one():
+    assert not ask(key(INSTANCE_NUMBER, "10"))(element(INSTANCE_NUMBER, "1_0"))
+    assert ask(key(INSTANCE_NUMBER, "10"))(element(INSTANCE_NUMBER, "10"))
 
 
 @given(st.text(max_size=40))
