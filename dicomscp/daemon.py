@@ -57,6 +57,7 @@ _AWAY_SECONDS = 10.0  # at most between two looks for a database that is away
 _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256
+_FIRST_MOMENT, _LAST_MOMENT = datetime(1, 1, 3), datetime(9999, 12, 29)  # noqa: DTZ001 - of local time
 
 
 # ── serve: the supervisor ────────────────────────────────────────────────────────────────────────
@@ -736,6 +737,8 @@ def local_offset(timezone: str) -> Callable[[datetime], timedelta]:
     zone = ZoneInfo(timezone) if timezone else None
 
     def offset(moment: datetime) -> timedelta:
+        # Devices write 0001-01-01 and 9999-12-31, which in UTC may be in no calendar.
+        moment = min(max(moment, _FIRST_MOMENT), _LAST_MOMENT)
         local = moment.replace(tzinfo=zone) if zone else moment.astimezone()
         return local.utcoffset() or timedelta(0)
 
