@@ -314,6 +314,21 @@ def test_a_request_before_the_last_answer_waits_for_it(listen: Listen):
     assert fields == [0x8020] * 50 + [0x8030]
 
 
+def test_a_request_that_comes_in_two_parts_before_the_last_answer_waits_for_it(listen: Listen):
+    archive = MemoryArchive([study("1.2.1"), study("1.2.2")])
+    archive.gate.clear()
+    gateway = listen(archive)
+    asked = wire.find(encode(identifier(PatientName="")))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(asked + asked[:-5])
+        statuses = [peer.status()[0]]
+        peer.send(asked[-5:])
+        archive.gate.set()
+        statuses += [peer.status()[0] for _ in range(5)]
+    assert statuses == [0xFF00, 0xFF00, 0] * 2
+
+
 def test_a_release_ends_a_query_under_way(listen: Listen):
     archive = MemoryArchive([study(f"1.2.{n}") for n in range(1, 900)])
     gateway = listen(archive)
