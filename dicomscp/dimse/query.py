@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, lru_cache, partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import structlog
@@ -216,12 +217,16 @@ class Find:
             yield from self._archive.find(replace(query, limit=limit), self._goes_on)
             return
         seen: set[tuple[matching.Key, ...]] = set()
-        entity = replace(query, limit=1, matches_unknown=False)
+        told_by = matching.identity_tags(query.level)
+        returns = query.returns and query.returns | told_by
+        entity = replace(query, returns=returns, matches_unknown=False)
         for one in self._archive.find(query.below, self._goes_on):
             identity = matching.identity_keys(query.level, one)
             if identity not in seen:
                 seen.add(identity)
-                yield from self._archive.find(replace(entity, keys=identity), self._goes_on)
+                found = self._archive.find(replace(entity, keys=identity), self._goes_on)
+                same = (other for other in found if matching.identity_keys(query.level, other) == identity)
+                yield from islice(same, 1)
             if len(seen) == limit:
                 return
 

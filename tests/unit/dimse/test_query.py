@@ -515,6 +515,28 @@ def test_patients_are_found_by_what_they_have_below_each_once(associate):
     assert status == 0
 
 
+def test_of_patients_without_id_that_one_is_found_whose_name_it_is(
+    listen: Listen, tmp_path: Path, ct_small: Path
+):
+    archive = FilledArchive(tmp_path)
+    named = (("Doe^John", "CT"), ("Doe^John=\u5c71^", "MR"), ("doe^john", "PT"))
+    for number, (name, modality) in enumerate(named):
+        uid = f"1.2.{number}"
+        dataset = dcmread(ct_small)
+        dataset.SpecificCharacterSet, dataset.PatientName, dataset.Modality = "ISO_IR 192", name, modality
+        dataset.PatientID, dataset.StudyDate = "", f"202{number}0101"
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = uid, uid, uid
+        archive.add(dataset)
+    gateway = listen(archive)
+    with Wire(gateway.port) as peer:
+        peer.associate([(5, PATIENT_FIND, [wire.EXPLICIT])], extended=[(PATIENT_FIND, b"\1")])
+        for modality, name in (("CT", "doe^john"), ("MR", "Doe^John=\u5c71^"), ("PT", "doe^john")):
+            asked = identifier("PATIENT", Modality=modality, PatientName="")
+            (_, patient), (status, _) = ask(peer, asked, sop_class_uid=PATIENT_FIND)
+            assert (str(patient.PatientName), status) == (name, 0)
+    archive.engine.dispose()
+
+
 def test_more_matches_of_keys_below_than_are_allowed_end_in_out_of_resources(listen: Listen, filled):
     gateway = listen(filled, answering=Answering(1))
     with Wire(gateway.port) as peer:
