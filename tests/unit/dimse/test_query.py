@@ -519,7 +519,7 @@ def test_of_patients_without_id_that_one_is_found_whose_name_it_is(
     listen: Listen, tmp_path: Path, ct_small: Path
 ):
     archive = FilledArchive(tmp_path)
-    named = (("Doe^John", "CT"), ("Doe^John=\u5c71^", "MR"), ("doe^john", "PT"))
+    named = (("Doe^John", "CT"), ("doe^john", "PT"), ("Doe^John=\u5c71^", "MR"))
     for number, (name, modality) in enumerate(named):
         uid = f"1.2.{number}"
         dataset = dcmread(ct_small)
