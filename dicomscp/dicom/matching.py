@@ -500,23 +500,25 @@ def identity_tags(level: Level) -> frozenset[int]:
 def identity_keys(level: Level, found: Mapping[str, Any]) -> tuple[Key, ...]:
     """Keys that the entity of *level* matches that *found*, with its `identity_tags`, is of or below.
 
-    Patients without ID are told apart by name and birth date.
+    Patients without ID are told apart by name and birth date: of those that match, one that has more groups
+    in its name is another, and has other keys.
     """
     tags = identity_tags(level)
     if level is Level.PATIENT:
         known = bool(_values(found, f"{PATIENT_ID:08X}"))
         by_id = _tags("PatientID IssuerOfPatientID")
         tags = by_id if known else tags - _tags("IssuerOfPatientID")
-    return tuple(Key(tag, public_vr(tag), _equal_to(_values(found, f"{tag:08X}"))) for tag in sorted(tags))
+    vrs = {tag: public_vr(tag) for tag in sorted(tags)}
+    return tuple(Key(tag, vr, _equal_to(vr, _values(found, f"{tag:08X}"))) for tag, vr in vrs.items())
 
 
-def _equal_to(values: Sequence[Any]) -> Match:
+def _equal_to(vr: str, values: Sequence[Any]) -> Match:
     if not values:
         return Empty()
-    value = values[0]
-    if isinstance(value, Mapping):
-        return Single("=".join(str(value.get(group) or "") for group in _GROUPS))
-    return Single(str(value))
+    if vr != "PN":
+        return Single(str(values[0]))
+    groups = (_person(values[0]) or "").split("=")
+    return Single("=".join(groups + [""] * (len(_GROUPS) - len(groups))))
 
 
 def _level_of(identifier: Identifier, root: str) -> Level:

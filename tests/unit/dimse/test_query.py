@@ -347,6 +347,21 @@ def test_a_request_before_the_last_answer_waits_for_it(listen: Listen):
     assert fields == [0x8020] * 50 + [0x8030]
 
 
+def test_a_request_that_comes_in_two_parts_before_the_last_answer_waits_for_it(listen: Listen):
+    archive = MemoryArchive([study("1.2.1"), study("1.2.2")])
+    archive.gate.clear()
+    gateway = listen(archive)
+    asked = wire.find(encode(identifier(PatientName="")))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(asked + asked[:-5])
+        statuses = [peer.status()[0]]
+        peer.send(asked[-5:])
+        archive.gate.set()
+        statuses += [peer.status()[0] for _ in range(5)]
+    assert statuses == [0xFF00, 0xFF00, 0] * 2
+
+
 def test_a_release_ends_a_query_under_way(listen: Listen):
     archive = MemoryArchive([study(f"1.2.{n}") for n in range(1, 900)])
     gateway = listen(archive)
@@ -531,6 +546,28 @@ def test_patients_are_found_by_what_they_have_below_each_once(associate):
         "PatientName", "PatientID", "NumberOfPatientRelatedStudies",
     }  # fmt: skip
     assert status == 0
+
+
+def test_of_patients_without_id_that_one_is_found_whose_name_it_is(
+    listen: Listen, tmp_path: Path, ct_small: Path
+):
+    archive = FilledArchive(tmp_path)
+    named = (("Doe^John", "CT"), ("doe^john", "PT"), ("Doe^John=\u5c71^", "MR"))
+    for number, (name, modality) in enumerate(named):
+        uid = f"1.2.{number}"
+        dataset = dcmread(ct_small)
+        dataset.SpecificCharacterSet, dataset.PatientName, dataset.Modality = "ISO_IR 192", name, modality
+        dataset.PatientID, dataset.StudyDate = "", f"202{number}0101"
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = uid, uid, uid
+        archive.add(dataset)
+    gateway = listen(archive)
+    with Wire(gateway.port) as peer:
+        peer.associate([(5, PATIENT_FIND, [wire.EXPLICIT])], extended=[(PATIENT_FIND, b"\1")])
+        for modality, name in (("CT", "doe^john"), ("MR", "Doe^John=\u5c71^"), ("PT", "doe^john")):
+            asked = identifier("PATIENT", Modality=modality, PatientName="")
+            (_, patient), (status, _) = ask(peer, asked, sop_class_uid=PATIENT_FIND)
+            assert (str(patient.PatientName), status) == (name, 0)
+    archive.engine.dispose()
 
 
 def test_more_matches_of_keys_below_than_are_allowed_end_in_out_of_resources(listen: Listen, filled):

@@ -5,6 +5,7 @@ import email.parser
 import email.policy
 import socket
 import threading
+import tracemalloc
 
 import httpx
 import orjson
@@ -625,6 +626,18 @@ def test_requests_as_no_library_sends_them():
                 answer = connection.recv(65536).decode("latin-1")
             assert begins in answer.splitlines()[0], (asked, answer)
             assert answer.endswith(ends), (asked, answer)
+
+
+def test_what_is_held_of_an_answer_takes_no_more_room_than_it_is_long():
+    with Served(ManyStudies()) as server, httpx.Client() as client:
+        tracemalloc.start()
+        try:
+            with client.stream("GET", f"{server.url}/studies") as response:
+                next(response.iter_raw())
+                held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert held < 1.5 * WHOLE_BYTES
 
 
 @pytest.mark.parametrize("accept", ["application/dicom+json", XML])
