@@ -450,8 +450,7 @@ class Association:
             if self._ending.is_set():
                 self._lost()
                 return
-            limit = self._settings.association_seconds if self._seated else self._settings.accept_seconds
-            if time.monotonic() > self._counts.began + limit:
+            if self._is_overdue():
                 self._time_out("open for too long")
                 return
 
@@ -479,6 +478,10 @@ class Association:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
+
+    def _is_overdue(self) -> bool:
+        limit = self._settings.association_seconds if self._seated else self._settings.accept_seconds
+        return time.monotonic() > self._counts.began + limit
 
     def _time_out(self, how: str) -> None:
         """What came too late ends the association; before there is one, only the connection (AA-2)."""
@@ -569,8 +572,13 @@ class Association:
             self._how = f"command {command_field:04X} is no request"
             self._abort(SERVICE_USER)
             return
-        while self._answers is not None:  # a new request before the last is answered: one after the other
+        # A new request before the last is answered: one after the other.  Nothing is listened to meanwhile,
+        # because what came with this one is still to be acted on.
+        self._finding = None
+        while self._answers is not None:
             self._answer()
+        if self._upper.is_closing:
+            return
         self._context_id = context_id
         self._operation = self._operation_of(context_id, command_field, command)
         if not has_dataset:
@@ -629,6 +637,9 @@ class Association:
             self._answers = self._finding = None
             return
         self._send(self._upper.message(self._context_id, *answer))
+        if self._is_overdue():
+            self._heard.clear()
+            self._time_out("open for too long")
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────
 
