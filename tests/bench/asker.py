@@ -106,13 +106,19 @@ def _identifier(asked: Parameters) -> dict[str, dict[str, object]]:
 def qido(port: int, root: str) -> Iterator[Prepare]:
     """What asks by QIDO-RS for the first `PAGE` studies, below *root*, over a connection that is kept.
 
-    Asking raises SenderError for any status but 200 and 204.
+    It is made anew for what is asked behind the last preparation: some servers end one that rests for a
+    second.  Asking raises SenderError for any status but 200 and 204.
     """
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_SECONDS)) as to:
 
         def prepare(asked: Parameters) -> Ask:
-            parameters = "&".join(f"{name}={quote(value)}" for name, value in [*asked, ("limit", str(PAGE))])
-            return lambda: _ask_qido(to, f"{root}/studies?{parameters}")
+            to.close()
+            # Orthanc takes parameters as they stand.
+            parameters = [
+                f"{name}={quote(value, safe='*^')}" for name, value in [*asked, ("limit", str(PAGE))]
+            ]
+            path = f"{root}/studies?{'&'.join(parameters)}"
+            return lambda: _ask_qido(to, path)
 
         yield prepare
 

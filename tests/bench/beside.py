@@ -135,7 +135,8 @@ def _turns(questions: Questions, askers: Askers, rounds: int, report: Report) ->
         for kind, asked in questions:
             for protocol, server in sorted(askers, reverse=bool(round_ % 2)):
                 prepare = askers[protocol, server]
-                times, answers = zip(*(asker.timed(ask) for ask in map(prepare, asked)), strict=True)
+                asks = list(map(prepare, asked))
+                times, answers = zip(*map(asker.timed, asks), strict=True)
                 turn = Turn(protocol, kind, server, round_, Spread.of(times), sum(answers))
                 told = f"p50 {turn.spread.p50:.2f} ms, p95 {turn.spread.p95:.2f} ms, {turn.answers} answers"
                 report.progress(f"round {round_}: {protocol}, {kind}, {server}: {told}")
