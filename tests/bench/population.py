@@ -188,15 +188,15 @@ def spans(studies: int, modalities: Sequence[str], most: int) -> list[tuple[date
     return found
 
 
-def name_prefixes(studies: int, count: int, most: int) -> list[str]:
+def name_prefixes(studies: int, count: int, most: int, *, accents: bool = True) -> list[str]:
     """How names of patients begin, in capitals, each such that at most *most* studies are of one.
 
     Each is a common family name whole, and as many letters of what follows as that takes; a name that has
-    more studies in full is left out.
+    more studies in full is left out, as is, without *accents*, where a name with an accent begins so.
     """
-    names = sorted(
-        plain(study.patient.name["Alphabetic"]) for study in _Made(studies, 0).studies() if study.patient.name
-    )
+    made = [study.patient.name["Alphabetic"] for study in _Made(studies, 0).studies() if study.patient.name]
+    names = sorted(map(plain, made))
+    accented = {plain(name) for name in made if not name.isascii()}
     prefixes = []
     for family in map(plain, family_names()):
         first = bisect.bisect_left(names, family)
@@ -206,8 +206,9 @@ def name_prefixes(studies: int, count: int, most: int) -> list[str]:
         whole = names[(first + end) // 2]
         for length in range(len(family), len(whole) + 1):
             prefix = whole[:length]
-            if bisect.bisect_left(names, prefix + "\uffff") - bisect.bisect_left(names, prefix) <= most:
-                prefixes.append(prefix)
+            begin_so = names[bisect.bisect_left(names, prefix) : bisect.bisect_left(names, prefix + "\uffff")]
+            if len(begin_so) <= most:
+                prefixes += [prefix] if accents or accented.isdisjoint(begin_so) else []
                 break
         if len(prefixes) == count:
             break
