@@ -21,6 +21,9 @@ from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dimse.query import encode_identifier
 from tests.bench.instances import EXPLICIT_VR_LITTLE_ENDIAN
 from tests.bench.lean_sender import STATUS, Association, SenderError, encode_request
+from tests.gateway import Gateway
+from tests.peers import Peer
+from tests.processes import cpu_seconds
 
 Parameters: TypeAlias = list[tuple[str, str]]
 Ask: TypeAlias = Callable[[], int]  # ask once; the number of answers
@@ -61,6 +64,11 @@ def timed(ask: Ask) -> tuple[float, int]:
     began = time.perf_counter()
     answers = ask()
     return (time.perf_counter() - began) * 1e3, answers
+
+
+def used_seconds(server: Gateway | Peer) -> float:
+    """The processor time that its living processes have used, in steps of 10 ms."""
+    return sum(map(cpu_seconds, server.processes() if isinstance(server, Gateway) else server.pids()))
 
 
 @contextlib.contextmanager

@@ -55,10 +55,12 @@ class Turn(NamedTuple):
     server: str
     round: int
     spread: Spread
+    cpu_ms: float  # a question
     answers: int
 
 
 Questions = Sequence[tuple[str, Sequence[Parameters]]]  # of each kind, by its name
+Servers = dict[str, Gateway | peers.Peer]
 Askers = dict[tuple[str, str], asker.Prepare]  # by protocol and server
 
 
@@ -87,8 +89,13 @@ def run(
             beside = archive.Archive(folder / "gateway")
             archive.fill(beside, arrivals, report)
             gateway = stack.enter_context(Gateway(beside.folder, settings=beside.settings))
+            servers: Servers = {GATEWAY: gateway, kind.name: peer}
             askers = _askers(stack, gateway, peer, report)
-            turns = list(_turns(questions_of(most), askers, rounds, report))
+            turns = [
+                turn
+                for round_ in range(1, rounds + 1)
+                for turn in _turns(round_, questions_of(most), servers, askers, report)
+            ]
         _show(f"{most:,} studies, {len(arrivals):,} series", kind.name, turns, report)
 
 
@@ -129,25 +136,28 @@ def _askers(stack: contextlib.ExitStack, gateway: Gateway, peer: peers.Peer, rep
     return askers
 
 
-def _turns(questions: Questions, askers: Askers, rounds: int, report: Report) -> Iterator[Turn]:
+def _turns(
+    round_: int, questions: Questions, servers: Servers, askers: Askers, report: Report
+) -> Iterator[Turn]:
     """All kinds by each protocol, every server in turn, another one first in each round."""
-    for round_ in range(1, rounds + 1):
-        for kind, asked in questions:
-            for protocol, server in sorted(askers, reverse=bool(round_ % 2)):
-                prepare = askers[protocol, server]
-                asks = list(map(prepare, asked))
-                times, answers = zip(*map(asker.timed, asks), strict=True)
-                turn = Turn(protocol, kind, server, round_, Spread.of(times), sum(answers))
-                told = f"p50 {turn.spread.p50:.2f} ms, p95 {turn.spread.p95:.2f} ms, {turn.answers} answers"
-                report.progress(f"round {round_}: {protocol}, {kind}, {server}: {told}")
-                yield turn
+    for kind, asked in questions:
+        for protocol, server in sorted(askers, reverse=bool(round_ % 2)):
+            asks = list(map(askers[protocol, server], asked))
+            before = asker.used_seconds(servers[server])
+            times, answers = zip(*map(asker.timed, asks), strict=True)
+            cpu_ms = (asker.used_seconds(servers[server]) - before) * 1e3 / len(asks)
+            turn = Turn(protocol, kind, server, round_, Spread.of(times), cpu_ms, sum(answers))
+            told = f"p50 {turn.spread.p50:.2f} ms, p95 {turn.spread.p95:.2f} ms, {turn.answers} answers"
+            report.progress(f"round {round_}: {protocol}, {kind}, {server}: {told}")
+            yield turn
 
 
 def _show(title: str, peer: str, turns: Sequence[Turn], report: Report) -> None:
     report.fact(f"beside {peer}, {title}", [turn._asdict() for turn in turns])
     sheet = report.sheet(
         f"{GATEWAY} beside {peer}, {title}: milliseconds, and {GATEWAY}'s to {peer}'s",
-        *("question", "answers", f"{GATEWAY} p50", "p95", f"{peer} p50", "p95", "ratio p50", "p95"),
+        *("question", "answers", f"{GATEWAY} p50", "p95", "CPU", f"{peer} p50", "p95", "CPU"),
+        *("p50 to p50", "p95 to p95"),
     )
     for protocol, kind in dict.fromkeys((turn.protocol, turn.kind) for turn in turns):
         ours, theirs = (
@@ -156,11 +166,11 @@ def _show(title: str, peer: str, turns: Sequence[Turn], report: Report) -> None:
         )
         answers = list(dict.fromkeys((ours[0].answers, theirs[0].answers)))
         cells = [
-            f"{statistics.median(part):.2f}"
+            f"{statistics.median(column):.2f}"
             for of in (ours, theirs)
-            for part in zip(*(turn.spread for turn in of), strict=True)
+            for column in zip(*((*turn.spread, turn.cpu_ms) for turn in of), strict=True)
         ]
-        ratios = [_ratio(ours, theirs, part) if len(answers) == 1 else "-" for part in ("p50", "p95")]
+        ratios = [_ratio(ours, theirs, part) if len(answers) == 1 else "-" for part in Spread._fields]
         told = " / ".join(f"{count:,}" for count in answers)
         sheet.rows.append([f"{protocol}: {kind}", told, *cells, *ratios])
 
