@@ -8,6 +8,7 @@ acknowledgement between two parts of an answer.
 
 import contextlib
 import http.client
+import itertools
 import socket
 import threading
 import time
@@ -75,7 +76,7 @@ def used_seconds(server: Gateway | Peer) -> float:
 def find(port: int, called_ae: str) -> Iterator[Prepare]:
     """What asks by C-FIND, all on one association.  Asking raises SenderError if it ends without success."""
     association = Association(port, called_ae, "BENCH", (_STUDY_ROOT_FIND,))
-    numbers = iter(range(1, 1 << 16))
+    numbers = itertools.cycle(range(1, 1 << 16))
 
     def prepare(asked: Parameters) -> Ask:
         identifier = encode_identifier(_identifier(asked), EXPLICIT_VR_LITTLE_ENDIAN, ())
@@ -132,14 +133,17 @@ def qido(port: int, root: str) -> Iterator[Prepare]:
 
 
 def _ask_qido(connection: http.client.HTTPConnection, path: str) -> int:
-    if connection.sock is None:
-        connection.connect()
-    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    connection.request("GET", path, headers={"Accept": "application/dicom+json"})
-    response = connection.getresponse()
-    body = response.read()
+    try:
+        if connection.sock is None:
+            connection.connect()
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        connection.request("GET", path, headers={"Accept": "application/dicom+json"})
+        response = connection.getresponse()
+        body = response.read()
+    except (http.client.HTTPException, OSError) as error:
+        raise SenderError(f"QIDO-RS: {path}: {error!r}") from error
     if response.status not in (200, 204):
-        raise SenderError(f"QIDO-RS: status {response.status}: {body[:200]!r}")
+        raise SenderError(f"QIDO-RS: {path}: status {response.status}: {body[:200]!r}")
     return body.count(b'"0020000D"')  # each study has one
 
 

@@ -71,7 +71,10 @@ def run(
     questions_of: Callable[[int], Questions],
     report: Report,
 ) -> None:
-    """Fill the servers with so many *studies*, or as many as they take, and ask *questions_of* so many."""
+    """Fill each peer, and a gateway, with so many *studies* or as many as it takes; ask both.
+
+    *questions_of* makes the questions, none by a name with accents, for an archive of so many studies.
+    """
     report.fact("beside", {"studies": studies})
     for kind, most in ((peers.Orthanc, studies), (QrScp, min(studies, _QRSCP_STUDIES))):
         if not kind.installed():
@@ -104,8 +107,8 @@ def _store(peer: peers.Peer, arrivals: Sequence[Arrival], report: Report) -> Non
     sop_class_uids = sorted({arrival.sop_class_uid for arrival in arrivals})
     contexts = {uid: 2 * number + 1 for number, uid in enumerate(sop_class_uids)}
     association = Association(peer.port, peer.ae_title, "BENCH", sop_class_uids)
-    for number_, arrival in enumerate(arrivals, 1):
-        message_id = number_ & 0xFFFF
+    for count, arrival in enumerate(arrivals, 1):
+        message_id = count & 0xFFFF
         request = encode_request(
             population.dataset(arrival),
             arrival.key.sop_uid,
@@ -115,8 +118,8 @@ def _store(peer: peers.Peer, arrivals: Sequence[Arrival], report: Report) -> Non
             context_id=contexts[arrival.sop_class_uid],
         )
         association.store([request], message_id)
-        if number_ % _STEP == 0:
-            report.progress(f"{peer.name} has taken {number_:,} of {len(arrivals):,} instances")
+        if count % _STEP == 0:
+            report.progress(f"{peer.name} has taken {count:,} of {len(arrivals):,} instances")
     association.release()
 
 

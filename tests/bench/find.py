@@ -138,7 +138,7 @@ def _over_loopback(
 
 def _ingest(held: Archive, options: Options, report: Report) -> None:
     """What arrivals cost an empty index, beside what others cost this one, batch by batch in turns."""
-    some = max(20, options.studies // 100)
+    some = max(300, options.studies // 100)
     new = list(population.arrivals(some, start=options.studies))
     ratios = []
     engine = held.open_engine(read_only=False)
@@ -161,8 +161,8 @@ def _ingest(held: Archive, options: Options, report: Report) -> None:
 def _apply_in_turns(empty: Index, full: Index, arrivals: Sequence[Arrival]) -> list[float]:
     """The seconds that each took for all *arrivals*."""
     took = [0.0, 0.0]
-    for number_, batch in enumerate(archive.batches(arrivals)):
-        for at in ((0, 1), (1, 0))[number_ % 2]:
+    for turn, batch in enumerate(archive.batches(arrivals)):
+        for at in ((0, 1), (1, 0))[turn % 2]:
             began = time.perf_counter()
             (empty, full)[at].apply(batch, {})
             took[at] += time.perf_counter() - began
