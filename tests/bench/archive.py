@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def _facts_of(archive: Archive) -> Path:
     return archive.folder / (f"postgresql-{_FACTS}" if archive.url else _FACTS)
 
 
-def _identity(archive: Archive) -> Mapping[str, object]:
+def _identity(archive: Archive) -> dict[str, object]:
     """Which index it is, where the folder does not tell: a name that it got when it was made."""
     if not archive.url:
         return {}

@@ -268,7 +268,7 @@ def _ask(
             times, counts = zip(*map(asker.timed, asks), strict=True)
             spent[kind.name].append((cpu() - began) * 1e3 / len(asks))
             spreads[kind.name].append(Spread.of(times))
-            answers[kind.name] = counts
+            answers[kind.name] = list(counts)
     sheet = report.sheet(f"{title}, milliseconds", "question", "answers", "most", "median", "p95", "CPU")
     for kind in kinds:
         p50, p95 = map(statistics.median, zip(*spreads[kind.name], strict=True))
