@@ -8,10 +8,10 @@ matches.  If that holds for all keys, a regular row is a match without anybody r
 skips it where it lies, a count counts it there.  Irregular rows are always decided by `matching.matcher`, and
 so is every row if a key is not told.  A kind of match that is not known here narrows nothing.
 
-A patient's ID, an accession number and one modality give their studies in order, by indexes of their own.
-Other *ways in*, by a name, by modalities or a date among other keys, are lookups, each counted to a thousand
-studies: what gives the fewest is the way.  If all give more, all studies are walked in order, for matches are
-dense enough.
+A patient's ID, an accession number, one modality and one name, or the sound of one, give their studies in
+order, by indexes of their own.  Other *ways in*, by how a name begins, by modalities or a date among other
+keys, are lookups, each counted to a thousand studies: what gives the fewest is the way.  If all give more,
+studies are walked in order, for matches are dense enough.
 Nothing here relies on statistics that a database gathers.
 
 Studies and patients are two streams, of regular and of irregular rows, merged.  Below them irregular rows
@@ -109,6 +109,9 @@ Read: TypeAlias = Callable[[Select[Any]], Sequence[Row]]
 
 _VERY_FEW = 50  # studies, which another way in would not narrow for what it costs
 _MOST_UIDS = 5000  # in one statement; of more, none is narrowed by
+_MOST_VALUES = 1000  # the same of other values that are equal
+_MOST_ALTERNATIVES = 50  # of which each is a condition: a database nests them only so deep
+_MOST_RUNS = 8  # of a pattern, that it is narrowed by
 
 
 class _Bounds(NamedTuple):
@@ -188,7 +191,7 @@ class _Answers:
             returns = supported & query.returns
         needed = returns | {key.tag for key in query.keys}
         self._returned = [(hexadecimal(tag), public_vr(tag), tag in query.always) for tag in sorted(returns)]
-        self._matches = matching.matcher(query)
+        self._query = query
         self._objects = [column for column, tags in places.objects if tags & needed]
         self._elements = [
             (hexadecimal(tag), public_vr(tag), column)
@@ -206,6 +209,10 @@ class _Answers:
         self._at_objects = [at[column] for column in self._objects]
         self._at_elements = [(tag, vr, at[column]) for tag, vr, column in self._elements]
         self._at_url = [at[column] for column in self._url]
+
+    @functools.cached_property
+    def _matches(self) -> Callable[[Attributes], bool]:
+        return matching.matcher(self._query)
 
     def answer(self, row: Row, *, decided: bool) -> Attributes | None:
         """The object of *row* as it is returned; None if it does not match, unless that is *decided*."""
@@ -318,6 +325,8 @@ def _with_value(key: Key) -> _ByColumn:
         return _number(ORDINALS[key.tag], key.match)
     if key.tag not in TEXTS:
         return None
+    if key.vr != "PN" and (told := _one_of(TEXTS[key.tag], key.vr, key.match)):
+        return told
     of_vr = _person if key.vr == "PN" else _text
     return _any(lambda match: of_vr(TEXTS[key.tag], key.vr, match), key.match)
 
@@ -331,11 +340,21 @@ def _any(tell: Callable[[Match], _ByColumn], match: Match) -> _ByColumn:
     """What *tell* tells of a match, or of one of several."""
     if not isinstance(match, AnyOf):
         return tell(match)
+    if len(match.matches) > _MOST_ALTERNATIVES:
+        return None
     told = [tell(one) for one in match.matches]
     known = [one for one in told if one is not None]
     if len(known) < len(told):
         return None
     return or_(*(condition for condition, _ in known)), all(exact for _, exact in known)
+
+
+def _one_of(column: Column[Any], vr: str, match: Match) -> _ByColumn:
+    """That the column is one of several values."""
+    if not isinstance(match, AnyOf) or len(match.matches) > _MOST_VALUES:
+        return None
+    values = [normal(vr, one.value) for one in match.matches if isinstance(one, Single)]
+    return (column.in_(values), True) if len(values) == len(match.matches) else None
 
 
 def _uid(column: Column[Any], match: Match) -> Condition | None:
@@ -411,7 +430,7 @@ def _span(match: Match) -> _Span | None:
 def _modality(match: Match) -> _ByColumn:
     """That the study has one of the modalities, or all; a series that has one is in such a study."""
     values = _singles(match)
-    if values is None:
+    if values is None or len(values) > _MOST_ALTERNATIVES:
         return None
     told = (_has(study.c.modalities, f"\\{value}\\") for value in values)
     return and_(*told) if isinstance(match, AllOf) else or_(*told), True
@@ -454,7 +473,7 @@ def _text(column: Column[Any], vr: str, match: Match) -> _ByColumn:
     if not isinstance(match, Wildcard):
         return None
     beginning, *others = _literals(match.pattern, r"[*?]+")
-    conditions = [_begins(column, beginning), *(_has(column, run) for run in others)]
+    conditions = [_begins(column, beginning), *(_has(column, run) for run in others[:_MOST_RUNS])]
     return and_(*conditions), _is_simple(match.pattern)
 
 
@@ -500,7 +519,7 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
         )
     if not isinstance(match, Wildcard):
         return None
-    pattern = _folded(match.pattern)
+    pattern = _folded_pattern(match.pattern)
     if (beginning := _beginning_of_group(match)) is not None:
         begins = _has(column, f"={beginning}")
         without = beginning.rstrip("^")
@@ -508,12 +527,12 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
         return or_(begins, *ends), True
     runs = [run.strip(" ") for run in re.split(r"[*?^=]+", pattern)]
     exact = re.fullmatch(r"\*+[^*?=^]+\*+", pattern) is not None and pattern.strip("*") == runs[1]
-    return and_(column.is_not(None), *(_has(column, run) for run in runs if run)), exact
+    return and_(column.is_not(None), *(_has(column, run) for run in runs[:_MOST_RUNS] if run)), exact
 
 
 def _beginning_of_group(match: Wildcard) -> str | None:
     """How a group of the name begins, if that is all that is asked for."""
-    pattern = _folded(match.pattern)
+    pattern = _folded_pattern(match.pattern)
     beginning = pattern.rstrip("*")
     if not beginning or beginning == pattern or set(beginning) & set("*?="):
         return None
@@ -546,27 +565,44 @@ def _has_part(part: tuple[int, Condition]) -> Condition:
     return exists().where(study_name.c.kind == kind, value, study_name.c.study_id == study.c.id)
 
 
-def _folded(name: str) -> str:
-    return str(normal("PN", name) or "")
+def _folded_pattern(pattern: str) -> str:
+    """As the matcher folds it: what is empty at an end stays, for it says which groups are asked for."""
+    return "=".join(fold(group).strip(" ") for group in pattern.split("="))
 
 
 def _groups(name: str) -> list[str]:
-    return [group for group in _folded(name).split("=") if group]
+    return [group for group in str(normal("PN", name) or "").split("=") if group]
 
 
 # ── ways in ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _ways(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[Select[Any]]:
-    """Lookups that give ids of studies, of all regular ones that match among them, likely few first."""
+class _Way(NamedTuple):
+    """A lookup that gives the ids of studies, of all regular ones that match among them.
+
+    A walk of *table* goes by it as well, so it need not be looked up then.  If all that meets a condition in
+    `study_name` matches the key of that name, the condition is *sought*.
+    """
+
+    ids: Select[Any]
+    table: Table | None = None
+    sought: Condition | None = None
+
+
+def _ways(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[_Way]:
+    """Ways in, likely few first."""
     for tag in (PATIENT_ID, ACCESSION_NUMBER):
         column = TEXTS[tag]
-        if tag in by_tag and (told := _any(functools.partial(_sought, column), by_tag[tag].match)):
+        if tag not in by_tag:
+            continue
+        match = by_tag[tag].match
+        if told := _one_of(column, "LO", match) or _any(functools.partial(_sought, column), match):
             found = or_(told[0], column.is_(None)) if unknown and not by_tag[tag].is_unique else told[0]
-            yield select(study.c.id).where(IS_LISTED, found)
+            yield _Way(select(study.c.id).where(IS_LISTED, found))
     if PATIENT_NAME in by_tag and (told := _any(_named, by_tag[PATIENT_NAME].match)):
-        found = or_(told[0], study_name.c.kind == NAMELESS) if unknown else told[0]
-        yield select(study_name.c.study_id).where(found)
+        found, is_exact = told
+        found = or_(found, study_name.c.kind == NAMELESS) if unknown else found
+        yield _Way(select(study_name.c.study_id).where(found), study_name, found if is_exact else None)
     yield from _by_modality_and_date(by_tag, unknown=unknown)
 
 
@@ -582,25 +618,28 @@ def _sought(column: Column[Any], match: Match) -> _ByColumn:
 def _named(match: Match) -> _ByColumn:
     kind, value = study_name.c.kind == GROUP, study_name.c.value
     if isinstance(match, Single) and (groups := _groups(match.value)):
-        return and_(kind, value == groups[0]), False
+        return and_(kind, value == groups[0]), "=" not in match.value
     if isinstance(match, Wildcard) and (beginning := _beginning_of_group(match)) is not None:
-        return and_(kind, _begins(value, beginning.rstrip("^"))), False
-    if isinstance(match, Fuzzy) and (parts := _parts(match)[0]):
-        kind_of_part, part = parts[0]
-        return and_(study_name.c.kind == kind_of_part, part), False
+        without = beginning.rstrip("^")
+        return and_(kind, _begins(value, without)), beginning == without
+    if isinstance(match, Fuzzy):
+        parts, is_exact = _parts(match)
+        return (and_(study_name.c.kind == parts[0][0], parts[0][1]), is_exact) if parts else None
     return None
 
 
-def _by_modality_and_date(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[Select[Any]]:
-    of_study = (_modalities(by_tag[tag]) for tag in (matching.MODALITIES_IN_STUDY, MODALITY) if tag in by_tag)
+def _by_modality_and_date(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[_Way]:
+    # A series that has none may be in a study that has some.
+    tags = (matching.MODALITIES_IN_STUDY,) if unknown else (matching.MODALITIES_IN_STUDY, MODALITY)
+    of_study = (_modalities(by_tag[tag]) for tag in tags if tag in by_tag)
     modalities = next((values for values in of_study if values is not None), None)
     span = _span(by_tag[STUDY_DATE].match) if STUDY_DATE in by_tag and not unknown else None
     if modalities is not None:
         sought = study_modality.c.modality.in_([*modalities, ""] if unknown else modalities)
         when = [] if span is None else [span.of(study_modality.c.recency)]
-        yield select(study_modality.c.study_id).where(sought, *when)
+        yield _Way(select(study_modality.c.study_id).where(sought, *when), study_modality)
     elif span is not None:
-        yield select(study.c.id).where(IS_LISTED, span.of(study.c.recency))
+        yield _Way(select(study.c.id).where(IS_LISTED, span.of(study.c.recency)), study)
 
 
 def _is_sought(key: Key, *, unknown: bool) -> bool:
@@ -610,11 +649,11 @@ def _is_sought(key: Key, *, unknown: bool) -> bool:
     return key.tag in (PATIENT_ID, ACCESSION_NUMBER) and isinstance(key.match, Single) and not unknown
 
 
-def _fewest(read: Read, most: int, ways: Iterable[Select[Any]]) -> Select[Any] | None:
+def _fewest(read: Read, most: int, ways: Iterable[_Way]) -> _Way | None:
     """Of *ways* the one that gives the fewest; None if all give more than *most*."""
     fewest, least = None, most + 1
     for way in ways:
-        given = read(select(func.count()).select_from(way.limit(least).subquery()))[0][0]
+        given = read(select(func.count()).select_from(way.ids.limit(least).subquery()))[0][0]
         if given < least:
             fewest, least = way, given
         if least <= _VERY_FEW:
@@ -622,7 +661,7 @@ def _fewest(read: Read, most: int, ways: Iterable[Select[Any]]) -> Select[Any] |
     return fewest
 
 
-def _ways_of(query: Query) -> Iterator[Select[Any]]:
+def _ways_of(query: Query) -> Iterator[_Way]:
     return _ways({key.tag: key for key in query.keys}, unknown=_unknown(query))
 
 
@@ -643,6 +682,14 @@ def _place(match: _Match) -> tuple[int, str]:
     return match.recency, match.study_uid
 
 
+class _Walk(NamedTuple):
+    """What is walked in order if no way in gives few: all studies, or those of one name or modality."""
+
+    table: Table
+    sought: list[Condition]  # on `table`, which an index seeks
+    beside: list[Condition]  # on `study`
+
+
 class _Studies:
     """Candidates at the levels of studies and of patients, each of whom the newest study tells of."""
 
@@ -652,7 +699,7 @@ class _Studies:
         self._known = [(key, one) for key, one in told if one is not None]
         self._is_exact = len(self._known) == len(told) and all(one.exact for _, one in self._known)
         self._mask = _mask((one for _, one in self._known), study)
-        self._always = [_IS_PATIENTS_NEWEST] if query.level is Level.PATIENT else []
+        self._always = (_IS_PATIENTS_NEWEST,) if query.level is Level.PATIENT else ()
         self._walk = _walk(self._known, unknown=_unknown(query))
         self._is_sought = any(_is_sought(key, unknown=_unknown(query, key)) for key, _ in self._known)
 
@@ -704,76 +751,107 @@ class _Studies:
         """Matches among the rows of which the keys' columns do not tell all."""
         if not self._mask:
             return
-        those = [IS_LISTED, IS_IRREGULAR, study.c.irregular.op("&")(self._mask) != 0, *self._always]
-        those += [one.coarse for _, one in self._known]
-        page = self._with_object(select(*_STUDY_ORDER, *self._answers.columns).select_from(study))
-        page = page.where(*those).order_by(*_STUDY_ORDER).limit(self._bounds.page)
-        rows = read(page)
+        all_ = _irregular_rows(
+            self._mask, tuple(self._answers.columns), self._always, self._answers.reads_study_object
+        )
+        size, page = _VERY_FEW, all_
+        rows = read(page.limit(size))
+        if len(rows) == size:
+            size, page = self._bounds.page, all_.where(*(one.coarse for _, one in self._known))
+            rows = read(page.limit(size))
         while True:
             for row in rows:
                 found = self._answers.answer(row, decided=False)
                 if found is not None:
                     yield _Match(row[0], row[1], found)
-            if len(rows) < self._bounds.page:
+            if len(rows) < size:
                 return
-            rows = read(page.where(_is_behind(_STUDY_ORDER, rows[-1][:2])))
+            rows = read(page.where(_is_behind(_STUDY_ORDER, rows[-1][:2])).limit(size))
 
-    def _way(self, read: Read) -> Select[Any] | None:
-        """What gives the ids of all regular rows that match, and few others; None if a walk is as good."""
+    def _way(self, read: Read) -> _Way | None:
+        """What gives all regular rows that match, and few others; None if a walk is as good."""
         if self._is_sought or (self._is_exact and not self._walk.beside):
             return None
-        return _fewest(read, self._bounds.few, _ways_of(self._query))
+        ways = list(_ways_of(self._query))
+        if all(way.table is self._walk.table for way in ways):
+            return None
+        fewest = _fewest(read, self._bounds.few, ways)
+        return None if fewest is None or fewest.table is self._walk.table else fewest
 
-    def _page(self, way: Select[Any] | None, after: Row | None, size: int, beyond: int) -> Select[Any]:
+    def _page(self, way: _Way | None, after: Row | None, size: int, beyond: int) -> Select[Any]:
         """The next *size* regular rows behind *after*, with what is read of them."""
         page = self._picked(way, after).limit(size).offset(beyond).subquery()
         columns = [page.c.recency, page.c.study_uid, *self._answers.columns]
         rows = select(*columns).join_from(page, study, study.c.id == page.c.id)
         return self._with_object(rows).order_by(page.c.recency, page.c.study_uid)
 
-    def _picked(self, way: Select[Any] | None, after: Row | None = None) -> Select[Any]:
+    def _picked(self, way: _Way | None, after: Row | None = None) -> Select[Any]:
         """Ids of regular rows behind *after* that meet what is told, in order."""
-        walked = study if way is not None else self._walk.table
+        walk = self._walk if way is None else self._within(way)
+        walked = walk.table
         order = (walked.c.recency, walked.c.study_uid)
         if walked is study:
-            picked = select(study.c.id, *order).where(IS_LISTED, *(one.condition for _, one in self._known))
+            picked = select(study.c.id, *order).where(IS_LISTED, *walk.sought, *walk.beside)
         else:
-            picked = select(study_modality.c.study_id.label("id"), *order).where(*self._walk.sought)
-            if self._walk.beside or self._always:
-                picked = picked.join(study, study.c.id == study_modality.c.study_id).where(*self._walk.beside)
-        if way is not None:
-            picked = picked.where(study.c.id.in_(way))
+            picked = select(walked.c.study_id.label("id"), *order).where(*walk.sought)
+            if walk.beside or self._always:
+                picked = picked.join(study, study.c.id == walked.c.study_id).where(*walk.beside)
+        if way is not None and walked is not study:
+            picked = picked.distinct()  # two groups of a name may begin alike
         if self._mask:
             picked = picked.where(walked.c.irregular.op("&")(self._mask) == 0)
         if after is not None:
             picked = picked.where(_is_behind(order, after[:2]))
         return picked.where(*self._always).order_by(*order)
 
+    def _within(self, way: _Way) -> _Walk:
+        if way.sought is None:
+            told = [one.condition for _, one in self._known]
+            return _Walk(study, [study.c.id.in_(way.ids)], told)
+        beside = [one.condition for key, one in self._known if key.tag != PATIENT_NAME]
+        return _Walk(study_name, [way.sought], beside)
+
     def _with_object(self, rows: Select[Any]) -> Select[Any]:
         return rows.join(study_object) if self._answers.reads_study_object else rows
 
 
-class _Walk(NamedTuple):
-    """What is walked in order if no way in gives few: all studies, or those of one modality."""
-
-    table: Table
-    sought: list[Condition]  # on `table`, which an index seeks
-    beside: list[Condition]  # on `study`
+@functools.lru_cache(maxsize=256)
+def _irregular_rows(
+    mask: int, columns: tuple[ColumnElement[Any], ...], always: tuple[Condition, ...], with_object: bool
+) -> Select[Any]:
+    """The studies that are irregular by *mask*, in order; made once, for each search looks for them."""
+    bits = study.c.irregular.op("&")(mask) != 0
+    rows = select(*_STUDY_ORDER, *columns).select_from(study).where(IS_LISTED, IS_IRREGULAR, bits, *always)
+    return (rows.join(study_object) if with_object else rows).order_by(*_STUDY_ORDER)
 
 
 def _walk(known: Sequence[tuple[Key, _Told]], *, unknown: bool) -> _Walk:
-    of_one = (key for key, _ in known if len(_modalities(key) or ()) == 1)
-    modality = None if unknown else next(of_one, None)
-    walk = _Walk(study if modality is None else study_modality, [], [])
+    by, walk = None, _Walk(study, [], [])
+    for key, _ in () if unknown else known:
+        if (named := _of_one_name(key)) is not None:
+            by, walk = key, _Walk(study_name, [named], [])
+            break
+        if len(modalities := _modalities(key) or ()) == 1:
+            by, walk = key, _Walk(study_modality, [study_modality.c.modality.in_(modalities)], [])
     for key, one in known:
         span = _span(key.match) if key.tag == STUDY_DATE and not unknown else None
-        if key is modality:
-            walk.sought.append(study_modality.c.modality.in_(_modalities(key) or ()))
-        elif span is not None:
+        if key is by:
+            continue
+        if span is not None:
             walk.sought.append(span.of(walk.table.c.recency))
         else:
             walk.beside.append(one.condition)
     return walk
+
+
+def _of_one_name(key: Key) -> Condition | None:
+    """What studies meet that match *key* and no others do, if an index gives them in order."""
+    match = key.match
+    if key.tag != PATIENT_NAME or not isinstance(match, Single | Fuzzy):
+        return None
+    told = _named(match)
+    is_whole = isinstance(match, Single) or not set("*?") & set(match.value)
+    return told[0] if told and told[1] and is_whole else None
 
 
 # ── series and instances ─────────────────────────────────────────────────────────────────────────
@@ -854,7 +932,7 @@ class _Below:
         found = found.select_from(_FROM[level]).where(IS_LISTED, _IS_PUBLISHED[level])
         found = found.where(*(one.coarse for _, one in self._known))
         if (ways := self._ways(read)) is not None:
-            found = found.where(or_(*(study.c.id.in_(way) for way in ways)))
+            found = found.where(or_(*(study.c.id.in_(way.ids) for way in ways)))
         elif not _unknown(self._query):  # a series of a modality is in a study that has it
             series_of = [key for key, _ in self._known if key.tag == MODALITY]
             in_study = [_modality(key.match) for key in series_of]
@@ -871,7 +949,7 @@ class _Below:
             return [*order, *_SERIES_ORDER]
         return [*order, *([] if SERIES_UID in self._fixed and not order else _SERIES_ORDER), *_INSTANCE_ORDER]
 
-    def _ways(self, read: Read) -> list[Select[Any]] | None:
+    def _ways(self, read: Read) -> list[_Way] | None:
         """What gives the studies in which candidates are, and few others; None if all are walked."""
         if self._is_sought:
             return None
@@ -879,7 +957,7 @@ class _Below:
         if way is None or not self._study_mask:
             return None if way is None else [way]
         bits = study.c.irregular.op("&")(self._study_mask) != 0
-        irregular = select(study.c.id).where(IS_LISTED, IS_IRREGULAR, bits)
+        irregular = _Way(select(study.c.id).where(IS_LISTED, IS_IRREGULAR, bits))
         return None if _fewest(read, self._bounds.few, [irregular]) is None else [way, irregular]
 
 

@@ -37,7 +37,7 @@ _STATISTICS = (
     ("study", "study_patient_key", "20000 2 1 1"),
     ("study", "study_due", "100 1"),
     ("study_modality", "study_modality", "25000 2500 1 1"),
-    ("study_name", "study_name", "100000 25000 10 1"),
+    ("study_name", "study_name", "100000 25000 10 1 1"),
     ("series", "sqlite_autoindex_series_1", "100000 5 1"),
     ("series", "series_order", "100000 5 1 1"),
     ("series", "series_uid", "100000 1"),

@@ -6,8 +6,9 @@
 `study` is narrow: of what questions name most it has the values, in the form in which they are equal.  Its
 DICOM JSON stands apart, in `study_object`, so that whoever looks for studies does not read it.
 `study_modality` has a row for each modality of a study, and one without any if it has none; `study_name` has
-one for each group, part and sound of its patient's name.  Only what is *listed* is there: studies of which an
-instance is published.
+one for each group, part and sound of its patient's name.  Both give the studies of a value in the order of
+studies, and the irregular ones apart, without a look at `study`.  Only what is *listed* is there: studies of
+which an instance is published.
 
 Of an attribute with several values, or with one that is none, a column cannot tell in full: its bit is set
 in the row's `irregular`, and only a matcher that sees the DICOM JSON can decide by it.  The column of an
@@ -148,7 +149,10 @@ study_name = Table(
     metadata,
     Column("kind", SmallInteger, primary_key=True, autoincrement=False),
     Column("value", Text, primary_key=True),
-    Column("study_id", ForeignKey("study.id"), primary_key=True, autoincrement=False),
+    Column("recency", BigInteger, primary_key=True, autoincrement=False),
+    Column("study_uid", Text, primary_key=True),
+    Column("study_id", ForeignKey("study.id"), nullable=False),
+    Column("irregular", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
 NAMELESS, GROUP, PART, SOUND = range(4)
@@ -360,16 +364,21 @@ def study_row(
 
 def modality_rows(row: Mapping[str, Any], study_id: int, study_uid: str) -> list[dict[str, Any]]:
     """The rows of `study_modality` for a *row* of `study`."""
-    known = {"recency": row["recency"], "study_uid": study_uid}
-    rest = {"study_id": study_id, "irregular": row["irregular"]}
     modalities = dict.fromkeys(row["modalities"].strip("\\").split("\\"))
-    return [{"modality": modality, **known, **rest} for modality in modalities]
+    return [{"modality": modality, **_placed(row, study_id, study_uid)} for modality in modalities]
 
 
-def name_rows(row: Mapping[str, Any], study_id: int) -> list[dict[str, Any]]:
+def name_rows(row: Mapping[str, Any], study_id: int, study_uid: str) -> list[dict[str, Any]]:
     """The rows of `study_name` for a *row* of `study`."""
     pairs = _names(row["patient_name"])
-    return [{"kind": kind, "value": value, "study_id": study_id} for kind, value in pairs]
+    placed = _placed(row, study_id, study_uid)
+    return [{"kind": kind, "value": value, **placed} for kind, value in pairs]
+
+
+def _placed(row: Mapping[str, Any], study_id: int, study_uid: str) -> dict[str, Any]:
+    """Where a study stands, and whether it is regular."""
+    kept = {name: row[name] for name in ("recency", "irregular")}
+    return {**kept, "study_uid": study_uid, "study_id": study_id}
 
 
 @lru_cache(maxsize=1 << 12)

@@ -8,20 +8,18 @@ sent, so a C-CANCEL stops a query in the middle, and memory does not grow with t
 nothing matches the archive asks now and then whether to go on, so a C-CANCEL is heard then, too.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from functools import cache, lru_cache, partial
+from itertools import islice
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import structlog
 from pydicom.charset import convert_encodings, encode_string, python_encoding
-from pydicom.dataelem import RawDataElement
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_data_element
-from pydicom.tag import Tag
 from pydicom.valuerep import format_number_as_ds
 
 from dicomscp.archive.archive import Archive
@@ -64,6 +62,11 @@ _MAX_IDENTIFIER_BYTES = 1 << 20  # a list of 10,000 UIDs
 # Those that (0008,0005) is about (PS3.5 section 6.1.2.2).
 _TEXT_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _LINE_VRS = frozenset({"LT", "ST", "UT", "UR"})  # one value, whatever is in it
+# What ends code extensions (PS3.5 section 6.1.2.5.3).
+_LINE_ENDS = b"\t\n\f\r"
+_DELIMITERS = {"PN": b"\\^=" + _LINE_ENDS, "LT": _LINE_ENDS, "ST": _LINE_ENDS, "UT": _LINE_ENDS}
+_PIECES = re.compile("([\\\\^=\t\n\f\r])")  # of any VR: where nothing ends, ending does no harm
+_GB_2312, _TO_GB_2312 = "iso_ir_58", b"\x1b$)A"
 _NUMBERS = {
     "US": "H",
     "SS": "h",
@@ -149,6 +152,7 @@ class Find:
     def responses(self) -> Iterator[tuple[bytes, bytes]]:
         """Command set and identifier of each response; the last has no identifier."""
         matches, limit = 0, self._answering.max_results
+        command = cache(partial(response, self._command, dataset=True))
         end = _End(SUCCESS)
         try:
             for pending, dataset in self._pending():
@@ -158,11 +162,12 @@ class Find:
                     end = _End(OUT_OF_RESOURCES, f"More than {matches} matches; narrow the query")
                     break
                 matches += 1
-                yield response(self._command, pending, dataset=True), dataset
+                yield command(pending), dataset
         except BusyError as error:
             end = _End(OUT_OF_RESOURCES, str(error))
         except (matching.IdentifierError, matching.BadValueError) as error:
-            end = _End(NOT_THE_SOP_CLASS, str(error), error.tags)
+            # What it quotes may be a patient's name or birth date: whoever asked is told, and no log.
+            end = _End(NOT_THE_SOP_CLASS, str(error), error.tags, is_private=True)
         except _RefusalError as error:
             end = _End(error.status, str(error))
         except RefusedError as error:
@@ -172,7 +177,13 @@ class Find:
             end = _End(UNABLE_TO_PROCESS, "Unforeseen error in the gateway")
         if self._cancelled:
             end = _End(CANCELLED)  # no related fields, table C.4-1
-        self._log.info("query_answered", matches=matches, status=f"{end.status:04X}", reason=end.reason)
+        self._log.info(
+            "query_answered",
+            matches=matches,
+            status=f"{end.status:04X}",
+            reason="" if end.is_private else end.reason,
+            offending=[f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for tag in end.offending],
+        )
         yield response(self._command, end.status, end.reason, offending=end.offending), b""
 
     def _pending(self) -> Iterator[tuple[int, bytes]]:
@@ -207,7 +218,8 @@ class Find:
             f"{_RETRIEVE_AE_TITLE:08X}": {"vr": "AE"},
             f"{_INSTANCE_AVAILABILITY:08X}": {"vr": "CS", "Value": ["ONLINE"]},
         }
-        empty = {f"{tag:08X}": {"vr": public_vr(tag)} for tag in query.always}
+        # But for the time zone, which is not sent without a value (C.4.1.1.3.2).
+        empty = {f"{tag:08X}": {"vr": public_vr(tag)} for tag in query.always - {_TIMEZONE}}
         terms, answer = _terms(identifier), matching.answerer(query)
         for found in self._found(query):
             yield status, encode_identifier(empty | answer(found) | own, syntax, terms)
@@ -215,18 +227,33 @@ class Find:
     def _found(self, query: matching.Query) -> Iterator[Json]:
         """What matches, each once, and no more than one more than is answered."""
         limit = self._answering.max_results + 1
-        if query.below is None:
+        if query.below is None and not matching.may_be_unknown(query):
             yield from self._archive.find(replace(query, limit=limit), self._goes_on)
             return
-        seen: set[tuple[matching.Key, ...]] = set()
         entity = replace(query, limit=1, matches_unknown=False)
-        for one in self._archive.find(query.below, self._goes_on):
-            identity = matching.identity_keys(query.level, one)
-            if identity not in seen:
-                seen.add(identity)
+        for identity, one in islice(self._each_once(query.below or query, query.level), limit):
+            if query.below is None:
+                yield one
+            else:
                 yield from self._archive.find(replace(entity, keys=identity), self._goes_on)
-            if len(seen) == limit:
-                return
+
+    def _each_once(
+        self, query: matching.Query, level: matching.Level
+    ) -> Iterator[tuple[tuple[matching.Key, ...], Json]]:
+        """The entities of *level* of which something matches, with what tells them apart.
+
+        First those of which all that is asked for is known: many archives have thousands of studies without
+        accession number, and the one that is sought would be the last, or cut off.
+        """
+        query = replace(query, returns=(query.returns or frozenset()) | matching.identity_tags(level))
+        known = [replace(query, matches_unknown=False)] if matching.may_be_unknown(query) else []
+        seen: set[tuple[matching.Key, ...]] = set()
+        for asked in (*known, query):
+            for one in self._archive.find(asked, self._goes_on):
+                identity = matching.identity_keys(level, one)
+                if identity not in seen:
+                    seen.add(identity)
+                    yield identity, one
 
     def _goes_on(self) -> bool:
         if not self._cancelled:
@@ -240,6 +267,7 @@ class _End(NamedTuple):
     status: int
     reason: str = ""
     offending: tuple[int, ...] = ()
+    is_private: bool = False
 
 
 class _RefusalError(RefusedError):
@@ -352,7 +380,7 @@ def _values(vr: str, value: bytes, texts: charset.CharacterSet, little: bool) ->
         ]
     text = value.decode("latin-1")
     if vr in _TEXT_VRS:
-        text, clean = charset.decode(value, texts, b"\\^=" if vr == "PN" else b"\\")
+        text, clean = charset.decode(value, texts, _DELIMITERS.get(vr, b"\\" + _LINE_ENDS))
         if not clean:
             raise matching.IdentifierError(
                 "The identifier's text is not of its Specific Character Set", CHARACTER_SET
@@ -365,14 +393,16 @@ def _values(vr: str, value: bytes, texts: charset.CharacterSet, little: bool) ->
 
 def encode_identifier(dataset: Json, transfer_syntax_uid: str, terms: Sequence[str]) -> bytes:
     """A DICOM JSON object as a dataset, in the character set that *terms* name if that carries it."""
-    terms = carrier("".join(_texts(dataset)), tuple(terms))
-    if terms:
-        dataset = {**dataset, f"{CHARACTER_SET:08X}": {"vr": "CS", "Value": list(terms)}}
-    file = DicomBytesIO()
-    file.is_implicit_VR = transfer_syntax_uid == elements.IMPLICIT_LITTLE
-    file.is_little_endian = transfer_syntax_uid != elements.EXPLICIT_BIG
-    _write(file, dataset, _encodings(terms))
-    encoded: bytes = file.getvalue()
+    form = _Form(
+        explicit=transfer_syntax_uid != elements.IMPLICIT_LITTLE,
+        little=transfer_syntax_uid != elements.EXPLICIT_BIG,
+    )
+    try:
+        encoded = _dataset(dataset, form, _ascii)
+    except UnicodeEncodeError:
+        used = carrier("".join(_texts(dataset)), tuple(terms))
+        named = {f"{CHARACTER_SET:08X}": {"vr": "CS", "Value": list(used)}}
+        encoded = _dataset({**dataset, **named}, form, partial(_extended, _encodings(used)))
     if not elements.is_deflated(transfer_syntax_uid):
         return encoded
     deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
@@ -390,10 +420,8 @@ def carrier(text: str, terms: tuple[str, ...]) -> tuple[str, ...]:
     if not all(any(_carries(character, encoding) for encoding in encodings) for character in set(text)):
         return (_UNICODE,)
     # Not every combination of code extensions that pydicom writes can be read again.
-    encoded = encode_string(text, encodings)
-    return (
-        terms if charset.decode(encoded, charset.character_set(terms), b"") == (text, True) else (_UNICODE,)
-    )
+    read = charset.decode(_extended(encodings, text), charset.character_set(terms), _DELIMITERS["PN"])
+    return terms if read == (text, True) else (_UNICODE,)
 
 
 def _encodings(terms: tuple[str, ...]) -> list[str]:
@@ -423,41 +451,69 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _write(file: DicomBytesIO, dataset: Json, encodings: list[str]) -> None:
-    """The elements of *dataset*, framed by pydicom."""
+class _Form(NamedTuple):
+    explicit: bool
+    little: bool
+
+
+_Encode: TypeAlias = Callable[[str], bytes]
+
+
+def _dataset(dataset: Json, form: _Form, encode: _Encode) -> bytes:
+    """The elements of *dataset*; a plain loop, for it is run for each match."""
+    parts: list[bytes] = []
     for key in sorted(dataset):
-        vr = dataset[key]["vr"]
-        value = _value(file, vr, dataset[key].get("Value", []), encodings)
-        element = RawDataElement(
-            Tag(int(key, 16)), vr, len(value), value, 0, file.is_implicit_VR, file.is_little_endian
-        )
-        write_data_element(file, element)
+        element = dataset[key]
+        vr = element["vr"]
+        value = _value(vr, element.get("Value", ()), form, encode)
+        head, length = _head(key, vr, form)
+        if length.size == 2 and len(value) > 0xFFFF:
+            head, length = _head(key, "UN", form)  # PS3.5 section 6.2.2
+        parts += (head, length.pack(len(value)), value)
+    return b"".join(parts)
 
 
-def _value(file: DicomBytesIO, vr: str, values: list[Any], encodings: list[str]) -> bytes:
+@lru_cache(maxsize=4096)
+def _head(key: str, vr: str, form: _Form) -> tuple[bytes, struct.Struct]:
+    """What stands before the length of an element, and how that is written (PS3.5 section 7.1)."""
+    order = "<" if form.little else ">"
+    tag = struct.pack(f"{order}HH", int(key[:4], 16), int(key[4:], 16))
+    if not form.explicit:
+        return tag, struct.Struct(f"{order}L")
+    if vr.encode() in elements.LONG_VRS:
+        return tag + vr.encode() + b"\0\0", struct.Struct(f"{order}L")
+    return tag + vr.encode(), struct.Struct(f"{order}H")
+
+
+def _value(vr: str, values: Sequence[Any], form: _Form, encode: _Encode) -> bytes:
     if vr == "SQ":
-        return b"".join(_item(file, item, encodings) for item in values)
+        return b"".join(_item(item, form, encode) for item in values)
     if vr in _NUMBERS:
-        code = ("<" if file.is_little_endian else ">") + _NUMBERS[vr]
+        code = ("<" if form.little else ">") + _NUMBERS[vr]
         return b"".join(struct.pack(code, *_numbers(vr, value)) for value in values if value is not None)
-    parts = [_text(vr, value) for value in values]
-    # Value by value, for a delimiter ends a code extension.
-    encoded = b"\\".join(
-        b"^".join(encode_string(piece, encodings) for piece in part.split("^"))
-        if vr == "PN"
-        else encode_string(part, encodings)
-        for part in parts
-    )
-    return encoded + (b"\0" if vr == "UI" else b" ") * (len(encoded) % 2)
+    encoded = b"\\".join([encode(_text(vr, value)) for value in values])
+    return encoded + (b"\0" if vr == "UI" else b" ") if len(encoded) % 2 else encoded
 
 
-def _item(file: DicomBytesIO, item: Json, encodings: list[str]) -> bytes:
-    inner = DicomBytesIO()
-    inner.is_implicit_VR, inner.is_little_endian = file.is_implicit_VR, file.is_little_endian
-    _write(inner, item, encodings)
-    body: bytes = inner.getvalue()
-    header = struct.pack("<HHL" if file.is_little_endian else ">HHL", 0xFFFE, 0xE000, len(body))
-    return header + body
+def _item(item: Json, form: _Form, encode: _Encode) -> bytes:
+    body = _dataset(item, form, encode)
+    return struct.pack("<HHL" if form.little else ">HHL", 0xFFFE, 0xE000, len(body)) + body
+
+
+def _ascii(text: str) -> bytes:
+    return text.encode("ascii")
+
+
+def _extended(encodings: list[str], text: str) -> bytes:
+    """One value, piece by piece, for what delimits ends a code extension (PS3.5 section 6.1.2.5.3)."""
+    return b"".join(_escaped(encodings, piece) for piece in _PIECES.split(text) if piece)
+
+
+def _escaped(encodings: list[str], piece: str) -> bytes:
+    encoded: bytes = encode_string(piece, encodings)
+    # The one code extension that pydicom writes without its escape sequence.
+    is_bare = _GB_2312 in encodings[1:] and encoded == piece.encode(_GB_2312, "replace")
+    return _TO_GB_2312 + encoded if is_bare and not encoded.isascii() else encoded
 
 
 def _numbers(vr: str, value: Any) -> tuple[Any, ...]:

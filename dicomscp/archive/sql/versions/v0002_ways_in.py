@@ -95,7 +95,10 @@ def _make_searched() -> None:
         "study_name",
         sa.Column("kind", sa.SmallInteger, primary_key=True, autoincrement=False),
         sa.Column("value", _TEXT, primary_key=True),
-        sa.Column("study_id", _ID, primary_key=True, autoincrement=False),
+        sa.Column("recency", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("study_uid", _TEXT, primary_key=True),
+        sa.Column("study_id", _ID, nullable=False),
+        sa.Column("irregular", sa.Integer, nullable=False),
         *_keys("study_id"),
         sqlite_with_rowid=False,
     )
