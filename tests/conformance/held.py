@@ -27,7 +27,10 @@ LONG = "long"
 MAX_RESULTS = 200  # as the gateway is set up, for both protocols
 LONG_INSTANCES = MAX_RESULTS + 50
 EXTRA_KEYS = {"study": "Allergies", "series": "ScanOptions", "instance": "SliceThickness"}
-TIMEZONE, UTC_OFFSET = "Asia/Tokyo", "+0900"  # of what does not tell its own; no clock is ever put forward there
+TIMEZONE = "Asia/Tokyo"  # of what does not tell its own: nine hours east of UTC, all the year
+    "Asia/Tokyo",
+    "+0900",
+)  # of what does not tell its own; no clock is ever put forward there
 
 
 @dataclass(frozen=True)
@@ -188,9 +191,7 @@ STUDIES = (
         "fyodor",
         (Series("fyodor-ct"),),
         charset="ISO_IR 144",
-        attributes=_attributes(
-            "Достоевский^Фёдор", "P9", "20221230", "1959", TimezoneOffsetFromUTC="-0500"
-        ),
+        attributes=_attributes("Достоевский^Фёдор", "P9", "20221230", "1959", TimezoneOffsetFromUTC="-0500"),
     ),
     Study(
         "qabbani",
