@@ -146,8 +146,7 @@ def findscu(gateway: Gateway, questions: Sequence[Question]) -> Iterator[Answer]
         options = ["-k", f"QueryRetrieveLevel={question.level}"]
         options += ["-k", f"SpecificCharacterSet={question.charset}"] if question.charset else []
         for name, value in asked(question).items():
-            *path, keyword = name.split(".")
-            key = "".join(f"{sequence}[0]." for sequence in path) + keyword
+            key = name.replace(".", "[0].") if "." in name else _tag(name)
             options += ["-k", key.encode() + b"=" + _encoded(value, question.charset) if value else key]
         options += ["--cancel", str(question.cancel)] if question.cancel else []
         with tempfile.TemporaryDirectory() as folder:
@@ -163,8 +162,16 @@ def findscu(gateway: Gateway, questions: Sequence[Question]) -> Iterator[Answer]
             run = subprocess.run([*command, *options, *to], capture_output=True, timeout=60, check=False)
             objects = [plain(pydicom.dcmread(path)) for path in sorted(Path(folder).iterdir())]
         said = (run.stdout + run.stderr).decode(errors="replace")
-        *pending, last = (int(status, 16) for status in _DCMTK_STATUS.findall(said))
+        statuses = [int(status, 16) for status in _DCMTK_STATUS.findall(said)]
+        assert statuses, said
+        *pending, last = statuses
         yield Answer(last, objects, frozenset(pending))
+
+
+def _tag(keyword: str) -> str:
+    """As DCMTK takes it, which has other keywords for what is retired."""
+    tag = tag_for_keyword(keyword)
+    return f"{tag >> 16:04x},{tag & 0xFFFF:04x}"
 
 
 _MODEL_OPTION = {"PATIENT": "P", "STUDY": "S", "PATIENT/STUDY": "O"}

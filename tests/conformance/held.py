@@ -28,9 +28,6 @@ MAX_RESULTS = 200  # as the gateway is set up, for both protocols
 LONG_INSTANCES = MAX_RESULTS + 50
 EXTRA_KEYS = {"study": "Allergies", "series": "ScanOptions", "instance": "SliceThickness"}
 TIMEZONE = "Asia/Tokyo"  # of what does not tell its own: nine hours east of UTC, all the year
-    "Asia/Tokyo",
-    "+0900",
-)  # of what does not tell its own; no clock is ever put forward there
 
 
 @dataclass(frozen=True)
