@@ -26,6 +26,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 import structlog
+from pydicom.datadict import keyword_for_tag
 from sqlalchemy import Engine
 
 from dicomscp import __version__
@@ -122,7 +123,9 @@ def _see_to_index(config: Config) -> None:
     """Make or migrate the index, and let go of it: parts have connections of their own."""
     engine = _open_engine(config, read_only=False)
     try:
-        _index(config, engine)
+        index = _index(config, engine)
+        if unknown := unknown_keys(index):
+            log.warning("extra_keys_not_askable", keys=unknown, mend="dicomscp rebuild --index")
     finally:
         engine.dispose()
 
@@ -493,6 +496,13 @@ def _model(config: Config) -> Model:
     extra = config.index.extra_keys
     by_level = {Level.STUDY: extra.study, Level.SERIES: extra.series, Level.IMAGE: extra.instance}
     return Model({level: map(header_tag, names) for level, names in by_level.items()})
+
+
+def unknown_keys(index: Index) -> list[str]:
+    """The keywords of `index.extra_keys` that cannot be asked for until the index is made anew."""
+    known = index.askable().extra
+    unknown = frozenset[int]().union(*(tags - known[level] for level, tags in index.model.extra.items()))
+    return sorted(map(keyword_for_tag, unknown))
 
 
 def _open_engine(config: Config, *, read_only: bool) -> Engine:

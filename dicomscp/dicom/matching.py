@@ -202,6 +202,10 @@ class Zone:
     local: Callable[[datetime], timedelta]
 
 
+def _utc(_: datetime) -> timedelta:
+    return timedelta(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """Objects of *level* that match all *keys*.
@@ -211,8 +215,8 @@ class Query:
     sequences that *parts* lead into, only what they lead to is given.
 
     If it *matches_unknown*, an entity that has no value for a key matches it (C.2.2.1.2).  *zone* is
-    that of its `Adjusted` keys.  If there is a query *below*, of a lower level, only entities above what
-    matches that one match.
+    that of its `Adjusted` keys, if dates and times are adjusted; *local* is the offset from UTC of what tells
+    none.  If there is a query *below*, of a lower level, only entities above what matches that one match.
     """
 
     level: Level
@@ -224,6 +228,7 @@ class Query:
     parts: frozenset[Path] = frozenset()
     matches_unknown: bool = False
     zone: Zone | None = None
+    local: Callable[[datetime], timedelta] = _utc
     below: "Query | None" = None
 
 
@@ -407,7 +412,7 @@ def query_from_identifier(
     model: Model = STANDARD,
     options: Options = Options(),
     matches_unknown: bool = False,
-    local: Callable[[datetime], timedelta] = lambda _: timedelta(0),
+    local: Callable[[datetime], timedelta] = _utc,
 ) -> Query:
     """The query that a C-FIND identifier makes, in the Patient Root or Study Root information model.
 
@@ -424,27 +429,42 @@ def query_from_identifier(
     level = _level_of(identifier, root)
     levels = _ORDER[0 if root == "PATIENT" else 1 : _ORDER.index(level) + 1]
     zone = _zone(identifier, local) if options.timezone else None
-    keys = _identifier_keys(identifier, root, model, options, zone)
+    keys = _identifier_keys(identifier, root, model, options=options, zone=zone, local=local)
     above = tuple(key for key in keys if key.tag in model.supported(level))
     if not options.relational:
         _check_hierarchy(levels, {key.tag: key for key in above}, [key for key in keys if key not in above])
     always = model.supported(level) & ({_UNIQUE[one] for one in levels} | identifier.keys())
-    returns = always | _needed_to_adjust(always) if zone else always
+    returns = always | _needed_to_adjust(always if zone else _adjusted_tags(above))
     parts = frozenset(_parts(identifier)) if any(vr == "SQ" for vr, _ in identifier.values()) else frozenset()
     query = Query(
-        level, above, returns, None, always=always, parts=parts, matches_unknown=matches_unknown, zone=zone
+        level,
+        above,
+        returns,
+        None,
+        always=always,
+        parts=parts,
+        matches_unknown=matches_unknown,
+        zone=zone,
+        local=local,
     )
     return query if len(above) == len(keys) else replace(query, below=_below(keys, model, query))
 
 
 def _identifier_keys(
-    identifier: Identifier, root: str, model: Model, options: Options, zone: Zone | None
+    identifier: Identifier,
+    root: str,
+    model: Model,
+    *,
+    options: Options,
+    zone: Zone | None,
+    local: Callable[[datetime], timedelta],
 ) -> tuple[Key, ...]:
     # Study Root has no patients: what identifies them is an attribute like others (C.3.2).
     unique = {PATIENT_ID} if root == "PATIENT" else set()
+    control = _CONTROL if options.timezone else _CONTROL - {TIMEZONE}  # C.2.2.2
     found = []
     for tag, (_, values) in identifier.items():
-        if model.level_of(tag) and tag not in _CONTROL:
+        if model.level_of(tag) and tag not in control:
             try:
                 match = _match(_name(tag), tag, public_vr(tag), values, options)
             except BadValueError as error:
@@ -454,16 +474,20 @@ def _identifier_keys(
     keys = tuple(found)
     if options.combined:
         keys = _combined(keys, {tag: str(values[0]) for tag, (_, values) in identifier.items() if values})
-    return tuple(_adjusting(key, zone) for key in keys) if zone else keys
+    return tuple(_adjusting(key, zone, local) for key in keys)
 
 
 def _below(keys: tuple[Key, ...], model: Model, query: Query) -> Query:
     """What at the lowest level of *keys* matches all of them, with what identifies entities of *query*."""
     lowest = max((model.level_of(key.tag) or query.level for key in keys), key=_ORDER.index)
-    returns = identity_tags(query.level)
-    if query.zone:
-        returns |= _needed_to_adjust(frozenset(key.tag for key in keys))
+    returns = identity_tags(query.level) | _needed_to_adjust(_adjusted_tags(keys))
     return replace(query, level=lowest, keys=keys, returns=returns, always=frozenset(), parts=frozenset())
+
+
+def may_be_unknown(query: Query) -> bool:
+    """Whether there may be entities that match only because what is asked for is not known of them."""
+    known = {STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS_UID}
+    return query.matches_unknown and any(not key.is_unique and key.tag not in known for key in query.keys)
 
 
 def identity_tags(level: Level) -> frozenset[int]:
@@ -577,7 +601,7 @@ def query_from_parameters(
     series_uid: str | None = None,
     max_results: int,
     model: Model = STANDARD,
-    local: Callable[[datetime], timedelta] = lambda _: timedelta(0),
+    local: Callable[[datetime], timedelta] = _utc,
 ) -> tuple[Query, list[str]]:
     """The query that a QIDO-RS request makes, and sentences about what of it is not done.
 
@@ -599,9 +623,8 @@ def query_from_parameters(
     parts = frozenset(path for path in asked.returned if path[0] not in whole)
     keys = _combined(keys + _asked_keys(asked.keys, asked.options), asked.written)
     zone = Zone(asked.offset, local) if asked.offset is not None else None
-    if zone:
-        keys = tuple(_adjusting(key, zone) for key in keys)
-        whole |= _needed_to_adjust(frozenset(key.tag for key in keys))
+    keys = tuple(_adjusting(key, zone, local) for key in keys)
+    whole |= _needed_to_adjust(_adjusted_tags(keys))
     query = Query(
         level,
         keys,
@@ -611,6 +634,7 @@ def query_from_parameters(
         always,
         frozenset() if asked.everything else parts,
         zone=zone,
+        local=local,
     )
     return query, asked.warnings
 
@@ -899,7 +923,6 @@ _TIME_OF = {
 _DATE_OF = {time: date for date, time in _TIME_OF.items()}
 _TIME_OF_HEX = {f"{date:08X}": f"{time:08X}" for date, time in _TIME_OF.items()}
 _OFFSET = re.compile(r"([+-])(0\d|1[0-4])([0-5]\d)", re.ASCII)
-_HAS_OFFSET = re.compile(r"[+-]\d{4}$", re.ASCII)
 
 
 def _combined(keys: tuple[Key, ...], written: Mapping[int, str]) -> tuple[Key, ...]:
@@ -965,31 +988,47 @@ def _offset_text(offset: timedelta) -> str:
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}{abs(minutes) % 60:02}"
 
 
-def _adjusting(key: Key, zone: Zone) -> Key:
-    """*key*, as asked for in *zone* if it is of a date-time, or of a date or time that has the other."""
+def _adjusting(key: Key, zone: Zone | None, local: Callable[[datetime], timedelta]) -> Key:
+    """*key*, of a date-time as asked for in *zone*, of a date or time that has the other, too.
+
+    Without a zone date-times alone are moments, in the local one unless they tell theirs (C.2.2.2.5.3).
+    """
     match = key.match
-    is_of_pair = key.tag in _TIME_OF or key.tag in _DATE_OF
+    is_of_pair = zone is not None and (key.tag in _TIME_OF or key.tag in _DATE_OF)
     if not isinstance(match, Single | Range | AnyOf | Moments) or not (key.vr == "DT" or is_of_pair):
         return key
-    return replace(key, match=Adjusted(_offset_told(match, zone) if key.vr == "DT" else match))
+    if key.vr != "DT":
+        return replace(key, match=Adjusted(match))
+    return replace(key, match=Adjusted(_offset_told(match, local if zone is None else lambda _: zone.offset)))
 
 
-def _offset_told(match: "Single | Range | AnyOf | Moments", zone: Zone) -> "Single | Range | AnyOf | Moments":
-    """A match of date-times, of which those that tell no offset tell that of *zone*."""
+def _offset_told(
+    match: "Single | Range | AnyOf | Moments", offset_at: Callable[[datetime], timedelta]
+) -> "Single | Range | AnyOf | Moments":
+    """A match of date-times, of which those that tell no offset tell that of their moment."""
     if isinstance(match, AnyOf):
-        ranges = [_offset_told(one, zone) for one in match.matches if isinstance(one, Range)]
+        ranges = [_offset_told(one, offset_at) for one in match.matches if isinstance(one, Range)]
         return AnyOf(tuple(one for one in ranges if isinstance(one, Range)))
     if not isinstance(match, Range):
         return match
-    text = _offset_text(zone.offset)
-    low, high = (
-        end if end is None or _HAS_OFFSET.search(end) else end + text for end in (match.low, match.high)
-    )
-    return Range(low, high)
+    return Range(*(end and _with_offset(end, offset_at) for end in (match.low, match.high)))
+
+
+def _with_offset(moment: str, offset_at: Callable[[datetime], timedelta]) -> str:
+    moments = _moments(moment)
+    if moments is None or moments[2] is not None:
+        return moment
+    return moment + _offset_text(offset_at(moments[0]))
+
+
+def _adjusted_tags(keys: Iterable[Key]) -> frozenset[int]:
+    return frozenset(key.tag for key in keys if isinstance(key.match, Adjusted))
 
 
 def _needed_to_adjust(asked: frozenset[int]) -> frozenset[int]:
     """What must be known to adjust the attributes *asked* for."""
+    if not asked:
+        return asked
     pairs = (_TIME_OF.get(tag, _DATE_OF.get(tag, TIMEZONE)) for tag in asked)
     return frozenset(pairs) | {TIMEZONE}
 
@@ -1016,10 +1055,9 @@ def adjusted(attributes: Mapping[str, Any], zone: Zone) -> dict[str, Any]:
 
 
 def _placed(value: Any, own: timedelta | None, zone: Zone) -> Any:
-    moments = _moments(value.strip(" ")) if isinstance(value, str) else None
-    if moments is None or moments[2] is not None:
+    if not isinstance(value, str):
         return value
-    return value.strip(" ") + _offset_text(zone.local(moments[0]) if own is None else own)
+    return _with_offset(value.strip(" "), zone.local if own is None else lambda _: own)
 
 
 def _moved(date: Any, time: Any, own: timedelta | None, zone: Zone) -> tuple[str, str] | None:
@@ -1150,9 +1188,9 @@ def matcher(query: Query) -> Callable[[Mapping[str, Any]], bool]:
     plain = [key for key in query.keys if not isinstance(key.match, Adjusted)]
     moved = [replace(key, match=key.match.match) for key in query.keys if isinstance(key.match, Adjusted)]
     matches = _matcher(plain, unknown=query.matches_unknown)
-    zone = query.zone
-    if zone is None or not moved:
+    if not moved:
         return matches
+    zone = query.zone or Zone(timedelta(0), query.local)
     matches_there = _matcher(moved, unknown=query.matches_unknown)
     return lambda attributes: matches(attributes) and matches_there(adjusted(attributes, zone))
 

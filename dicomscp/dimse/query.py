@@ -8,6 +8,7 @@ sent, so a C-CANCEL stops a query in the middle, and memory does not grow with t
 nothing matches the archive asks now and then whether to go on, so a C-CANCEL is heard then, too.
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,6 +62,11 @@ _MAX_IDENTIFIER_BYTES = 1 << 20  # a list of 10,000 UIDs
 # Those that (0008,0005) is about (PS3.5 section 6.1.2.2).
 _TEXT_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _LINE_VRS = frozenset({"LT", "ST", "UT", "UR"})  # one value, whatever is in it
+# What ends code extensions (PS3.5 section 6.1.2.5.3).
+_LINE_ENDS = b"\t\n\f\r"
+_DELIMITERS = {"PN": b"\\^=" + _LINE_ENDS, "LT": _LINE_ENDS, "ST": _LINE_ENDS, "UT": _LINE_ENDS}
+_PIECES = re.compile("([\\\\^=\t\n\f\r])")  # of any VR: where nothing ends, ending does no harm
+_GB_2312, _TO_GB_2312 = "iso_ir_58", b"\x1b$)A"
 _NUMBERS = {
     "US": "H",
     "SS": "h",
@@ -160,7 +166,8 @@ class Find:
         except BusyError as error:
             end = _End(OUT_OF_RESOURCES, str(error))
         except (matching.IdentifierError, matching.BadValueError) as error:
-            end = _End(NOT_THE_SOP_CLASS, str(error), error.tags)
+            # What it quotes may be a patient's name or birth date: whoever asked is told, and no log.
+            end = _End(NOT_THE_SOP_CLASS, str(error), error.tags, is_private=True)
         except _RefusalError as error:
             end = _End(error.status, str(error))
         except RefusedError as error:
@@ -170,7 +177,13 @@ class Find:
             end = _End(UNABLE_TO_PROCESS, "Unforeseen error in the gateway")
         if self._cancelled:
             end = _End(CANCELLED)  # no related fields, table C.4-1
-        self._log.info("query_answered", matches=matches, status=f"{end.status:04X}", reason=end.reason)
+        self._log.info(
+            "query_answered",
+            matches=matches,
+            status=f"{end.status:04X}",
+            reason="" if end.is_private else end.reason,
+            offending=[f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for tag in end.offending],
+        )
         yield response(self._command, end.status, end.reason, offending=end.offending), b""
 
     def _pending(self) -> Iterator[tuple[int, bytes]]:
@@ -205,7 +218,8 @@ class Find:
             f"{_RETRIEVE_AE_TITLE:08X}": {"vr": "AE"},
             f"{_INSTANCE_AVAILABILITY:08X}": {"vr": "CS", "Value": ["ONLINE"]},
         }
-        empty = {f"{tag:08X}": {"vr": public_vr(tag)} for tag in query.always}
+        # But for the time zone, which is not sent without a value (C.4.1.1.3.2).
+        empty = {f"{tag:08X}": {"vr": public_vr(tag)} for tag in query.always - {_TIMEZONE}}
         terms, answer = _terms(identifier), matching.answerer(query)
         for found in self._found(query):
             yield status, encode_identifier(empty | answer(found) | own, syntax, terms)
@@ -213,22 +227,36 @@ class Find:
     def _found(self, query: matching.Query) -> Iterator[Json]:
         """What matches, each once, and no more than one more than is answered."""
         limit = self._answering.max_results + 1
-        if query.below is None:
+        if query.below is None and not matching.may_be_unknown(query):
             yield from self._archive.find(replace(query, limit=limit), self._goes_on)
             return
-        seen: set[tuple[matching.Key, ...]] = set()
-        told_by = matching.identity_tags(query.level)
-        returns = query.returns and query.returns | told_by
+        returns = query.returns and query.returns | matching.identity_tags(query.level)
         entity = replace(query, returns=returns, matches_unknown=False)
-        for one in self._archive.find(query.below, self._goes_on):
-            identity = matching.identity_keys(query.level, one)
-            if identity not in seen:
-                seen.add(identity)
+        for identity, one in islice(self._each_once(query.below or query, query.level), limit):
+            if query.below is None:
+                yield one
+            else:
                 found = self._archive.find(replace(entity, keys=identity), self._goes_on)
                 same = (other for other in found if matching.identity_keys(query.level, other) == identity)
                 yield from islice(same, 1)
-            if len(seen) == limit:
-                return
+
+    def _each_once(
+        self, query: matching.Query, level: matching.Level
+    ) -> Iterator[tuple[tuple[matching.Key, ...], Json]]:
+        """The entities of *level* of which something matches, with what tells them apart.
+
+        First those of which all that is asked for is known: many archives have thousands of studies without
+        accession number, and the one that is sought would be the last, or cut off.
+        """
+        query = replace(query, returns=(query.returns or frozenset()) | matching.identity_tags(level))
+        known = [replace(query, matches_unknown=False)] if matching.may_be_unknown(query) else []
+        seen: set[tuple[matching.Key, ...]] = set()
+        for asked in (*known, query):
+            for one in self._archive.find(asked, self._goes_on):
+                identity = matching.identity_keys(level, one)
+                if identity not in seen:
+                    seen.add(identity)
+                    yield identity, one
 
     def _goes_on(self) -> bool:
         if not self._cancelled:
@@ -242,6 +270,7 @@ class _End(NamedTuple):
     status: int
     reason: str = ""
     offending: tuple[int, ...] = ()
+    is_private: bool = False
 
 
 class _RefusalError(RefusedError):
@@ -354,7 +383,7 @@ def _values(vr: str, value: bytes, texts: charset.CharacterSet, little: bool) ->
         ]
     text = value.decode("latin-1")
     if vr in _TEXT_VRS:
-        text, clean = charset.decode(value, texts, b"\\^=" if vr == "PN" else b"\\")
+        text, clean = charset.decode(value, texts, _DELIMITERS.get(vr, b"\\" + _LINE_ENDS))
         if not clean:
             raise matching.IdentifierError(
                 "The identifier's text is not of its Specific Character Set", CHARACTER_SET
@@ -394,10 +423,8 @@ def carrier(text: str, terms: tuple[str, ...]) -> tuple[str, ...]:
     if not all(any(_carries(character, encoding) for encoding in encodings) for character in set(text)):
         return (_UNICODE,)
     # Not every combination of code extensions that pydicom writes can be read again.
-    encoded = encode_string(text, encodings)
-    return (
-        terms if charset.decode(encoded, charset.character_set(terms), b"") == (text, True) else (_UNICODE,)
-    )
+    read = charset.decode(_extended(encodings, text), charset.character_set(terms), _DELIMITERS["PN"])
+    return terms if read == (text, True) else (_UNICODE,)
 
 
 def _encodings(terms: tuple[str, ...]) -> list[str]:
@@ -482,7 +509,14 @@ def _ascii(text: str) -> bytes:
 
 def _extended(encodings: list[str], text: str) -> bytes:
     """One value, piece by piece, for what delimits ends a code extension (PS3.5 section 6.1.2.5.3)."""
-    return b"^".join(encode_string(piece, encodings) for piece in text.split("^"))
+    return b"".join(_escaped(encodings, piece) for piece in _PIECES.split(text) if piece)
+
+
+def _escaped(encodings: list[str], piece: str) -> bytes:
+    encoded: bytes = encode_string(piece, encodings)
+    # The one code extension that pydicom writes without its escape sequence.
+    is_bare = _GB_2312 in encodings[1:] and encoded == piece.encode(_GB_2312, "replace")
+    return _TO_GB_2312 + encoded if is_bare and not encoded.isascii() else encoded
 
 
 def _numbers(vr: str, value: Any) -> tuple[Any, ...]:

@@ -119,6 +119,39 @@ def test_an_unsupported_key_is_a_warning_and_not_returned(listen: Listen):
     assert "RouteOfAdmissions" not in answers[0][1]
 
 
+def test_what_is_known_to_match_comes_before_what_may_match(listen: Listen):
+    """C.2.2.1.2 has both answered; of many that have no value the one that is sought must not be the last."""
+    unknown = [study(f"1.2.{n}") for n in range(9)]
+    wanted = study("1.2.99", **{"00080050": ("SH", ["A1"])})
+    gateway = listen(MemoryArchive([*unknown, wanted]), answering=Answering(max_results=5))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        answers = ask(peer, identifier(AccessionNumber="A1", StudyInstanceUID=""))
+    uids = [answer.StudyInstanceUID for status, answer in answers if status == 0xFF00]
+    assert (uids[0], len(set(uids)), answers[-1][0]) == ("1.2.99", 5, 0xA700)
+
+
+def test_a_time_zone_that_is_not_known_is_not_sent(listen: Listen):
+    """C.4.1.1.3.2."""
+    gateway = listen(MemoryArchive([study()]))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        answers = ask(peer, identifier(PatientName="", TimezoneOffsetFromUTC=""))
+    assert [status for status, _ in answers] == [0xFF00, 0]
+    assert "TimezoneOffsetFromUTC" not in answers[0][1]
+
+
+def test_a_value_that_is_refused_is_told_to_whoever_asked_and_to_no_log(listen: Listen):
+    gateway = listen(MemoryArchive([study()]))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        ((status, _),) = ask(peer, identifier(PatientBirthDate="born in may"))
+    assert status == 0xA900
+    (line,) = gateway.logged("query_answered")
+    assert (line["status"], line["offending"]) == ("A900", ["(0010,0030)"])
+    assert "may" not in str(line)
+
+
 @pytest.mark.parametrize(
     ("sop_class_uid", "dataset"),
     [
@@ -645,6 +678,8 @@ def test_answers_are_read_again_as_they_were(syntax: str):
         ("Müller^Jörg", ("NONSENSE",), ("ISO_IR 192",)),
         (JAPANESE, ("", "ISO 2022 IR 87"), ("", "ISO 2022 IR 87")),
         ("Kim^김희중", ("", "ISO 2022 IR 149"), ("", "ISO 2022 IR 149")),
+        ("Hong^Gildong=洪^吉洞=홍^길동", ("", "ISO 2022 IR 149"), ("", "ISO 2022 IR 149")),
+        ("Dion=Διον=Διον", ("ISO 2022 IR 100", "ISO 2022 IR 126"), ("ISO 2022 IR 100", "ISO 2022 IR 126")),
         ("Müller^山田", ("", "ISO 2022 IR 87"), ("ISO_IR 192",)),
     ],
 )
@@ -654,6 +689,23 @@ def test_text_goes_back_in_the_requestors_set_if_that_carries_it(name: str, term
     assert decode_identifier(encoded, EXPLICIT)[0x00100010] == ("PN", [name])
     read = decode(encoded)
     assert str(read.PatientName) == name
+
+
+def test_chinese_goes_back_in_its_code_extension():
+    """Which pydicom does not read."""
+    terms, name = ("", "ISO 2022 IR 58"), "Zhang^XiaoDong=张^小东"
+    encoded = encode_identifier(study(name=name), EXPLICIT, terms)
+    assert b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab" in encoded
+    assert decode_identifier(encoded, EXPLICIT)[0x00100010] == ("PN", [name])
+
+
+def test_a_code_extension_is_begun_again_on_each_line():
+    """PS3.5 section 6.1.2.5.3."""
+    comments = "첫째 줄\r\n둘째 줄"
+    terms = ("", "ISO 2022 IR 149")
+    encoded = encode_identifier({"00104000": {"vr": "LT", "Value": [comments]}}, EXPLICIT, terms)
+    assert decode(encoded).PatientComments == comments
+    assert decode_identifier(encoded, EXPLICIT)[0x00104000] == ("LT", [comments])
 
 
 def test_a_query_in_latin_1_is_answered_in_latin_1(listen: Listen):
