@@ -230,15 +230,19 @@ class Find:
         if query.below is None and not matching.may_be_unknown(query):
             yield from self._archive.find(replace(query, limit=limit), self._goes_on)
             return
-        returns = query.returns and query.returns | matching.identity_tags(query.level)
-        entity = replace(query, returns=returns, matches_unknown=False)
         for identity, one in islice(self._each_once(query.below or query, query.level), limit):
             if query.below is None:
                 yield one
             else:
-                found = self._archive.find(replace(entity, keys=identity), self._goes_on)
-                same = (other for other in found if matching.identity_keys(query.level, other) == identity)
-                yield from islice(same, 1)
+                yield from self._entity(query, identity)
+
+    def _entity(self, query: matching.Query, identity: tuple[matching.Key, ...]) -> Iterator[Json]:
+        """The one that *identity* tells of, which namesakes with more groups in the name match as well."""
+        returns = query.returns and query.returns | matching.identity_tags(query.level)
+        asked = replace(query, keys=identity, returns=returns, matches_unknown=False)
+        found = self._archive.find(asked, self._goes_on)
+        same = (one for one in found if matching.identity_keys(query.level, one) == identity)
+        return islice(same, 1)
 
     def _each_once(
         self, query: matching.Query, level: matching.Level

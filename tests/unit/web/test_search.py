@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from dicomscp.dicom.matching import STANDARD
 from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.exchange import WHOLE_BYTES
-from dicomscp.web.search import MOST_REMAINING, OFFERS
+from dicomscp.web.search import MOST_IGNORED, MOST_REMAINING, OFFERS
 from dicomscp.web.server import bind, serve
 from tests.unit.dicom.nativemodel import as_text, read
 from tests.unit.web.held import SOURCES, FilledArchive
@@ -308,6 +308,12 @@ def test_each_warning_is_a_line_of_its_own(ask):
         "There are 3 additional results that can be requested",
     ]
     assert all("," not in warning for warning in warnings(response))
+
+
+def test_of_many_parameters_that_are_ignored_some_are_named(ask):
+    told = warnings(ask("/studies", {f"unknown{n}": "1" for n in range(500)}))
+    assert len(told) == MOST_IGNORED + 1
+    assert f"{500 - MOST_IGNORED} more parameters were ignored" in told[-1]
 
 
 @pytest.mark.parametrize(
