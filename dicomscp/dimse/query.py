@@ -471,13 +471,22 @@ def _dataset(dataset: Json, form: _Form, encode: _Encode) -> bytes:
     parts: list[bytes] = []
     for key in sorted(dataset):
         element = dataset[key]
-        vr = element["vr"]
-        value = _value(vr, element.get("Value", ()), form, encode)
+        vr, values = element["vr"], element.get("Value", ())
+        if _is_misframed(key, vr):
+            vr, values = ("UN", ()) if vr == "SQ" else ("SQ", ())
+        value = _value(vr, values, form, encode)
         head, length = _head(key, vr, form)
         if length.size == 2 and len(value) > 0xFFFF:
             head, length = _head(key, "UN", form)  # PS3.5 section 6.2.2
         parts += (head, length.pack(len(value)), value)
     return b"".join(parts)
+
+
+@lru_cache(maxsize=4096)
+def _is_misframed(key: str, vr: str) -> bool:
+    """Whether a sequence was written where none is, or text for one: no reader of implicit VR copes."""
+    known = public_vr(int(key, 16))
+    return known != "UN" and (known == "SQ") != (vr == "SQ")
 
 
 @lru_cache(maxsize=4096)
