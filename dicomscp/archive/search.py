@@ -869,17 +869,17 @@ class _Below:
         masks = {table: _mask((one for _, one in self._known), table) for table in tables}
         has_modality = any(key.tag == MODALITY for key, _ in self._known)  # which narrows the studies, too
         self._study_mask = masks[study] | (_IN_STUDY if has_modality else 0)
-        open_ = [table.c.irregular.op("&")(mask) != 0 for table, mask in masks.items() if mask]
-        self._open = or_(*open_) if open_ else None
+        self._masks = {table: mask for table, mask in masks.items() if mask}
         self._is_sought = any(_is_sought(key, unknown=_unknown(query, key)) for key, _ in self._known)
         self._fixed = {key.tag for key, _ in self._known if isinstance(key.match, Single)}
 
     def find(self, read: Read, offset: int, limit: int | None) -> Iterator[Attributes]:
         """What matches behind *offset*; *limit* says how much of it may be wanted, no more."""
-        beyond = offset if self._is_exact and self._open is None else 0
+        open_ = self._open(read) if self._is_exact else None
+        beyond = offset if self._is_exact and open_ is None else 0
         left = offset - beyond
-        for row in self._rows(read, beyond, None if limit is None else left + limit):
-            decided = self._is_exact and not (self._open is not None and row.open)
+        for row in self._rows(read, beyond, None if limit is None else left + limit, open_):
+            decided = self._is_exact and not (open_ is not None and row.open)
             if left and decided:
                 left -= 1
                 continue
@@ -893,15 +893,24 @@ class _Below:
 
     def count(self, read: Read, bound: int) -> int | None:
         """How many match, up to *bound*; None if only their objects tell."""
-        if not self._is_exact or self._open is not None:
+        if not self._is_exact or self._open(read) is not None:
             return None
         picked = self._candidates(read, []).limit(bound).subquery()
         return int(read(select(func.count()).select_from(picked))[0][0])
 
-    def _rows(self, read: Read, beyond: int, wanted: int | None) -> Iterator[Row]:
-        """Candidates in order, without the first *beyond*."""
-        open_ = [] if self._open is None else [self._open.label("open")]
-        columns = [*_PLACE[self._query.level], *open_, *self._answers.columns]
+    def _open(self, read: Read) -> Condition | None:
+        """That the columns of a row do not tell all; None if they do of every row."""
+        open_ = [
+            table.c.irregular.op("&")(mask) != 0
+            for table, mask in self._masks.items()
+            if read(_any_irregular(table, mask))
+        ]
+        return or_(*open_) if open_ else None
+
+    def _rows(self, read: Read, beyond: int, wanted: int | None, open_: Condition | None) -> Iterator[Row]:
+        """Candidates in order, without the first *beyond*, and whether each is *open_*."""
+        is_open = [] if open_ is None else [open_.label("open")]
+        columns = [*_PLACE[self._query.level], *is_open, *self._answers.columns]
         candidates = self._candidates(read, columns)
         size = self._bounds.page if wanted is None else max(1, min(self._bounds.page, wanted))
         rows = read(candidates.limit(size).offset(beyond))
@@ -971,6 +980,14 @@ _FROM: dict[Level, Any] = {
 _IS_PUBLISHED = {Level.SERIES: series.c.instances > 0, Level.IMAGE: instance.c.published.is_(true())}
 _IN_SERIES = (*_STUDY_ORDER, study.c.id, *_SERIES_ORDER, series.c.id)
 _PLACE = {Level.SERIES: _IN_SERIES, Level.IMAGE: (*_IN_SERIES, *_INSTANCE_ORDER)}
+
+
+@functools.lru_cache(maxsize=256)
+def _any_irregular(table: Table, mask: int) -> Select[Any]:
+    """A row of *table* that is irregular by *mask*, if there is one; made once."""
+    bits, listed = table.c.irregular, [IS_LISTED] if table is study else []
+    those = (bits != 0, bits.op("&")(mask) != 0, *listed)  # as the partial index says it
+    return select(literal(1)).select_from(table).where(*those).limit(1)
 
 
 def _mask(told: Iterable[_Told], table: Table) -> int:

@@ -8,6 +8,7 @@ sent, so a C-CANCEL stops a query in the middle, and memory does not grow with t
 nothing matches the archive asks now and then whether to go on, so a C-CANCEL is heard then, too.
 """
 
+import hashlib
 import re
 import struct
 import zlib
@@ -227,14 +228,35 @@ class Find:
     def _found(self, query: matching.Query) -> Iterator[Json]:
         """What matches, each once, and no more than one more than is answered."""
         limit = self._answering.max_results + 1
-        if query.below is None and not matching.may_be_unknown(query):
+        if query.below is None:
+            yield from islice(self._matching(query, limit), limit)
+            return
+        for identity in islice(self._identities(query.below, query.level), limit):
+            yield from self._entity(query, identity)
+
+    def _matching(self, query: matching.Query, limit: int | None = None) -> Iterator[Json]:
+        """What matches: first that of which all that is asked for is known, then the rest (C.2.2.1.2).
+
+        Many archives have thousands of studies without accession number, and the one that is sought would be
+        the last, or cut off.
+        """
+        if not matching.may_be_unknown(query):
             yield from self._archive.find(replace(query, limit=limit), self._goes_on)
             return
-        for identity, one in islice(self._each_once(query.below or query, query.level), limit):
-            if query.below is None:
-                yield one
-            else:
-                yield from self._entity(query, identity)
+        known = replace(query, matches_unknown=False)
+        yield from self._archive.find(replace(known, limit=limit), self._goes_on)
+        is_known = matching.matcher(known)
+        yield from (one for one in self._archive.find(query, self._goes_on) if not is_known(one))
+
+    def _identities(self, below: matching.Query, level: matching.Level) -> Iterator[tuple[matching.Key, ...]]:
+        """What tells of each entity of *level* above what matches *below*, each once."""
+        seen: set[bytes] = set()
+        for one in self._matching(below):
+            identity = matching.identity_keys(level, one)
+            digest = hashlib.blake2b(repr(identity).encode(), digest_size=16).digest()
+            if digest not in seen:  # keys themselves would take ten times the room
+                seen.add(digest)
+                yield identity
 
     def _entity(self, query: matching.Query, identity: tuple[matching.Key, ...]) -> Iterator[Json]:
         """The one that *identity* tells of, which namesakes with more groups in the name match as well."""
@@ -243,24 +265,6 @@ class Find:
         found = self._archive.find(asked, self._goes_on)
         same = (one for one in found if matching.identity_keys(query.level, one) == identity)
         return islice(same, 1)
-
-    def _each_once(
-        self, query: matching.Query, level: matching.Level
-    ) -> Iterator[tuple[tuple[matching.Key, ...], Json]]:
-        """The entities of *level* of which something matches, with what tells them apart.
-
-        First those of which all that is asked for is known: many archives have thousands of studies without
-        accession number, and the one that is sought would be the last, or cut off.
-        """
-        query = replace(query, returns=(query.returns or frozenset()) | matching.identity_tags(level))
-        known = [replace(query, matches_unknown=False)] if matching.may_be_unknown(query) else []
-        seen: set[tuple[matching.Key, ...]] = set()
-        for asked in (*known, query):
-            for one in self._archive.find(asked, self._goes_on):
-                identity = matching.identity_keys(level, one)
-                if identity not in seen:
-                    seen.add(identity)
-                    yield identity, one
 
     def _goes_on(self) -> bool:
         if not self._cancelled:
@@ -471,13 +475,22 @@ def _dataset(dataset: Json, form: _Form, encode: _Encode) -> bytes:
     parts: list[bytes] = []
     for key in sorted(dataset):
         element = dataset[key]
-        vr = element["vr"]
-        value = _value(vr, element.get("Value", ()), form, encode)
+        vr, values = element["vr"], element.get("Value", ())
+        if _is_misframed(key, vr):
+            vr, values = ("UN", ()) if vr == "SQ" else ("SQ", ())
+        value = _value(vr, values, form, encode)
         head, length = _head(key, vr, form)
         if length.size == 2 and len(value) > 0xFFFF:
             head, length = _head(key, "UN", form)  # PS3.5 section 6.2.2
         parts += (head, length.pack(len(value)), value)
     return b"".join(parts)
+
+
+@lru_cache(maxsize=4096)
+def _is_misframed(key: str, vr: str) -> bool:
+    """Whether a sequence was written where none is, or text for one: no reader of implicit VR copes."""
+    known = public_vr(int(key, 16))
+    return known != "UN" and (known == "SQ") != (vr == "SQ")
 
 
 @lru_cache(maxsize=4096)

@@ -170,7 +170,7 @@ def test_what_is_matched_is_returned():
 )
 def test_a_plus_that_came_as_a_space_is_a_plus_again(value, low):
     query, _ = parameters(Level.IMAGE, ("AcquisitionDateTime", value))
-    assert query.keys[0].match.low == low
+    assert query.keys[0].match.match.low == low
 
 
 def test_includefield_into_a_sequence_returns_that_attribute_of_its_items_alone():

@@ -640,6 +640,15 @@ def test_sequences_of_undefined_length_are_read():
     assert decoded[0x00400275][1] == [{0x00400009: ("SH", ["STEP"])}] * 2
 
 
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+def test_a_sequence_that_a_device_took_for_text_is_answered_without_a_value(syntax: str):
+    odd = {"00400275": ("LO", ["12345"]), "00081030": ("SQ", [{"00100010": {"vr": "PN"}}])}
+    decoded = decode_identifier(encode_identifier(study(**odd), syntax, ()), syntax)
+    assert decoded[0x00400275] == ("SQ", [])
+    assert decoded[0x00081030][1] == []
+    assert decoded[0x00100010] == ("PN", ["Doe^John"])
+
+
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG, DEFLATED])
 def test_answers_are_read_again_as_they_were(syntax: str):
     known = study(
