@@ -27,6 +27,7 @@ LONG = "long"
 MAX_RESULTS = 200  # as the gateway is set up, for both protocols
 LONG_INSTANCES = MAX_RESULTS + 50
 EXTRA_KEYS = {"study": "Allergies", "series": "ScanOptions", "instance": "SliceThickness"}
+ADDED_KEY = "SequenceVariant"  # of series, once all is held
 TIMEZONE = "Asia/Tokyo"  # of what does not tell its own: nine hours east of UTC, all the year
 
 
@@ -97,7 +98,12 @@ STUDIES = (
             Series(
                 "john-ct",
                 instances=3,
-                attributes={"SeriesNumber": 2, "BodyPartExamined": "CHEST", "ScanOptions": "HELICAL"},
+                attributes={
+                    "SeriesNumber": 2,
+                    "BodyPartExamined": "CHEST",
+                    "ScanOptions": "HELICAL",
+                    ADDED_KEY: "SK",
+                },
                 each=(  # at 10:15:30.5, 10:16:30 and 10:17:30 in Tokyo
                     {"AcquisitionDateTime": "20240115101530.5", "SliceThickness": "1.5"},
                     {"AcquisitionDateTime": "20240115101630+0900", "SliceThickness": "3"},

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from tests.conformance.held import (
+    ADDED_KEY,
     ALL,
     ALL_SERIES,
     CT,
@@ -951,6 +952,30 @@ _CHARACTER_SETS = (
 
 QUESTIONS = _MATCHING + _MODEL + _KEYS + _CHARACTER_SETS
 
+# A key of series that configuration adds to what is held, before the index is made anew and after.
+BEFORE_REBUILD = (
+    Question(
+        "C.2.2.1.3 not supported until the index is made anew",
+        {**_series_of("john"), ADDED_KEY: "SK"},
+        ("john-ct", "john-mr"),
+        level="SERIES",
+        unknown=(),
+        protocols=C_FIND,
+        pending=PENDING_WITH_WARNING,
+        lacks=(ADDED_KEY,),
+    ),
+)
+AFTER_REBUILD = (
+    Question(
+        "C.2.2.1.3 by configuration, of what was held before",
+        {**_series_of("john"), ADDED_KEY: "SK"},
+        ("john-ct",),
+        level="SERIES",
+        unknown=("john-mr",),
+        answers={"john-ct": {ADDED_KEY: "SK"}},
+    ),
+)
+
 # ── what QIDO-RS alone has ───────────────────────────────────────────────────────────────────────
 
 XML = 'multipart/related; type="application/dicom+xml"'
@@ -1191,6 +1216,15 @@ SEARCHES = (
         accept=XML,
         is_streamed=True,
     ),
+)
+
+SEARCH_BEFORE_REBUILD = Search(
+    "PS3.18 8.3.4 not supported until the index is made anew",
+    ((ADDED_KEY, "SK"),),
+    ("john-ct", "john-mr"),
+    "SERIES",
+    ("john",),
+    warnings=(f"The attribute {ADDED_KEY!r} is not matched here and was ignored.",),
 )
 
 # ── what is agreed before anything is asked ──────────────────────────────────────────────────────

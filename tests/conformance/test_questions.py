@@ -8,19 +8,22 @@ import pytest
 from tests.conformance import clients, held
 from tests.conformance.clients import Answer
 from tests.conformance.questions import (
+    AFTER_REBUILD,
+    BEFORE_REBUILD,
     CONTEXTS,
     HTTP,
     MODELS,
     NEGOTIATIONS,
     NO_OPTIONS,
     QUESTIONS,
+    SEARCH_BEFORE_REBUILD,
     SEARCHES,
     UNIQUE,
     UTF_8,
     Question,
     Search,
 )
-from tests.gateway import Gateway
+from tests.gateway import Gateway, run_command
 from tests.peers import DCMTK, require
 from tests.processes import wait_until
 
@@ -35,7 +38,7 @@ def instances(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=EMPTY_SEARCH)
-def gateway(request, tmp_path_factory, instances):
+def settings(request):
     settings = {
         "query.max_results": held.MAX_RESULTS,
         "query.timezone": held.TIMEZONE,
@@ -45,13 +48,17 @@ def gateway(request, tmp_path_factory, instances):
     }
     if request.param == "PostgreSQL":
         settings["index.url"] = request.getfixturevalue("postgresql").new_database()
+    return settings
+
+
+@pytest.fixture(scope="module")
+def gateway(settings, instances, tmp_path_factory):
     with Gateway(tmp_path_factory.mktemp("questions") / "root", settings=settings) as running:
         folder, count = instances
         storescu = require("storescu", DCMTK)
         to = ["-aec", running.ae_title, "127.0.0.1", str(running.port)]
         subprocess.run([storescu, "+sd", *to, folder], check=True, timeout=60)
         wait_until(lambda: _indexed(running) == count, 30, "all instances to be indexed")
-        running.empty_search = EMPTY_SEARCH[request.param]
         yield running
 
 
@@ -168,7 +175,7 @@ CLAUSE = re.compile(r"(PS3\.\d+ )?(table )?([CFK]\.)?\d+(\.\d+)*(-\d+)?|RFC 9110
 
 
 def test_every_row_has_its_clause_and_somebody_who_asks():
-    rows = [*QUESTIONS, *SEARCHES]
+    rows = [*QUESTIONS, *BEFORE_REBUILD, *AFTER_REBUILD, *SEARCHES, SEARCH_BEFORE_REBUILD]
     clauses = [row.clause for row in rows] + [clause for clause, *_ in (*NEGOTIATIONS, *CONTEXTS)]
     assert not [clause for clause in clauses if not CLAUSE.match(clause)]
     assert all(
@@ -176,37 +183,46 @@ def test_every_row_has_its_clause_and_somebody_who_asks():
     )
 
 
-@pytest.mark.parametrize("client", CLIENTS)
-def test_what_c_find_answers_is_what_the_standard_says(gateway, client):
-    asked = [one for one in QUESTIONS if "C-FIND" in one.protocols and can_ask(client, one)]
-    wrong = {
+def wrong_of_c_find(gateway, client, questions):
+    asked = [one for one in questions if "C-FIND" in one.protocols and can_ask(client, one)]
+    return {
         f"{one.clause}: {one.keys}": list(wrong_by_c_find(one, answer))
         for one, answer in zip(asked, CLIENTS[client](gateway, asked), strict=True)
     }
-    assert not any(wrong.values()), told(wrong)
 
 
-def test_what_qido_rs_answers_is_what_the_standard_says(gateway):
-    asked = [one for one in QUESTIONS if "QIDO-RS" in one.protocols and one.charset == UTF_8]
-    wrong = {
-        f"{one.clause}: {one.keys}": list(wrong_by_qido_rs(one, answer, gateway.empty_search))
+def wrong_of_qido_rs(gateway, questions, empty):
+    asked = [one for one in questions if "QIDO-RS" in one.protocols and one.charset == UTF_8]
+    return {
+        f"{one.clause}: {one.keys}": list(wrong_by_qido_rs(one, answer, empty))
         for one, answer in zip(asked, clients.dicomweb_client(gateway, asked), strict=True)
     }
+
+
+def wrong_of_searches(gateway, searches, empty):
+    wrong = {}
+    for search in searches:
+        ask = clients.requested if search.accept else clients.dicomweb_search
+        answer = ask(gateway, search)
+        if search.is_known:
+            answer = clients.requested(gateway, search, answer.headers["ETag"])
+        wrong[f"{search.clause}: {search.params}"] = list(wrong_by_search(search, answer, empty))
+    return wrong
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_c_find_answers_is_what_the_standard_says(gateway, client):
+    wrong = wrong_of_c_find(gateway, client, QUESTIONS)
     assert not any(wrong.values()), told(wrong)
 
 
-def test_what_the_resources_of_qido_rs_answer_is_what_the_standard_says(gateway):
-    wrong = {}
-    for search in SEARCHES:
-        if not search.accept:
-            answer = clients.dicomweb_search(gateway, search)
-        else:
-            answer = clients.requested(gateway, search)
-            if search.is_known:
-                answer = clients.requested(gateway, search, answer.headers["ETag"])
-        wrong[f"{search.clause}: {search.params}"] = list(
-            wrong_by_search(search, answer, gateway.empty_search)
-        )
+def test_what_qido_rs_answers_is_what_the_standard_says(gateway, settings):
+    wrong = wrong_of_qido_rs(gateway, QUESTIONS, settings["web.empty_search"])
+    assert not any(wrong.values()), told(wrong)
+
+
+def test_what_the_resources_of_qido_rs_answer_is_what_the_standard_says(gateway, settings):
+    wrong = wrong_of_searches(gateway, SEARCHES, settings["web.empty_search"])
     assert not any(wrong.values()), told(wrong)
 
 
@@ -235,3 +251,21 @@ def test_dcmtk_is_refused_a_worklist(gateway):
         check=False,
     )
     assert b"No Acceptable Presentation Contexts" in run.stdout + run.stderr
+
+
+def test_a_key_that_is_added_is_supported_once_the_index_is_made_anew(gateway, settings):
+    """Stands last, for it stops the gateway that the others ask."""
+    level = "index.extra_keys.series"
+    changed = Gateway(gateway.root, settings=settings | {level: [*settings[level], held.ADDED_KEY]})
+    empty = settings["web.empty_search"]
+    gateway.stop()
+    with changed:
+        wrong = wrong_of_c_find(changed, "findscu", BEFORE_REBUILD)
+        wrong |= wrong_of_searches(changed, [SEARCH_BEFORE_REBUILD], empty)
+    assert not any(wrong.values()), told(wrong)
+    rebuilt = run_command("rebuild", "--index", "--root", changed.root, **changed._environ())
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    with changed:
+        wrong = wrong_of_c_find(changed, "findscu", AFTER_REBUILD)
+        wrong |= wrong_of_qido_rs(changed, AFTER_REBUILD, empty)
+    assert not any(wrong.values()), told(wrong)
