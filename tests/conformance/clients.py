@@ -150,14 +150,7 @@ def findscu(gateway: Gateway, questions: Sequence[Question]) -> Iterator[Answer]
             options += ["-k", key.encode() + b"=" + _encoded(value, question.charset) if value else key]
         options += ["--cancel", str(question.cancel)] if question.cancel else []
         with tempfile.TemporaryDirectory() as folder:
-            command = [
-                require("findscu", DCMTK),
-                "-d",
-                f"-{_MODEL_OPTION[question.root]}",
-                "-X",
-                "-od",
-                folder,
-            ]
+            command = [require("findscu", DCMTK), "-d", _MODEL_OPTION[question.root], "-X", "-od", folder]
             to = ["-aec", gateway.ae_title, "127.0.0.1", str(gateway.port)]
             run = subprocess.run([*command, *options, *to], capture_output=True, timeout=60, check=False)
             objects = [plain(pydicom.dcmread(path)) for path in sorted(Path(folder).iterdir())]
@@ -174,7 +167,7 @@ def _tag(keyword: str) -> str:
     return f"{tag >> 16:04x},{tag & 0xFFFF:04x}"
 
 
-_MODEL_OPTION = {"PATIENT": "P", "STUDY": "S", "PATIENT/STUDY": "O"}
+_MODEL_OPTION = {"PATIENT": "-P", "STUDY": "-S", "PATIENT/STUDY": "-O"}
 _DCMTK_STATUS = re.compile(r"DIMSE Status +: 0x([0-9a-f]{4})")
 
 

@@ -549,7 +549,13 @@ _MODEL = (
         level="PATIENT",
         protocols=C_FIND,
     ),
-    _refused("C.6 no level", {"PatientID": "P1"}, "QueryRetrieveLevel", level="FRAME", protocols=C_FIND),
+    _refused(
+        "C.4.1.1.3.1 a level that there is not",
+        {"PatientID": "P1"},
+        "QueryRetrieveLevel",
+        level="FRAME",
+        protocols=C_FIND,
+    ),
     # Relational
     Question(
         "C.4.1.3.2 series of all",
@@ -1193,10 +1199,10 @@ SEARCHES = (
     ),
     Search("PS3.18 table 10.6.3-1 nothing found, in XML", (("PatientID", "nobody"),), (), accept=XML),
     Search("PS3.18 8.3.3.1 the parameter for Accept", (_P1, ("accept", XML)), _ON_THE_DAY, accept="*/*"),
-    Search("PS3.18 8.7.4 nothing that is acceptable", (_P1,), status=406, accept="text/html"),
+    Search("RFC 9110 15.5.7 nothing that is acceptable", (_P1,), status=406, accept="text/html"),
     Search("RFC 9110 13.1.2 an answer that stands", (_P1,), status=304, accept="*/*", is_known=True),
     Search(
-        "PS3.18 8.3.4.4 a large answer is streamed",
+        "RFC 9112 7.1 a large answer is sent as it is read",
         (("includefield", "PatientComments,AdditionalPatientHistory"),),
         instances_of("long-xa", MAX_RESULTS),
         "IMAGE",
@@ -1206,7 +1212,7 @@ SEARCHES = (
         is_streamed=True,
     ),
     Search(
-        "PS3.18 8.3.4.4 a large answer is streamed, in XML too",
+        "RFC 9112 7.1 a large answer is sent as it is read, in XML too",
         (("includefield", "PatientComments,AdditionalPatientHistory"),),
         instances_of("long-xa", MAX_RESULTS),
         "IMAGE",

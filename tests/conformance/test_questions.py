@@ -78,6 +78,8 @@ def wrong_by_c_find(question: Question, answer: Answer):
         yield f"offending {answer.offending}, not {question.offending}"
     if question.cancel and not question.cancel <= len(answer.objects) < held.MAX_RESULTS:
         yield f"{len(answer.objects)} answers"
+    if question.found is None and not question.cancel and answer.objects:
+        yield f"{len(answer.objects)} answers"
     if question.found is not None:
         yield from _wrong_names(question, answer, {*question.found, *question.unknown})
         known = held.names_of(one[UNIQUE[question.level]] for one in answer.objects)[: len(question.found)]
@@ -104,8 +106,7 @@ def wrong_by_qido_rs(question: Question, answer: Answer, empty: int):
     status = HTTP[question.status]
     if answer.status != (status if answer.objects or status != 200 else empty):
         yield f"status {answer.status}, not {status}"
-    missing = [name for name in question.offending if name not in answer.problem]
-    if missing:
+    if missing := [name for name in question.offending if name not in answer.problem]:
         yield f"{missing} not named in {answer.problem!r}"
     if question.found is not None:
         yield from _wrong_names(question, answer, set(question.found))
@@ -124,6 +125,10 @@ def wrong_by_search(search: Search, answer: Answer, empty: int):
         yield f"warned {said}, not {search.warnings}"
     if any(part not in answer.problem for part in search.problem):
         yield f"{search.problem} not named in {answer.problem!r}"
+    accepted = dict(search.params).get("accept", search.accept or "application/dicom+json")
+    media_type = answer.headers.get("Content-Type", "").partition(";")[0]
+    if answer.objects and media_type != accepted.partition(";")[0]:
+        yield f"{media_type}, not {accepted}"
     if search.is_streamed != (answer.headers.get("Transfer-Encoding") == "chunked"):
         yield f"headers {answer.headers}"
     if answer.status == 200 and search.is_streamed == ("ETag" in answer.headers):
@@ -171,7 +176,7 @@ def can_ask(client: str, question: Question) -> bool:
     return client == "pynetdicom" or question.options == NO_OPTIONS
 
 
-CLAUSE = re.compile(r"(PS3\.\d+ )?(table )?([CFK]\.)?\d+(\.\d+)*(-\d+)?|RFC 9110 [0-9.]+")
+CLAUSE = re.compile(r"(PS3\.\d+ )?(table )?([CFK]\.)?\d+(\.\d+)*(-\d+)?|RFC \d+ [0-9.]+")
 
 
 def test_every_row_has_its_clause_and_somebody_who_asks():
