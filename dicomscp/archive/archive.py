@@ -228,14 +228,14 @@ class Archive:
         self.wait_until_applied()
         return self._index.find(query, goes_on)
 
-    def count(self, query: Query, bound: int) -> int:
+    def count(self, query: Query, bound: int, goes_on: Callable[[], bool] = lambda: True) -> int:
         """How many objects match *query*, whatever its limit and offset; never more than *bound*.
 
-        Of what is seen, and raises, as `find`.
+        Of what is seen, and raises, as `find`; 0 if it was not to go on.
         """
         self._check_index()
         self.wait_until_applied()
-        return self._index.count(query, bound)
+        return self._index.count(query, bound, goes_on)
 
     def feed(self, since: str, limit: int) -> Feed:
         """The studies published behind the token *since*, at most *limit*; from the first if it is "".

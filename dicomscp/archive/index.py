@@ -48,7 +48,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
-from dicomscp.archive.search import Search
+from dicomscp.archive.search import Read, Search
 from dicomscp.archive.tables import (
     INSTANCE_NUMBER,
     IS_DUE,
@@ -540,18 +540,25 @@ class Index:
         belongs to them in published order.  Rows are read in pages, each a snapshot of its own.  Before
         each, *goes_on* is asked; if it says no, nothing more is given.
         """
+        with contextlib.suppress(_StoppedError):
+            yield from Search(query, self._retrieve_url, self._places).find(self._reader(goes_on))
 
+    def count(self, query: Query, bound: int, goes_on: Callable[[], bool] = lambda: True) -> int:
+        """How many objects match *query*, whatever its limit and offset; never more than *bound*.
+
+        Before each page of what must be looked at *goes_on* is asked; if it says no, 0 is the answer.
+        """
+        with contextlib.suppress(_StoppedError):
+            return Search(query, self._retrieve_url, self._places).count(self._reader(goes_on), bound)
+        return 0
+
+    def _reader(self, goes_on: Callable[[], bool]) -> Read:
         def read(question: Select[Any]) -> Sequence[_Row]:
             if not goes_on():
                 raise _StoppedError
             return self._rows(question)
 
-        with contextlib.suppress(_StoppedError):
-            yield from Search(query, self._retrieve_url, self._places).find(read)
-
-    def count(self, query: Query, bound: int) -> int:
-        """How many objects match *query*, whatever its limit and offset; never more than *bound*."""
-        return Search(query, self._retrieve_url, self._places).count(self._rows, bound)
+        return read
 
     # Transactions
 

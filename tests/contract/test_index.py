@@ -1064,6 +1064,7 @@ def test_a_pattern_with_an_equals_sign_is_of_the_groups_that_it_names(index, pat
     asked = Query(Level.STUDY, (key(PATIENT_NAME, Wildcard(pattern)),), None, None)
     assert values(index.find(asked), STUDY_UID) == studies
     assert index.count(asked, 10) == len(studies)
+    assert index.count(asked, 10, lambda: False) == 0  # nobody waits for it
 
 
 def test_a_value_of_any_length_is_held_and_found(index):
