@@ -57,6 +57,7 @@ _AWAY_SECONDS = 10.0  # at most between two looks for a database that is away
 _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256
+_LISTED = 20  # of each kind of trouble on the page; the log and the folders have them all
 
 
 # ── serve: the supervisor ────────────────────────────────────────────────────────────────────────
@@ -785,6 +786,8 @@ def _run_web(life: Life) -> None:
         state = running(config.root) or {}
         return bool(state), {key: state[key] for key in ("started_at", "version") if key in state}
 
+    status = make_status(config, listed=_LISTED)
+    threading.Thread(target=status.follow, args=(life.stop,), name="rates", daemon=True).start()
     app = create_app(
         make_archive(config),
         WebSettings(
@@ -802,6 +805,7 @@ def _run_web(life: Life) -> None:
             ready=ready,
             stopping=life.stop.is_set,
             metrics=lambda: metrics.exposition(config.root / "run" / "metrics"),
+            status=status.report,
         ),
         config.root / "dicomweb",
         config.root / "state",

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import orjson
 
@@ -26,13 +26,11 @@ from dicomscp.inbox import quarantined
 from dicomscp.publisher import set_aside_studies
 from dicomscp.telemetry import metrics, refusals
 from dicomscp.telemetry.metrics import Received
+from dicomscp.telemetry.rested import Rested
 
 _CALLING_AES = 50  # those that sent last
-_RESTS = 20  # times what an answer took
 _WINDOW_SECONDS = 5.0  # that a rate is taken over
 _LOOK_SECONDS = 1.0
-
-_Answer = TypeVar("_Answer")
 
 
 class Status:
@@ -164,33 +162,6 @@ class Rates:
             }
 
         return of
-
-
-class Rested(Generic[_Answer]):
-    """A question that is asked again only after a rest; until then the last answer is given."""
-
-    def __init__(
-        self,
-        ask: Callable[[], _Answer],
-        *,
-        least_seconds: float = 0.0,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """It rests twenty times as long as it took, *least_seconds* at least."""
-        self._ask, self._least_seconds, self._now = ask, least_seconds, now
-        self._lock = threading.Lock()
-        self._again_at = float("-inf")
-        self._answer: _Answer
-
-    def __call__(self) -> _Answer:
-        """The answer; of those who ask together one asks, and the others wait for it."""
-        with self._lock:
-            began = self._now()
-            if began >= self._again_at:
-                self._answer = self._ask()
-                ended = self._now()
-                self._again_at = ended + max(self._least_seconds, (ended - began) * _RESTS)
-            return self._answer
 
 
 # ── what run/ says ───────────────────────────────────────────────────────────────────────────────

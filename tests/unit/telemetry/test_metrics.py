@@ -34,7 +34,7 @@ def test_processes_are_added_up(directory):
     run(directory, "listener-1", "m.ListenerMetrics().received('CT1', 50, 0.3)")
 
     assert sample(directory, 'dicomscp_received_instances_total{calling_ae="CT1"}') == 2
-    assert sample(directory, "dicomscp_received_bytes_total") == 150
+    assert sample(directory, 'dicomscp_received_bytes_total{calling_ae="CT1"}') == 150
     assert sample(directory, 'dicomscp_store_seconds_bucket{le="0.005"}') == 1
     assert sample(directory, "dicomscp_store_seconds_count") == 2
 
@@ -93,7 +93,7 @@ def test_refusals_and_rejections_are_counted_by_why(directory):
     run(
         directory,
         "listener-0",
-        "l = m.ListenerMetrics(); l.refused('busy'); l.rejected('limit'); "
+        "l = m.ListenerMetrics(); l.refused('busy', 'full'); l.rejected('limit', 'limit: 4'); "
         "l.opened(); l.ended(released=False)",
     )
 
