@@ -14,13 +14,15 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
+import structlog
 
 from dicomscp.archive import journal
 from dicomscp.archive.archive import rebuild_marker
 from dicomscp.archive.index import Index
+from dicomscp.archive.journal import Position
 from dicomscp.errors import BusyError
 from dicomscp.inbox import quarantined
 from dicomscp.publisher import set_aside_studies
@@ -28,9 +30,12 @@ from dicomscp.telemetry import metrics, refusals
 from dicomscp.telemetry.metrics import Received
 from dicomscp.telemetry.rested import Rested
 
+log = structlog.get_logger()
+
 _CALLING_AES = 50  # those that sent last
 _WINDOW_SECONDS = 5.0  # that a rate is taken over
 _LOOK_SECONDS = 1.0
+_LOOKS = 128
 
 
 class Status:
@@ -51,25 +56,29 @@ class Status:
         """
         self._root, self._find_index = root, find_index
         self._reserve_bytes, self._attempts, self._listed = reserve_bytes, attempts, listed
-        self._rates = Rates()
+        self._rates, self._lag = Rates(), Lag()
         self._held = Rested(self._indexed)
         self._set_aside = Rested(self._set_aside_studies)
         self._quarantined = Rested(lambda: quarantined(root / "quarantine", listed))
 
     def follow(self, stop: threading.Event) -> None:
-        """Look at what comes in, each second, until *stop* is set: without that no rates are told."""
+        """Look at what comes in, each second, until *stop* is set: else neither rates nor lag are told."""
         while not stop.wait(_LOOK_SECONDS):
-            self.look()
+            try:
+                self.look()
+            except OSError as error:
+                log.warning("status_not_followed", reason=str(error))
 
     def look(self) -> None:
         """Look at what came in until now."""
         self._rates.look(metrics.counted(self._root / "run" / "metrics").received)
+        self._lag.look(_journals(self._root / "journal"))
 
     def report(self) -> dict[str, Any]:
         """What is held, queued, coming and wrong."""
         root, state = self._root, running(self._root)
         alive = bool(state and is_alive(int(state["pid"])))
-        disk = os.statvfs(root)
+        disk, journals = os.statvfs(root), _journals(root / "journal")
         taken = metrics.counted(root / "run" / "metrics")
         quarantined_files, last_quarantined = self._quarantined()
         set_aside, last_set_aside = self._set_aside()
@@ -78,7 +87,8 @@ class Status:
             "running": alive,
             "serve": state if alive else None,
             "parts": parts(root) if alive else [],
-            "journal_waiting_bytes": _journal_waiting_bytes(root / "journal"),
+            "journal_waiting_bytes": sum(one.waiting_bytes for one in journals.values()),
+            "journal_lag_seconds": self._lag.seconds(journals),
             "disk_free_bytes": disk.f_bavail * disk.f_frsize,
             "disk_size_bytes": disk.f_blocks * disk.f_frsize,
             "disk_reserve_bytes": self._reserve_bytes,
@@ -164,6 +174,49 @@ class Rates:
         return of
 
 
+class Journalled(NamedTuple):
+    """How far a journal is: what is durable, what of that is in the index, and about how much is not."""
+
+    synced: Position
+    applied: Position
+    waiting_bytes: int
+
+
+class Lag:
+    """For how long what was received is not in the index.  Safe to share between threads."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._lock = now, threading.Lock()
+        self._looks: deque[tuple[float, dict[str, Position]]] = deque()  # of which not all is applied
+        self._has_looked = False
+
+    def look(self, journals: Mapping[str, Journalled]) -> None:
+        """By now the journals are so far."""
+        with self._lock:
+            self._has_looked = True
+            self._looks.append((self._now(), {name: one.synced for name, one in journals.items()}))
+            if len(self._looks) > _LOOKS:  # it lags for long: every second one tells it well enough
+                self._looks = deque(list(self._looks)[::2])
+        self.seconds(journals)
+
+    def seconds(self, journals: Mapping[str, Journalled]) -> float | None:
+        """How long ago, to a second, that came which is not yet in the index, as far as *journals* are now.
+
+        0 if nothing waits.  None before the first look.
+        """
+
+        def is_applied(name: str, synced: Position) -> bool:
+            now = journals.get(name)
+            return now is None or not now.waiting_bytes or now.applied >= synced
+
+        with self._lock:
+            while self._looks and all(is_applied(*one) for one in self._looks[0][1].items()):
+                self._looks.popleft()
+            if not self._has_looked:
+                return None
+            return round(self._now() - self._looks[0][0], 1) if self._looks else 0.0
+
+
 # ── what run/ says ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -220,15 +273,15 @@ def _associations(root: Path) -> int:
     return 0
 
 
-def _journal_waiting_bytes(folder: Path) -> int:
-    """What is journalled and not yet in the index."""
-    waiting = 0
+def _journals(folder: Path) -> dict[str, Journalled]:
+    """How far the journals of all writers are."""
+    found = {}
     for directory in journal.writers(folder):
         with contextlib.suppress(FileNotFoundError):  # settled and gone meanwhile
             reader = journal.JournalReader(directory)
-            waiting += reader.unapplied_bytes()
+            found[reader.name] = Journalled(reader.synced(), reader.applied(), reader.unapplied_bytes())
             reader.close()
-    return waiting
+    return found
 
 
 def _moment(seconds: float) -> str:

@@ -373,6 +373,10 @@ class JournalReader:
         """Where a living writer's durable entries end."""
         return Position.of_word(self._synced.load())
 
+    def applied(self) -> Position:
+        """Up to where entries are in the index."""
+        return Position.of_word(self._applied.load())
+
     def read(self, *, alive: bool, limit_bytes: int) -> list[Entry]:
         """The next entries, about *limit_bytes* of them at most; `position` moves behind the last.
 
@@ -430,7 +434,7 @@ class JournalReader:
 
     def unapplied_bytes(self) -> int:
         """About how much of what the writer synced is not in the index."""
-        synced, applied = self.synced(), Position.of_word(self._applied.load())
+        synced, applied = self.synced(), self.applied()
         if synced.number == applied.number:
             return max(0, synced.offset - applied.offset)
         whole = [number for number in self._numbers() if applied.number <= number < synced.number]

@@ -108,7 +108,12 @@
     timer = setTimeout(poll, 0);
   });
 
+  // A study that cannot be drawn shows its modality in the place of an image.
+  const drop = (image) => { image.hidden = true; };
+  document.addEventListener("error", (event) => event.target instanceof HTMLImageElement && drop(event.target), true);
+
   remember(document);
+  for (const image of document.images) if (image.complete && !image.naturalWidth) drop(image);
   tick();
   setInterval(() => document.hidden || tick(), 1000);
   timer = setTimeout(poll, POLL);

@@ -30,11 +30,10 @@ from starlette.routing import Route
 from dicomscp.archive.archive import Archive
 from dicomscp.dicom.identity import is_filable
 from dicomscp.dicom.matching import Level, query_from_parameters
-from dicomscp.errors import DicomscpError
+from dicomscp.errors import BusyError, DicomscpError
 from dicomscp.study import layout
 from dicomscp.telemetry.rested import Rested
 from dicomscp.web.exchange import is_known
-from dicomscp.web.problem import Problem
 
 Facts = Mapping[str, Any]
 """How the gateway stands, as `dicomscp status --json` says it."""
@@ -55,7 +54,7 @@ _POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'"
 )
-_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
+_FILES = {"page.css": "text/css", "page.js": "text/javascript", "page.svg": "image/svg+xml"}
 
 
 class _Html(str):
@@ -118,9 +117,9 @@ class Page:
 
     async def show(self, request: Request) -> Response:
         """The page: all of it, the studies that are searched for, or one of them."""
-        html = await to_thread.run_sync(self._render, request)
+        html, status = await to_thread.run_sync(self._render, request)
         headers = {"content-security-policy": _POLICY, "cache-control": "no-store"}
-        return Response(html, headers=headers, media_type="text/html")
+        return Response(html, status, headers, media_type="text/html")
 
     async def status(self, request: Request) -> Response:
         """How the gateway stands; it changes when anything on the page does."""
@@ -132,7 +131,7 @@ class Page:
         return Response(body, headers=headers, media_type="application/json")
 
     async def file(self, request: Request) -> Response:
-        """Style sheet or script; the page names each with a digest of it, so they are kept for good."""
+        """Style sheet, script or icon; the page names each with a digest of it, so they are kept for good."""
         name = request.url.path.rpartition("/")[2]
         headers = {"cache-control": "public, max-age=31536000, immutable"}
         return Response(self._files[name], headers=headers, media_type=_FILES[name])
@@ -156,28 +155,36 @@ class Page:
             trouble.append(str(error))
         return _Look(facts, self._cards(studies), len(studies), tuple(dict.fromkeys(trouble)))
 
-    def _render(self, request: Request) -> str:
+    def _render(self, request: Request) -> tuple[str, int]:
         wanted, study_uid = _wanted(request), request.query_params.get("study", "")
-        look = self._look()
+        look, status = self._look(), 200
         if study_uid:
             title, main = "Study", self._study(study_uid)
+            if not main:
+                main, status = _NO_STUDY, 404
         elif wanted:
-            title, main = f"Search for {wanted}", self._found_by(wanted)
+            title = f"Search for {wanted}"
+            try:
+                main = self._found_by(wanted)
+            except BusyError as error:
+                main, status = _html(_BUSY, reason=error), 503
         else:
             sections = _now(look.facts), self._newest(look), _troubles(look.facts)
             title, main = "Status", _joined(sections)
-        return _html(
+        html = _html(
             _PAGE,
             title=title,
             ae_title=self._ae_title,
             style=self._address("page.css"),
             script=self._address("page.js"),
+            icon=self._address("page.svg"),
             wanted=wanted,
             alerts=_alerts(look),
             main=main,
             version=self._version,
             since=_since(look.facts),
         )
+        return html, status
 
     def _address(self, name: str) -> str:
         return f"{name}?{hashlib.sha256(self._files[name]).hexdigest()[:16]}"
@@ -256,20 +263,26 @@ class Page:
         )
 
     def _study(self, study_uid: str) -> _Html:
-        """One study, with its series.  Raises Problem 404 if it is not held."""
+        """One study, with its series; nothing if it is not held."""
         found = self._find(StudyInstanceUID=study_uid) if is_filable(study_uid) else []
         if not found:
-            raise Problem(404, "No such study is held.")
+            return _html("")
         query, _ = query_from_parameters(
             Level.SERIES, [], study_uid=study_uid, max_results=_MOST, model=self._archive.model
         )
         series = [self._series(study_uid, one) for one in islice(self._archive.find(query), _MOST)]
         more = int(_first(found[0], _SERIES_COUNT) or 0) - len(series)
+        warnings = self._record(study_uid).get("warnings") or ()
         return _html(
             _STUDY,
             card=self._card(found[0]),
             series=_joined(series),
             more=_html('<p class="soft">and {more} more series</p>', more=more) if more > 0 else _html(""),
+            warnings=_html(
+                _WARNINGS, entries=_joined(_html("<li>{text}</li>", text=text) for text in warnings)
+            )
+            if warnings
+            else _html(""),
         )
 
     def _series(self, study_uid: str, series: Facts) -> _Html:
@@ -345,11 +358,24 @@ def _now(facts: Facts) -> _Html:
     if not facts:
         return _html("")
     held = facts.get("held")
-    waiting, due = facts["journal_waiting_bytes"], facts.get("due")
+    waiting, lag = facts["journal_waiting_bytes"], facts["journal_lag_seconds"]
+    due = facts.get("due")
     tiles = [
         _tile("Associations", facts["associations"], "open now"),
-        _tile("To be indexed", _size(waiting) if waiting else "nothing", "received, not yet found"),
+        _tile(
+            "To be indexed",
+            _size(waiting) if waiting else "nothing",
+            f"{lag:.0f} s behind" if lag else "received, not yet found",
+        ),
         _tile("To be published", "-" if due is None else due, "studies" if due != 1 else "study"),
+        _tile(
+            "Refused",
+            f"{facts['refused']:,}",
+            _html(
+                '<a href="#refused">since the start</a>, <a href="#quarantined">{count} quarantined</a>',
+                count=f"{facts['quarantined']:,}",
+            ),
+        ),
         _tile(
             "Held",
             f"{held['studies']:,}",
@@ -405,7 +431,7 @@ def _arriving(calling_aes: Iterable[Facts]) -> _Html:
         _html(
             _ARRIVING_ROW,
             name=one["calling_ae"] or "drop folder",
-            kind="busy" if one["instances_per_second"] else "",
+            kind="busy" if one["instances_per_second"] else "idle",
             per_second=_rate(one["instances_per_second"]),
             bytes_per_second=_byte_rate(one["bytes_per_second"]),
             instances=f"{one['instances']:,}",
@@ -487,7 +513,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title} · {ae_title}</title>
-<link rel="icon" href="data:,">
+<link rel="icon" href="{icon}">
 <link rel="stylesheet" href="{style}">
 <script src="{script}" defer></script>
 </head>
@@ -518,14 +544,14 @@ _NOW = """<section aria-labelledby="h-now">
 <section aria-labelledby="h-arriving">
 <h2 id="h-arriving">Arriving</h2>
 <table>
-<thead><tr><th scope="col">Calling AE</th><th scope="col">Instances/s</th><th scope="col">Rate</th>
+<thead><tr><th scope="col">Calling AE</th><th scope="col">Instances/s</th><th scope="col">Data rate</th>
 <th scope="col">Instances</th><th scope="col">Size</th><th scope="col">Last seen</th></tr></thead>
 <tbody id="arriving" {live}>{arriving}</tbody>
 </table>
 </section>
 """
 _ARRIVING_ROW = """<tr data-key="{name}" class="{kind}"><th scope="row">{name}</th>
-<td data-name="Instances/s">{per_second}</td><td data-name="Rate">{bytes_per_second}</td>
+<td data-name="Instances/s">{per_second}</td><td data-name="Data rate">{bytes_per_second}</td>
 <td data-name="Instances">{instances}</td><td data-name="Size">{size}</td>
 <td data-name="Last seen">{last}</td></tr>
 """
@@ -536,7 +562,7 @@ _STUDIES = """<section aria-labelledby="h-studies">
 """
 _THUMBNAIL = (
     '<span class="thumbnail"><span aria-hidden="true">{modality}</span>'
-    '<img loading="lazy" src="{source}" alt=""></span>'
+    '<img loading="lazy" src="{source}" alt="" data-modality="{modality}"></span>'
 )
 _CARD = """<li class="study" data-key="{uid}">
 {thumbnail}
@@ -560,6 +586,17 @@ _STUDY = """<section aria-labelledby="h-study">
 <h2 id="h-series">Series</h2>
 <ul class="studies">{series}</ul>
 {more}
+</section>
+{warnings}
+"""
+_NO_STUDY = _Html(
+    '<section><h2>No such study</h2><p class="empty">It is not held, or not any more. '
+    '<a href="./">All studies</a></p></section>'
+)
+_BUSY = '<section><h2>Not now</h2><p class="empty">{reason}</p></section>'
+_WARNINGS = """<section aria-labelledby="h-warnings">
+<h2 id="h-warnings">Warnings</h2>
+<ul class="troubles">{entries}</ul>
 </section>
 """
 _SERIES = """<li class="study">
