@@ -372,8 +372,8 @@ def _now(facts: Facts) -> _Html:
             "Refused",
             f"{facts['refused']:,}",
             _html(
-                '<a href="#refused">since the start</a>, <a href="#quarantined">{count} quarantined</a>',
-                count=f"{facts['quarantined']:,}",
+                '<a href="#refused">since the start</a> · <a href="#quarantined">{files} quarantined</a>',
+                files=_counted(facts["quarantined"], "file", "files"),
             ),
         ),
         _tile(
