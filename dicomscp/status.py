@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 import structlog
@@ -22,7 +22,7 @@ import structlog
 from dicomscp.archive import journal
 from dicomscp.archive.archive import rebuild_marker
 from dicomscp.archive.index import Index
-from dicomscp.archive.journal import Position
+from dicomscp.archive.journal import Position, Progress
 from dicomscp.errors import BusyError
 from dicomscp.inbox import quarantined
 from dicomscp.publisher import set_aside_studies
@@ -174,14 +174,6 @@ class Rates:
         return of
 
 
-class Journalled(NamedTuple):
-    """How far a journal is: what is durable, what of that is in the index, and about how much is not."""
-
-    synced: Position
-    applied: Position
-    waiting_bytes: int
-
-
 class Lag:
     """For how long what was received is not in the index.  Safe to share between threads."""
 
@@ -190,7 +182,7 @@ class Lag:
         self._looks: deque[tuple[float, dict[str, Position]]] = deque()  # of which not all is applied
         self._has_looked = False
 
-    def look(self, journals: Mapping[str, Journalled]) -> None:
+    def look(self, journals: Mapping[str, Progress]) -> None:
         """By now the journals are so far."""
         with self._lock:
             self._has_looked = True
@@ -199,7 +191,7 @@ class Lag:
                 self._looks = deque(list(self._looks)[::2])
         self.seconds(journals)
 
-    def seconds(self, journals: Mapping[str, Journalled]) -> float | None:
+    def seconds(self, journals: Mapping[str, Progress]) -> float | None:
         """How long ago, to a second, that came which is not yet in the index, as far as *journals* are now.
 
         0 if nothing waits.  None before the first look.
@@ -273,14 +265,12 @@ def _associations(root: Path) -> int:
     return 0
 
 
-def _journals(folder: Path) -> dict[str, Journalled]:
+def _journals(folder: Path) -> dict[str, Progress]:
     """How far the journals of all writers are."""
     found = {}
     for directory in journal.writers(folder):
         with contextlib.suppress(FileNotFoundError):  # settled and gone meanwhile
-            reader = journal.JournalReader(directory)
-            found[reader.name] = Journalled(reader.synced(), reader.applied(), reader.unapplied_bytes())
-            reader.close()
+            found[directory.name] = journal.progress(directory)
     return found
 
 

@@ -22,6 +22,7 @@ from typing import Any, LiteralString
 from urllib.parse import quote, urlencode
 
 import orjson
+import structlog
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,10 +31,13 @@ from starlette.routing import Route
 from dicomscp.archive.archive import Archive
 from dicomscp.dicom.identity import is_filable
 from dicomscp.dicom.matching import Level, query_from_parameters
-from dicomscp.errors import BusyError, DicomscpError
+from dicomscp.errors import DicomscpError
 from dicomscp.study import layout
 from dicomscp.telemetry.rested import Rested
 from dicomscp.web.exchange import is_known
+from dicomscp.web.problem import problem_of
+
+log = structlog.get_logger()
 
 Facts = Mapping[str, Any]
 """How the gateway stands, as `dicomscp status --json` says it."""
@@ -158,19 +162,20 @@ class Page:
     def _render(self, request: Request) -> tuple[str, int]:
         wanted, study_uid = _wanted(request), request.query_params.get("study", "")
         look, status = self._look(), 200
-        if study_uid:
-            title, main = "Study", self._study(study_uid)
-            if not main:
-                main, status = _NO_STUDY, 404
-        elif wanted:
-            title = f"Search for {wanted}"
-            try:
-                main = self._found_by(wanted)
-            except BusyError as error:
-                main, status = _html(_BUSY, reason=error), 503
-        else:
-            sections = _now(look.facts), self._newest(look), _troubles(look.facts)
-            title, main = "Status", _joined(sections)
+        try:
+            if study_uid:
+                title, main = "Study", self._study(study_uid)
+                if not main:
+                    main, status = _NO_STUDY, 404
+            elif wanted:
+                title, main = f"Search for {wanted}", self._found_by(wanted)
+            else:
+                sections = _now(look.facts), self._newest(look), _troubles(look.facts)
+                title, main = "Status", _joined(sections)
+        except DicomscpError as error:
+            log.warning("page_not_shown", reason=str(error))
+            problem = problem_of(error)
+            title, main, status = "Not answered", _html(_FAILED, reason=problem.detail), problem.status
         html = _html(
             _PAGE,
             title=title,
@@ -593,7 +598,7 @@ _NO_STUDY = _Html(
     '<section><h2>No such study</h2><p class="empty">It is not held, or not any more. '
     '<a href="./">All studies</a></p></section>'
 )
-_BUSY = '<section><h2>Not now</h2><p class="empty">{reason}</p></section>'
+_FAILED = '<section><h2>Not answered</h2><p class="empty">{reason}</p></section>'
 _WARNINGS = """<section aria-labelledby="h-warnings">
 <h2 id="h-warnings">Warnings</h2>
 <ul class="troubles">{entries}</ul>

@@ -6,9 +6,9 @@ import orjson
 import pytest
 
 from dicomscp import config, upkeep
-from dicomscp.archive.journal import Position
+from dicomscp.archive.journal import Position, Progress
 from dicomscp.daemon import make_index, make_status, prepare_root
-from dicomscp.status import Journalled, Lag, Rates, running, write_parts, write_running
+from dicomscp.status import Lag, Rates, running, write_parts, write_running
 from dicomscp.telemetry.metrics import Received
 from dicomscp.telemetry.refusals import Refusals
 
@@ -71,7 +71,7 @@ def test_no_rate_is_told_without_two_looks_or_of_long_ago(clock):
 
 
 def journals(synced, applied):
-    return {"listener-0-1": Journalled(Position(1, synced), Position(1, applied), synced - applied)}
+    return {"listener-0-1": Progress(Position(1, synced), Position(1, applied), synced - applied)}
 
 
 def test_lag_is_the_age_of_what_is_not_applied(clock):
@@ -96,7 +96,7 @@ def test_what_is_settled_and_gone_does_not_wait(clock):
 
 
 def test_a_new_segment_without_entries_is_no_lag(clock):
-    lag, behind = Lag(clock), {"a": Journalled(Position(2, 64), Position(1, 1000), 0)}
+    lag, behind = Lag(clock), {"a": Progress(Position(2, 64), Position(1, 1000), 0)}
     lag.look(behind)
     clock.now += 5
     assert lag.seconds(behind) == 0

@@ -165,6 +165,14 @@ def test_the_page_searches_names_and_ids(gateway):
     assert "No study has “nobody”" in shown(client, q="nobody").text
 
 
+@pytest.mark.parametrize("wanted", ["\0", "a" * 5000, "=", "^^^^^^", "a=b=c=d", "*", "%00", "🩻", "1,2"])
+def test_whatever_is_searched_for_is_answered_by_a_page(gateway, wanted):
+    gateway.archive.add_file("CT_small.dcm")
+    response = gateway.start().get("/", params={"q": wanted})
+    assert response.status_code in (200, 400)
+    assert response.headers["content-type"].startswith("text/html")
+
+
 def test_an_empty_gateway_says_what_to_do(gateway):
     assert "Send some to the AE title DICOMSCP" in shown(gateway.start()).text
 
@@ -233,6 +241,14 @@ def test_who_sends_now_is_told_with_the_rates(gateway):
 def test_what_a_person_must_know_stands_first(gateway, changed, said):
     html = gateway.start(status=lambda: facts(**changed)).get("/").text
     assert said in html[html.index('id="alerts"') : html.index("<h2")]
+
+
+def test_what_the_index_does_not_say_is_not_made_up(gateway):
+    told = facts(index_away="PostgreSQL is away")
+    del told["held"], told["due"]
+    words = shown(gateway.start(status=lambda: told)).words
+    assert "Held - the index cannot say" in words
+    assert "To be published -" in words
 
 
 def test_nothing_is_alerted_of_when_all_is_well(gateway):
