@@ -3,10 +3,11 @@
 // what DOMParser reads does not run.
 "use strict";
 (() => {
-  const POLL = 2000, SLOWEST = 60000, FAILED_AT_MOST = 30000, SAID_EVERY = 10000;
+  const POLL = 2000, SLOWEST = 60000, FAILED_AT_MOST = 30000, ANSWERED_IN = 15000, SAID_EVERY = 10000;
   const stale = document.getElementById("stale"), said = document.getElementById("said");
   const sources = new WeakMap(); // nodes, as the server wrote them
-  let etag = "", wait = POLL, timer = 0, ahead = 0, saidAt = 0, goodAt = Date.now();
+  let etag = document.documentElement.dataset.status, polling = false, timer = 0, wait = POLL;
+  let ahead = 0, saidAt = 0, goodAt = Date.now();
 
   const remember = (root) => {
     for (const node of root.querySelectorAll("[data-live], [data-live] > *")) sources.set(node, node.outerHTML);
@@ -42,9 +43,14 @@
 
   const keys = () => new Set([...document.querySelectorAll("#studies > .study")].map((node) => node.dataset.key));
 
+  const ask = async (place, headers) => {
+    const answer = await fetch(place, { headers, cache: "no-store", signal: AbortSignal.timeout(ANSWERED_IN) });
+    if (!answer.ok && answer.status !== 304) throw new Error(answer.status);
+    return answer;
+  };
+
   const renew = async () => {
-    const answer = await fetch("./", { cache: "no-store" });
-    if (!answer.ok) throw new Error(answer.status);
+    const answer = await ask("./", {});
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     const before = keys();
     for (const old of document.querySelectorAll("[data-live]")) {
@@ -77,10 +83,10 @@
   };
 
   const poll = async () => {
+    if (polling) return;
+    polling = true;
     try {
-      const headers = etag ? { "If-None-Match": etag } : {};
-      const answer = await fetch("status", { headers, cache: "no-store" });
-      if (!answer.ok && answer.status !== 304) throw new Error(answer.status);
+      const answer = await ask("status", { "If-None-Match": etag });
       const date = Date.parse(answer.headers.get("Date"));
       if (date) ahead = date - Date.now();
       if (answer.status !== 304) {
@@ -98,6 +104,8 @@
       }
       wait = Math.min(wait * 2, document.hidden ? SLOWEST : FAILED_AT_MOST);
     }
+    polling = false;
+    clearTimeout(timer);
     timer = setTimeout(poll, wait);
   };
 

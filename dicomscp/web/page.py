@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -77,7 +78,7 @@ def _joined(pieces: Iterable[_Html]) -> _Html:
     return _Html("".join(pieces))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Look:
     """What there was to see at one moment; *trouble* says why facts or studies are missing."""
 
@@ -85,6 +86,17 @@ class _Look:
     studies: _Html
     count: int
     trouble: tuple[str, ...]
+
+    @cached_property
+    def told(self) -> bytes:
+        """What /status says of it."""
+        shown = hashlib.sha256(self.studies.encode()).hexdigest()[:16]
+        return orjson.dumps({**self.facts, "trouble": self.trouble, "studies_shown": shown})
+
+    @cached_property
+    def etag(self) -> str:
+        """The entity tag of that."""
+        return f'"{hashlib.sha256(self.told).hexdigest()[:32]}"'
 
 
 class Page:
@@ -127,23 +139,17 @@ class Page:
 
     async def status(self, request: Request) -> Response:
         """How the gateway stands; it changes when anything on the page does."""
-        body = await to_thread.run_sync(self._told)
-        etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-        headers = {"etag": etag, "cache-control": "no-cache, private"}
-        if is_known(request, etag):
+        look = await to_thread.run_sync(self._look)
+        headers = {"etag": look.etag, "cache-control": "no-cache, private"}
+        if is_known(request, look.etag):
             return Response(status_code=304, headers=headers)
-        return Response(body, headers=headers, media_type="application/json")
+        return Response(look.told, headers=headers, media_type="application/json")
 
     async def file(self, request: Request) -> Response:
         """Style sheet, script or icon; the page names each with a digest of it, so they are kept for good."""
         name = request.url.path.rpartition("/")[2]
         headers = {"cache-control": "public, max-age=31536000, immutable"}
         return Response(self._files[name], headers=headers, media_type=_FILES[name])
-
-    def _told(self) -> bytes:
-        look = self._look()
-        shown = hashlib.sha256(look.studies.encode()).hexdigest()[:16]
-        return orjson.dumps({**look.facts, "trouble": look.trouble, "studies_shown": shown})
 
     def _look_now(self) -> _Look:
         facts: Facts = {}
@@ -178,6 +184,7 @@ class Page:
             title, main, status = "Not answered", _html(_FAILED, reason=problem.detail), problem.status
         html = _html(
             _PAGE,
+            etag=look.etag,
             title=title,
             ae_title=self._ae_title,
             style=self._address("page.css"),
@@ -512,7 +519,7 @@ _REFUSED = {"rejected": "association rejected", "busy": "refused for now"}
 
 _LIVE = _Html("data-live")
 _PAGE = """<!doctype html>
-<html lang="en">
+<html lang="en" data-status="{etag}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -394,6 +394,7 @@ def test_status_is_what_the_gateway_tells_and_changes_when_the_page_does(gateway
     assert {**told, "disk_free_bytes": 412_000_000_000}.items() <= first.json().items()
 
     etag = first.headers["etag"]
+    assert shown(client).all("html", "data-status") == [etag]  # so the script asks for what came since
     same = client.get("/status", headers={"if-none-match": etag})
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
     assert client.get("/status", headers={"if-none-match": '"other"'}).status_code == 200
