@@ -44,7 +44,7 @@ from dicomscp.errors import BusyError, ConfigError, DamagedError, DicomscpError
 from dicomscp.inbox import Inbox
 from dicomscp.pipeline import Pipeline
 from dicomscp.publisher import Documents, Publisher
-from dicomscp.status import Status, is_alive, running, write_parts, write_running
+from dicomscp.status import Status, is_alive, running, unknown_keys, write_parts, write_running
 from dicomscp.telemetry import log as telemetry_log
 from dicomscp.telemetry import metrics, refusals
 from dicomscp.web import server as web_server
@@ -58,6 +58,7 @@ _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256
 _LISTED = 20  # of each kind of trouble on the page; the log and the folders have them all
+_FIRST_MOMENT, _LAST_MOMENT = datetime(1, 1, 3), datetime(9999, 12, 29)  # noqa: DTZ001 - of local time
 
 
 # ── serve: the supervisor ────────────────────────────────────────────────────────────────────────
@@ -122,7 +123,9 @@ def _see_to_index(config: Config) -> None:
     """Make or migrate the index, and let go of it: parts have connections of their own."""
     engine = _open_engine(config, read_only=False)
     try:
-        _index(config, engine)
+        index = _index(config, engine)
+        if unknown := unknown_keys(index):
+            log.warning("extra_keys_not_askable", keys=unknown, mend="dicomscp rebuild --index")
     finally:
         engine.dispose()
 
@@ -767,6 +770,8 @@ def local_offset(timezone: str) -> Callable[[datetime], timedelta]:
     zone = ZoneInfo(timezone) if timezone else None
 
     def offset(moment: datetime) -> timedelta:
+        # Devices write 0001-01-01 and 9999-12-31, which in UTC may be in no calendar.
+        moment = min(max(moment, _FIRST_MOMENT), _LAST_MOMENT)
         local = moment.replace(tzinfo=zone) if zone else moment.astimezone()
         return local.utcoffset() or timedelta(0)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 import structlog
+from pydicom.datadict import keyword_for_tag
 
 from dicomscp.archive import journal
 from dicomscp.archive.archive import rebuild_marker
@@ -128,7 +129,11 @@ class Status:
             index = self._find_index()
             if index is None:
                 return {}
-            told = {"held": index.counts()._asdict(), "due": index.count_due()}
+            told = {
+                "held": index.counts()._asdict(),
+                "due": index.count_due(),
+                "extra_keys_not_askable": unknown_keys(index),
+            }
         except BusyError as error:
             return {"index_away": str(error)}
         return told | ({"index_rebuilding": True} if rebuild_marker(self._root).exists() else {})
@@ -137,6 +142,13 @@ class Status:
         studies = set_aside_studies(self._root, self._attempts)
         names = ("study_uid", "attempts", "reason")
         return len(studies), [{name: one.get(name) for name in names} for one in studies[: self._listed]]
+
+
+def unknown_keys(index: Index) -> list[str]:
+    """The keywords of `index.extra_keys` that cannot be asked for until the index is made anew."""
+    known = index.askable().extra
+    unknown = frozenset[int]().union(*(tags - known[level] for level, tags in index.model.extra.items()))
+    return sorted(map(keyword_for_tag, unknown))
 
 
 class Rates:

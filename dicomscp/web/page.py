@@ -358,6 +358,9 @@ def _alerts(look: _Look) -> _Html:
         )
     if facts.get("index_rebuilding"):
         said.append(("warns", _html("The index is being made anew; searches wait for it.")))
+    if keys := facts.get("extra_keys_not_askable"):
+        sentence = "What was held before index.extra_keys named {keys} is not found by it: rebuild the index."
+        said.append(("warns", _html(sentence, keys=", ".join(keys))))
     if count := facts.get("set_aside_studies"):
         sentence = '{count} could not be published: <a href="#set-aside">why</a>'
         said.append(("warns", _html(sentence, count=_counted(count, "study", "studies"))))

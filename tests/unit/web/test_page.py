@@ -236,6 +236,7 @@ def test_who_sends_now_is_told_with_the_rates(gateway):
         ({"set_aside_studies": 2}, "2 studies could not be published"),
         ({"index_away": "PostgreSQL is away"}, "PostgreSQL is away"),
         ({"index_rebuilding": True}, "being made anew"),
+        ({"extra_keys_not_askable": ["KVP", "PatientAge"]}, "KVP, PatientAge"),
     ],
 )
 def test_what_a_person_must_know_stands_first(gateway, changed, said):
