@@ -53,6 +53,7 @@ from dicomscp.archive.tables import (
     INSTANCE_NUMBER,
     IS_DUE,
     IS_LEAVING,
+    IS_LISTED,
     IS_WITHDRAWN,
     MODALITY,
     NO_NUMBER,
@@ -195,6 +196,7 @@ class Feed(NamedTuple):
 _CHUNK = 500  # values in one statement
 _STUDIES_AT_ONCE = 50  # whose statements are in memory together
 _PAGE = 500  # rows in one snapshot
+_DUE_LOOKED_AT = 1000  # to find the newest of them; at other times few are due
 _WITHDRAWN_KEPT = 100_000  # studies withdrawn that the feed still tells of: about 15 MB
 _READY_TO_GO = and_(IS_LEAVING, study.c.published >= instance.c.leaving)  # no document names it
 _UNSETTLED = 1_000_000  # publications: more than a loss of power can take back
@@ -518,6 +520,29 @@ class Index:
     def due(self) -> Iterator[tuple[str, int]]:
         """The studies whose documents do not show what is published of them, and their changes by now."""
         yield from ((row.study_uid, row.changes) for row in self._paged(IS_DUE))
+
+    def count_due(self) -> int:
+        """How many studies are due."""
+        with self._reading() as connection:
+            return int(connection.execute(select(func.count()).where(IS_DUE)).scalar() or 0)
+
+    def newest(self, limit: int) -> list[str]:
+        """The UIDs of the studies that changed last, at most *limit*, the latest first.
+
+        Those whose documents do not show their last change come first, in the order in which they were met
+        first; of very many such it gives some.
+        """
+        due = select(study.c.id, study.c.study_uid).where(IS_DUE, IS_LISTED).limit(_DUE_LOOKED_AT).subquery()
+        met = select(due.c.study_uid).order_by(due.c.id.desc()).limit(limit)
+        told = (
+            select(publication.c.study_uid)
+            .where(~IS_WITHDRAWN)
+            .order_by(publication.c.number.desc())
+            .limit(limit)
+        )
+        with self._reading() as connection:
+            uids = [*connection.execute(met).scalars(), *connection.execute(told).scalars()]
+        return list(dict.fromkeys(uids))[:limit]
 
     def due_instances(self) -> int:
         """How many published instances the studies have that are due."""
