@@ -472,16 +472,13 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         yield name, str(len(value))
         for one in value:
-            yield (
-                "",
-                ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in one.items())
-                if isinstance(one, dict)
-                else str(one),
-            )
+            told = _flat(one) if isinstance(one, dict) else [("", str(one))]
+            yield "", ", ".join(f"{key} {text}".strip() for key, text in told)
     elif name.endswith("bytes") and isinstance(value, int):
         yield "held in all" if name == "held bytes" else name.removesuffix(" bytes"), _size(value)
     else:
-        yield name, {"None": "-", "True": "yes", "False": "no"}.get(str(value), str(value))
+        text = "".join(character if character.isprintable() else "�" for character in str(value))
+        yield name, {"None": "-", "True": "yes", "False": "no"}.get(text, text)
 
 
 def _size(count: float) -> str:

@@ -48,11 +48,12 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
-from dicomscp.archive.search import Search
+from dicomscp.archive.search import Read, Search
 from dicomscp.archive.tables import (
     INSTANCE_NUMBER,
     IS_DUE,
     IS_LEAVING,
+    IS_LISTED,
     IS_WITHDRAWN,
     MODALITY,
     NO_NUMBER,
@@ -195,6 +196,7 @@ class Feed(NamedTuple):
 _CHUNK = 500  # values in one statement
 _STUDIES_AT_ONCE = 50  # whose statements are in memory together
 _PAGE = 500  # rows in one snapshot
+_DUE_LOOKED_AT = 1000  # to find the newest of them; at other times few are due
 _WITHDRAWN_KEPT = 100_000  # studies withdrawn that the feed still tells of: about 15 MB
 _READY_TO_GO = and_(IS_LEAVING, study.c.published >= instance.c.leaving)  # no document names it
 _UNSETTLED = 1_000_000  # publications: more than a loss of power can take back
@@ -519,6 +521,29 @@ class Index:
         """The studies whose documents do not show what is published of them, and their changes by now."""
         yield from ((row.study_uid, row.changes) for row in self._paged(IS_DUE))
 
+    def count_due(self) -> int:
+        """How many studies are due."""
+        with self._reading() as connection:
+            return int(connection.execute(select(func.count()).where(IS_DUE)).scalar() or 0)
+
+    def newest(self, limit: int) -> list[str]:
+        """The UIDs of the studies that changed last, at most *limit*, the latest first.
+
+        Those whose documents do not show their last change come first, in the order in which they were met
+        first; of very many such it gives some.
+        """
+        due = select(study.c.id, study.c.study_uid).where(IS_DUE, IS_LISTED).limit(_DUE_LOOKED_AT).subquery()
+        met = select(due.c.study_uid).order_by(due.c.id.desc()).limit(limit)
+        told = (
+            select(publication.c.study_uid)
+            .where(~IS_WITHDRAWN)
+            .order_by(publication.c.number.desc())
+            .limit(limit)
+        )
+        with self._reading() as connection:
+            uids = [*connection.execute(met).scalars(), *connection.execute(told).scalars()]
+        return list(dict.fromkeys(uids))[:limit]
+
     def due_instances(self) -> int:
         """How many published instances the studies have that are due."""
         with self._reading() as connection:
@@ -540,18 +565,25 @@ class Index:
         belongs to them in published order.  Rows are read in pages, each a snapshot of its own.  Before
         each, *goes_on* is asked; if it says no, nothing more is given.
         """
+        with contextlib.suppress(_StoppedError):
+            yield from Search(query, self._retrieve_url, self._places).find(self._reader(goes_on))
 
+    def count(self, query: Query, bound: int, goes_on: Callable[[], bool] = lambda: True) -> int:
+        """How many objects match *query*, whatever its limit and offset; never more than *bound*.
+
+        Before each page of what must be looked at *goes_on* is asked; if it says no, 0 is the answer.
+        """
+        with contextlib.suppress(_StoppedError):
+            return Search(query, self._retrieve_url, self._places).count(self._reader(goes_on), bound)
+        return 0
+
+    def _reader(self, goes_on: Callable[[], bool]) -> Read:
         def read(question: Select[Any]) -> Sequence[_Row]:
             if not goes_on():
                 raise _StoppedError
             return self._rows(question)
 
-        with contextlib.suppress(_StoppedError):
-            yield from Search(query, self._retrieve_url, self._places).find(read)
-
-    def count(self, query: Query, bound: int) -> int:
-        """How many objects match *query*, whatever its limit and offset; never more than *bound*."""
-        return Search(query, self._retrieve_url, self._places).count(self._rows, bound)
+        return read
 
     # Transactions
 

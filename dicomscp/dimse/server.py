@@ -331,7 +331,7 @@ class Listener:
 
     def _refuse(self, association: "Association", reason: str) -> None:
         log.warning("connection_refused", address=association.address, reason=reason)
-        self.metrics.rejected("connections")
+        self.metrics.rejected("connections", reason, address=association.address)
         association.close()
 
     def _finish(self, deadline: float) -> None:
@@ -537,7 +537,9 @@ class Association:
             ae = self._seat() or ae
         if isinstance(ae, Rejection):
             self._is_said = True
-            self._listener.metrics.rejected(ae.reason.partition(":")[0])
+            self._listener.metrics.rejected(
+                ae.reason.partition(":")[0], ae.reason, calling_ae=request.calling_ae, address=self.address
+            )
             self._log.warning("association_rejected", reason=ae.reason, result=ae[:3])
             self._send(self._upper.reject(ae))
             return
@@ -601,6 +603,7 @@ class Association:
                 command,
                 self._source,
                 authorised=self._ae.store,
+                address=self.address,
                 metrics=self._listener.metrics,
                 log=self._log,
             )

@@ -109,7 +109,7 @@ class Search:
         begun, ended = _begun(matches)
         if matches.replaced and ended:
             told.append(f"{matches.replaced} characters that XML cannot hold are given as U+FFFD")
-        if remaining := self._remaining(query, len(begun) if ended else None):
+        if remaining := self._remaining(query, len(begun) if ended else None, gone):
             told.append(f"There are {remaining} additional results that can be requested")
         answer = (
             self._whole(request, offer, begun) if ended else _streamed(request, offer, chain(begun, matches))
@@ -133,13 +133,13 @@ class Search:
             local=self._local,
         )
 
-    def _remaining(self, query: Query, given: int | None) -> int:
+    def _remaining(self, query: Query, given: int | None, gone: threading.Event) -> int:
         """How many matches lie behind those that are given, counted to the bound."""
         limit = query.limit or 0
         if given is not None and given < limit:
             return 0
         end = query.offset + limit
-        return max(self._archive.count(query, end + MOST_REMAINING) - end, 0)
+        return max(self._archive.count(query, end + MOST_REMAINING, lambda: not gone.is_set()) - end, 0)
 
     def _whole(self, request: Request, offer: Offer, matches: list[bytes]) -> Response:
         digest = hashlib.sha256(offer.content_type().encode())

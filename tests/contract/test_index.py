@@ -398,6 +398,24 @@ def test_the_feed_has_each_study_once_where_it_last_changed(index):
     assert feed(index)[0] == [("1", "a"), ("3", "a"), ("2", "b")]
 
 
+def test_the_newest_studies_are_those_that_changed_last_and_first_those_that_wait(index):
+    for number, uid in enumerate(("1", "2", "3", "4", "5")):
+        index.apply([arrival(uid, uid, uid)], {})
+        if number < 4:
+            index.mark_published(1, publication(uid, "a"))
+    assert index.newest(10) == ["5", "4", "3", "2", "1"]
+    assert (index.newest(2), index.count_due()) == (["5", "4"], 1)
+
+    index.apply([arrival("2", "2", "2.2")], {})
+    assert (index.newest(3), index.count_due()) == (["5", "2", "4"], 2)
+    index.mark_published(2, publication("2", "b"))
+    index.mark_published(1, publication("5", "a"))
+    assert (index.newest(3), index.count_due()) == (["5", "2", "4"], 0)
+
+    index.mark_published(1, publication("5", "", 0))  # withdrawn
+    assert index.newest(2) == ["2", "4"]
+
+
 def test_the_feed_is_read_in_pages_while_studies_move(index):
     for uid in "12345":
         index.mark_published(1, publication(uid, "a"))
@@ -1064,6 +1082,7 @@ def test_a_pattern_with_an_equals_sign_is_of_the_groups_that_it_names(index, pat
     asked = Query(Level.STUDY, (key(PATIENT_NAME, Wildcard(pattern)),), None, None)
     assert values(index.find(asked), STUDY_UID) == studies
     assert index.count(asked, 10) == len(studies)
+    assert index.count(asked, 10, lambda: False) == 0  # nobody waits for it
 
 
 def test_a_value_of_any_length_is_held_and_found(index):

@@ -557,7 +557,7 @@ class Counting:
                 "00081030": {"vr": "LO", "Value": ["x" * 2000]},
             }
 
-    def count(self, query, bound):
+    def count(self, query, bound, goes_on):
         self.bound = bound
         return min(self.studies, bound)
 
