@@ -92,7 +92,7 @@ def test_every_error_in_the_configuration_is_one_line_and_exit_status_2(tmp_path
     assert result.stdout == ""
     first, second = result.stderr.splitlines()
     assert first == f"dicomscp: {file}: dran_seconds: unknown key; did you mean drain_seconds?"
-    assert second.startswith(f"dicomscp: {file}: web.host: is not this machine's loopback")
+    assert second.startswith(f"dicomscp: {file}: web.host: is reached by other machines")
 
 
 def test_a_configuration_that_is_wrong_ends_serve_before_it_begins(tmp_path):
