@@ -356,7 +356,7 @@ class Web(_Table):
     @classmethod
     def _is_no_accident(cls, value: str, info: ValidationInfo) -> str:
         told = info.data
-        if is_loopback(value) or not _JUDGED <= told.keys():
+        if is_loopback(value) or _JUDGED - told.keys():
             return value
         if not (told["users_file"] or told["tokens"].keys):
             if not told["open"]:

@@ -154,7 +154,7 @@ class Connections:
     def look(self, listening: socket.socket) -> None:
         """Close what hangs now."""
         now = self._now()
-        found = dict(_connections(listening.getsockname()[1]))
+        found = _connections(listening.getsockname()[1])
         try:
             with self._lock:
                 for peer in self._seen.keys() - found.keys():
@@ -220,8 +220,9 @@ class _Info:
     quiet_seconds: float
 
 
-def _connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
-    """The accepted connections to *port*, each a duplicate to be closed by the caller."""
+def _connections(port: int) -> dict[Peer, socket.socket]:
+    """The accepted connections to *port* by their clients, as duplicates that the caller closes."""
+    found: dict[Peer, socket.socket] = {}
     for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         try:
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
@@ -229,22 +230,23 @@ def _connections(port: int) -> Iterator[tuple[Peer, socket.socket]]:
             connection = socket.socket(fileno=os.dup(descriptor))
         except OSError:  # it was closed meanwhile
             continue
-        try:
-            peer = _peer(connection, port)
-        except OSError:  # it listens, or is not connected any more
-            peer = None
-        if peer is None:
+        peer = _peer(connection, port)
+        # A number that was free again may be that of a duplicate of ours.
+        if peer is None or found.setdefault(peer, connection) is not connection:
             connection.close()
-        else:
-            yield peer, connection
+    return found
 
 
 def _peer(connection: socket.socket, port: int) -> Peer | None:
+    """The client of a connection to *port*, or None if it is none."""
     if connection.family not in {socket.AF_INET, socket.AF_INET6} or connection.type != socket.SOCK_STREAM:
         return None
-    if connection.getsockname()[1] != port:
+    try:
+        if connection.getsockname()[1] != port:
+            return None
+        host, peer_port = connection.getpeername()[:2]
+    except OSError:  # it listens, or is not connected any more
         return None
-    host, peer_port = connection.getpeername()[:2]
     return _canonical(host), peer_port
 
 

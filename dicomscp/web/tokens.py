@@ -11,6 +11,7 @@ but no more often than once a minute, whoever sends such tokens.  Keys that cann
 good.
 """
 
+import http.client
 import json
 import threading
 import time
@@ -268,6 +269,9 @@ def _get(url: str) -> bytes:
     try:
         with opener.open(request, timeout=_FETCH_SECONDS) as answer:
             text: bytes = answer.read(_KEYS_BYTES)
-    except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise UnreachableError(f"{url}: it answers with status {error.code}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         raise UnreachableError(f"{url}: {error}") from error
     return text

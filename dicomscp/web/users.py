@@ -79,8 +79,10 @@ class User:
         return hmac.compare_digest(self.cost.hash(password, self.salt, len(self.hash)), self.hash)
 
 
-# Who is not there costs as much as who is, so that names cannot be told by the time.
-_NOBODY = User(Principal("", frozenset()), _COST, bytes(_SALT_BYTES), bytes(_HASH_BYTES))
+def _nobody(users: Mapping[str, User]) -> User:
+    """Who is not there costs as much as who is, so that names cannot be told by the time."""
+    cost = next((user.cost for user in users.values()), _COST)
+    return User(Principal("", frozenset()), cost, bytes(_SALT_BYTES), bytes(_HASH_BYTES))
 
 
 class Users:
@@ -121,8 +123,9 @@ class Users:
             self._waiting -= 1
 
     def _judge(self, name: str, password: str) -> Verdict:
-        user = self._current().get(name, _NOBODY)
-        if user.has(password) and user is not _NOBODY:
+        users = self._current()
+        user = users.get(name) or _nobody(users)
+        if user.has(password) and name in users:
             return Verdict(user.principal, ADMITTED_SECONDS)
         return Verdict(None, REFUSED_SECONDS, "name or password is wrong")
 

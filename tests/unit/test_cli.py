@@ -22,7 +22,8 @@ from tests.processes import Server
 
 PROJECT = Path(__file__).parents[2]
 COMMANDS = [
-    "serve", "check-config", "import", "remove", "status", "verify", "rebuild", "echo", "send", "find",
+    "serve", "check-config", "password", "import", "remove", "status", "verify", "rebuild",
+    "echo", "send", "find",
 ]  # fmt: skip
 DONE, FAILED, MISCONFIGURED = 0, 1, 2
 CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"
