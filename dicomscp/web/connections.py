@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,10 @@ _ABORT = struct.pack("ii", 1, 0)  # close by RST: what nobody takes is not kept 
 Peer = tuple[str, int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     """One request under way, as far as it waits for its client."""
 
-    began: float
     waits_since: float | None = None
     received: int = 0
     body_began: float | None = None
@@ -98,25 +98,24 @@ class Connections:
                 await app(scope, receive, send)
                 return
             host, port = scope["client"]
-            with self._request((_canonical(host), int(port))) as request:
+            request, seen = self._begin((_canonical(host), int(port)))
+            try:
                 await app(scope, self._receiving(request, receive), self._sending(request, send))
+            finally:
+                with self._lock:
+                    seen.active = self._now()
+                    seen.requests.remove(request)
 
         return noted
 
-    @contextlib.contextmanager
-    def _request(self, peer: Peer) -> Iterator[_Request]:
+    def _begin(self, peer: Peer) -> tuple[_Request, _Seen]:
         now = self._now()
-        request = _Request(now)
+        request = _Request()
         with self._lock:
             seen = self._seen.setdefault(peer, _Seen(now))
             seen.active = now
             seen.requests.append(request)
-        try:
-            yield request
-        finally:
-            with self._lock:
-                seen.active = self._now()
-                seen.requests.remove(request)
+        return request, seen
 
     def _receiving(self, request: _Request, receive: Receive) -> Receive:
         ended = False
@@ -250,6 +249,7 @@ def _peer(connection: socket.socket, port: int) -> Peer | None:
     return _canonical(host), peer_port
 
 
+@lru_cache(maxsize=1024)
 def _canonical(host: str) -> str:
     """An address in one form, whoever wrote it."""
     try:
