@@ -33,11 +33,13 @@ log = structlog.get_logger()
 
 READ, WRITE = "read", "write"
 SCOPES = (READ, WRITE)
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods that change nothing."""
+
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 REFUSED_SECONDS = 60.0
 """How long a refusal is remembered: a program with a wrong password repeats it hundreds of times."""
 
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _REMEMBERED = 1024  # verdicts of each kind; an entry takes some 300 bytes
 _LOG_SECONDS = 1.0  # at least between two lines about refusals of one address
 _LOGGED_ADDRESSES = 1024
@@ -94,8 +96,9 @@ class Access:
         metrics: AccessMetrics,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*open_paths* answer all, each exactly as it is written."""
+        """*open_paths* answer all: each as it is written, and what is below those that end in a slash."""
         self._app, self._schemes, self._open_paths = app, dict(schemes), open_paths
+        self._open_below = tuple(path for path in open_paths if path.endswith("/") and path != "/")
         self._metrics, self._now = metrics, now
         self._key = secrets.token_bytes(32)
         # Apart, so that whoever presents thousands of wrong ones drives out no right one.
@@ -105,15 +108,19 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] == "lifespan" or scope.get("path") in self._open_paths:
+        if scope["type"] == "lifespan" or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         else:  # there is no answer of 401 to a WebSocket that every client reads
             await send({"type": "websocket.close", "code": 1008})
 
+    def _is_open(self, path: str) -> bool:
+        # A part that goes up would be the business of whoever serves what is below.
+        return path in self._open_paths or (path.startswith(self._open_below) and ".." not in path.split("/"))
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        needed = READ if scope["method"] in _READING else WRITE
+        needed = READ if scope["method"] in READING else WRITE
         try:
             principal = await self._principal(scope)
             if needed not in principal.scopes:

@@ -44,7 +44,7 @@ from dicomscp.archive.archive import Archive
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.errors import DamagedError, DicomscpError
 from dicomscp.telemetry.metrics import AccessMetrics
-from dicomscp.web.access import OPEN_PATHS, Access, Scheme
+from dicomscp.web.access import OPEN_PATHS, READING, Access, Scheme
 from dicomscp.web.changes import Changes
 from dicomscp.web.documents import Documents
 from dicomscp.web.page import Page
@@ -65,6 +65,7 @@ _CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Ra
 _CORS_EXPOSED = ("Content-Range", "ETag", "Retry-After", "Warning")
 _HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(:[0-9]*)?", re.ASCII)
 _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
+_LAST = {"connection": "close"}  # what follows on the connection may be part of it
 _HEAD_BYTES = 64 << 10  # of all header fields; tokens with many roles take 8 KiB, a long query as much
 _SENTENCES = {
     404: "There is nothing at this address.",
@@ -224,7 +225,9 @@ class Guard:
             app = response_of(problem) if problem else self._app
             await app(scope, receive, answer.send)
         except Exception:  # one request is one unit of work
-            log.exception("request_failed", method=scope["method"], path=scope["path"])
+            log.exception(
+                "request_failed", method=scope["method"], path=scope["path"], user=scope.get("user")
+            )
             if not answer.begun:
                 sentence = "The gateway failed at this request; its log says why."
                 await response_of(Problem(500, sentence))(scope, receive, answer.send)
@@ -236,11 +239,17 @@ class Guard:
             return Problem(431, f"The header fields of a request take at most {_HEAD_BYTES >> 10} KiB.")
         if problem := self._host_problem(headers.getlist("host")):
             return problem
-        if scope["method"] not in _WITHOUT_CONTENT:
-            return self._origin_problem(headers)
-        # Content of a request that has no use for any is how requests are smuggled (RFC 9110 9.3.1).
-        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-            return Problem(413, "This method takes no content.", {"connection": "close"})
+        return self._content_problem(scope["method"], headers) or self._origin_problem(
+            scope["method"], headers
+        )
+
+    def _content_problem(self, method: str, headers: Headers) -> Problem | None:
+        """Content whose length others might see otherwise: so requests are smuggled (RFC 9112 11.2)."""
+        codings = ",".join(headers.getlist("transfer-encoding")).lower()
+        if codings not in {"", "chunked"}:  # RFC 9112 6.1
+            return Problem(501, "Content is transferred as it is, or in chunks.", _LAST)
+        if method in _WITHOUT_CONTENT and (codings or headers.get("content-length", "0") != "0"):
+            return Problem(413, "This method takes no content.", _LAST)
         return None
 
     def _host_problem(self, hosts: list[str]) -> Problem | None:
@@ -257,10 +266,10 @@ class Guard:
     def _is_ours(self, name: str) -> bool:
         return "*" in self._hosts or name in self._hosts or _is_local(name)
 
-    def _origin_problem(self, headers: Headers) -> Problem | None:
+    def _origin_problem(self, method: str, headers: Headers) -> Problem | None:
         """A page of elsewhere that would have its reader's browser store something."""
         origin = headers.get("origin")
-        if origin is None or "*" in self._origins or origin in self._origins:
+        if method in READING or origin is None or "*" in self._origins or origin in self._origins:
             return None
         scheme, _, place = origin.partition("://")
         written = _HOST.fullmatch(place) if scheme in {"http", "https"} else None

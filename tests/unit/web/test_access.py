@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import time
+from urllib.parse import unquote
 
 import httpx
 import jwt
@@ -409,11 +410,43 @@ def test_what_was_found_is_counted(counting):
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/live", 200),
+        ("/live/", 401),
+        ("/live/x", 401),
+        ("/viewer/", 200),
+        ("/viewer/app/x.js", 200),
+        ("/viewer", 401),
+        ("/viewers/", 401),
+        ("/viewer/../dicomweb", 401),
+        ("/viewer/%2e%2e/dicomweb", 401),
+        ("/", 401),
+    ],
+)
+def test_what_is_open_is_open_as_it_is_written_or_all_below_it(path, status):
+    async def app(scope, receive, send):
+        await PlainTextResponse("seen")(scope, receive, send)
+
+    open_paths = frozenset({"/live", "/viewer/"})
+    access = Access(app, schemes={"counting": Counting()}, open_paths=open_paths, metrics=AccessMetrics())
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    # Not through a client, which would resolve the path.
+    scope = {"type": "http", "method": "GET", "path": unquote(path), "headers": []}
+    asyncio.run(access(scope, None, send))
+    assert sent[0]["status"] == status
+
+
 def test_a_websocket_is_closed(counting):
     sent = []
 
     async def send(message):
         sent.append(message)
 
-    counting.runner.run(counting.app({"type": "websocket", "path": "/"}, None, send))
+    asyncio.run(counting.app({"type": "websocket", "path": "/"}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
