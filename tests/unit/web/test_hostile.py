@@ -534,8 +534,8 @@ def test_http_2_is_spoken_by_agreement(tls_site):
         assert client.get("/healthz", headers={"host": "evil.example.org"}).status_code == 421
         assert client.request("GET", "/healthz", content=b"x").status_code == 413
         assert client.get("/healthz", headers={"x-large": "x" * 60_000}).status_code == 200
-        with pytest.raises(httpx.TransportError):
-            client.get("/healthz", headers={"x-large": "x" * 100_000})
+        with contextlib.suppress(httpx.TransportError):  # it may be cut off before it is answered
+            assert client.get("/healthz", headers={"x-large": "x" * 100_000}).status_code == 431
     with tls_site.client() as client:
         answer = client.get("/dicomweb/studies")
         assert (answer.http_version, answer.status_code) == ("HTTP/1.1", 200)
