@@ -321,6 +321,8 @@ def status(settings: Config, as_json: bool) -> None:
             click.echo(f"{name:<28}{value}")
         if report["set_aside"]:
             click.echo("A study set aside is tried again when something of it arrives, or by 'rebuild'.")
+        if report.get("extra_keys_not_askable"):
+            click.echo("Those extra keys are not known of what was held before them: 'rebuild --index'.")
 
 
 @cli.command(epilog="Example: dicomscp verify && echo all is as it was received")

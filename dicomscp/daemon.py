@@ -26,6 +26,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 import structlog
+from pydicom.datadict import keyword_for_tag
 from sqlalchemy import Engine
 
 from dicomscp import __version__
@@ -59,6 +60,7 @@ _AWAY_SECONDS = 10.0  # at most between two looks for a database that is away
 _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256
+_FIRST_MOMENT, _LAST_MOMENT = datetime(1, 1, 3), datetime(9999, 12, 29)  # noqa: DTZ001 - of local time
 
 
 # ── serve: the supervisor ────────────────────────────────────────────────────────────────────────
@@ -125,7 +127,9 @@ def _see_to_index(config: Config) -> None:
     """Make or migrate the index, and let go of it: parts have connections of their own."""
     engine = _open_engine(config, read_only=False)
     try:
-        _index(config, engine)
+        index = _index(config, engine)
+        if unknown := unknown_keys(index):
+            log.warning("extra_keys_not_askable", keys=unknown, mend="dicomscp rebuild --index")
     finally:
         engine.dispose()
 
@@ -502,6 +506,13 @@ def _model(config: Config) -> Model:
     return Model({level: map(header_tag, names) for level, names in by_level.items()})
 
 
+def unknown_keys(index: Index) -> list[str]:
+    """The keywords of `index.extra_keys` that cannot be asked for until the index is made anew."""
+    known = index.askable().extra
+    unknown = frozenset[int]().union(*(tags - known[level] for level, tags in index.model.extra.items()))
+    return sorted(map(keyword_for_tag, unknown))
+
+
 def _open_engine(config: Config, *, read_only: bool) -> Engine:
     incomplete = functools.partial(mark_if_held, config.root)
     if not config.index.url:
@@ -744,6 +755,8 @@ def local_offset(timezone: str) -> Callable[[datetime], timedelta]:
     zone = ZoneInfo(timezone) if timezone else None
 
     def offset(moment: datetime) -> timedelta:
+        # Devices write 0001-01-01 and 9999-12-31, which in UTC may be in no calendar.
+        moment = min(max(moment, _FIRST_MOMENT), _LAST_MOMENT)
         local = moment.replace(tzinfo=zone) if zone else moment.astimezone()
         return local.utcoffset() or timedelta(0)
 

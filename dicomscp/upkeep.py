@@ -37,6 +37,7 @@ from dicomscp.daemon import (
     root_lock,
     running,
     set_index_aside,
+    unknown_keys,
 )
 from dicomscp.dicom.part10 import Origin
 from dicomscp.disk import Disk
@@ -419,7 +420,8 @@ def _indexed(config: Config) -> dict[str, Any]:
         return {}
     try:
         index = make_index(config, read_only=True)
-        return {"held": index.counts()._asdict(), "due": len(list(index.due()))}
+        held, due = index.counts()._asdict(), len(list(index.due()))
+        return {"held": held, "due": due, "extra_keys_not_askable": unknown_keys(index)}
     except BusyError as error:
         return {"index_away": str(error)}
 

@@ -161,8 +161,8 @@ class Archive:
 
     @property
     def model(self) -> Model:
-        """The attributes that can be asked for."""
-        return self._index.model
+        """The attributes that can be asked for.  Raises BusyError if the index cannot be read now."""
+        return self._index.askable()
 
     def receive(self, claim: Claim, source: Source) -> Incoming:
         """Begin to receive a dataset: write to what is returned, then `admit` it.

@@ -198,7 +198,7 @@ _PAGE = 500  # rows in one snapshot
 _WITHDRAWN_KEPT = 100_000  # studies withdrawn that the feed still tells of: about 15 MB
 _READY_TO_GO = and_(IS_LEAVING, study.c.published >= instance.c.leaving)  # no document names it
 _UNSETTLED = 1_000_000  # publications: more than a loss of power can take back
-_NAME, _FEED_FROM = "index", "feed_from"
+_NAME, _FEED_FROM, _EXTRA = "index", "feed_from", "extra_keys"
 
 _Touched: TypeAlias = set[int]  # ids of series
 
@@ -250,13 +250,14 @@ class Index:
     ) -> None:
         """*duplicates* says which variant is published: that received first, or last; ties go by digest.
 
-        *retrieve_url* begins every RetrieveURL.  *model* says which attributes are kept for questions; of
-        what is held already, those that an earlier one had until the index is made anew.  An index that was
-        made with another choice of variants is changed to this one, unless the engine is read-only.
+        *retrieve_url* begins every RetrieveURL.  *model* says which attributes are kept for questions of what
+        arrives; of what is held already, those that an earlier one had until all is made anew.  An index that
+        was made with another choice of variants is changed to this one, unless the engine is read-only.
         """
         self._engine, self._writer = engine, engine.execution_options(writes=True)
         self._duplicates, self._retrieve_url = duplicates, retrieve_url
         self.model, self._places = model, Places(model)
+        self._askable: Model | None = None
         self._feed_from: int | None = None
         if not engine.get_execution_options().get("read_only"):
             self._adopt()
@@ -339,6 +340,8 @@ class Index:
                 if table is not setting:
                     connection.execute(delete(table))
             _begin_anew(connection)
+            _put_extra(connection, self.model.extra)
+        self._askable = None
 
     def make_durable(self) -> None:
         """Once this returns, what was committed survives loss of power, even if a sync failed before.
@@ -387,6 +390,14 @@ class Index:
                 _put(connection, setting, {"name": "documents"}, {"value": made_by})
 
     # What is asked of it
+
+    def askable(self) -> Model:
+        """What can be asked for: of the extra attributes those that are known of all that is held."""
+        if self._askable is None:
+            with self._reading() as connection:
+                known = _extra(connection)
+            self._askable = Model({level: tags & known[level] for level, tags in self.model.extra.items()})
+        return self._askable
 
     def name(self) -> str:
         """A random name that this index got when it was made or last cleared."""
@@ -690,6 +701,11 @@ class Index:
             settings = _settings(connection)
             if _NAME not in settings:
                 _begin_anew(connection)
+            known, wanted = _extra(connection), self.model.extra
+            is_empty = connection.execute(select(instance.c.id).limit(1)).first() is None
+            left = wanted if is_empty else {level: known[level] & wanted[level] for level in Level}
+            if left != known:
+                _put_extra(connection, left)
             made_with = settings.get("duplicates")
             if made_with == self._duplicates:
                 return
@@ -792,6 +808,17 @@ def _begin_anew(connection: Connection) -> None:
     """Give the index another name: tokens and removals that name an earlier one say nothing from now on."""
     _put(connection, setting, {"name": _NAME}, {"value": secrets.token_hex(8)})
     _put(connection, setting, {"name": _FEED_FROM}, {"value": "0"})
+
+
+def _extra(connection: Connection) -> dict[Level, frozenset[int]]:
+    """The attributes beside the standard's keys that the index has of everything in it."""
+    written = connection.execute(select(setting.c.value).where(setting.c.name == _EXTRA)).scalar() or "{}"
+    return {level: frozenset(orjson.loads(written).get(level, ())) for level in Level}
+
+
+def _put_extra(connection: Connection, known: Mapping[Level, frozenset[int]]) -> None:
+    written = orjson.dumps({level.value: sorted(tags) for level, tags in known.items()}).decode()
+    _put(connection, setting, {"name": _EXTRA}, {"value": written})
 
 
 def _last_number(connection: Connection) -> int:

@@ -39,6 +39,9 @@ from dicomscp.web.problem import Problem
 MOST_REMAINING = 10_000
 """Nobody pages further to know more; counting costs about a page for each thousand."""
 
+MOST_IGNORED = 8
+"""Parameters that are named as ignored; of more their number is told: clients and proxies bound headers."""
+
 OFFERS = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 """How results can be had, the default first (PS3.18 table 10.6.4-1)."""
 
@@ -97,7 +100,10 @@ class Search:
     def _answer(self, request: Request, level: Level, gone: threading.Event) -> Response:
         """The answer; what is given once whoever asked is *gone*, nobody reads."""
         offer = negotiate(request, OFFERS, default=True)
-        query, told = self._asked(request, level)
+        query, ignored = self._asked(request, level)
+        told = ignored[:MOST_IGNORED]
+        if len(ignored) > MOST_IGNORED:
+            told.append(f"{len(ignored) - MOST_IGNORED} more parameters were ignored")
         found = self._archive.find(query, lambda: not gone.is_set())
         matches = _Matches((narrowed(one, query.parts) for one in found), offer)
         begun, ended = _begun(matches)
@@ -178,7 +184,8 @@ class _Matches(Iterator[bytes]):
     def __next__(self) -> bytes:
         found = next(self._found)
         if not self._as_xml:
-            return orjson.dumps(found)
+            # A copy: what orjson gives keeps the room in which it was made, several times its length.
+            return bytes(memoryview(orjson.dumps(found)))
         encoded = native_model(found)
         self.replaced += encoded.replaced
         return encoded.document
