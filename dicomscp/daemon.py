@@ -48,7 +48,9 @@ from dicomscp.status import Status, is_alive, running, unknown_keys, write_parts
 from dicomscp.telemetry import log as telemetry_log
 from dicomscp.telemetry import metrics, refusals
 from dicomscp.web import server as web_server
+from dicomscp.web.access import Scheme
 from dicomscp.web.app import WebSettings, create_app
+from dicomscp.web.users import Users
 
 log = structlog.get_logger()
 
@@ -69,6 +71,8 @@ def serve(config: Config) -> int:
 
     Raises ConfigError if an address cannot be had, BusyError if another serve has the root.
     """
+    if warning := check_web(config):
+        log.warning("certificate_ends", reason=warning)
     root = prepare_root(config)
     config = config.model_copy(update={"root": root})
     stop = threading.Event()
@@ -90,7 +94,7 @@ def serve(config: Config) -> int:
                     "ready",
                     ae_title=config.dimse.ae_title,
                     dimse="{}:{}".format(*dimse.getsockname()[:2]),
-                    web="http://{}:{}/".format(*web.getsockname()[:2]),
+                    web="{}://{}:{}/".format(_transport(config).scheme, *web.getsockname()[:2]),
                     root=str(root),
                 )
             supervisor.watch(stop)
@@ -381,7 +385,11 @@ def _write_state(root: Path, config: Config, dimse: socket.socket, web: socket.s
             "host": config.dimse.host,
             "port": dimse.getsockname()[1],
         },
-        "web": {"host": config.web.host, "port": web.getsockname()[1]},
+        "web": {
+            "scheme": _transport(config).scheme,
+            "host": config.web.host,
+            "port": web.getsockname()[1],
+        },
     }
     write_running(root, state)
 
@@ -799,6 +807,7 @@ def _run_web(life: Life) -> None:
             base_url=config.publish.base_url,
             hosts=config.web.hosts,
             cors_origins=config.web.cors_origins,
+            schemes=make_schemes(config),
             wait_seconds=config.web.wait_seconds,
             max_results=config.web.max_results,
             empty_status=config.web.empty_search,
@@ -816,7 +825,73 @@ def _run_web(life: Life) -> None:
         config.root / "state",
     )
     life.ready()
-    web_server.serve(app, life.given, life.stop, drain_seconds=min(5.0, config.drain_seconds))
+    web_server.serve(
+        app,
+        life.given,
+        life.stop,
+        drain_seconds=min(5.0, config.drain_seconds),
+        transport=_transport(config),
+    )
+
+
+def _transport(config: Config) -> web_server.Transport:
+    web = config.web
+    return web_server.Transport(
+        certificate_file=web.certificate_file,
+        key_file=web.key_file,
+        max_connections=web.max_connections,
+        idle_seconds=web.idle_seconds,
+        stall_seconds=web.stall_seconds,
+    )
+
+
+def check_web(config: Config) -> str:
+    """Whether the files that the web server lives by will do; what to warn of, or empty.
+
+    Raises ConfigError with a line for each that will not.
+    """
+    wrong = []
+    try:
+        make_schemes(config)
+    except ConfigError as error:
+        wrong.append(str(error))
+    try:
+        warning = _check_certificate(config)
+    except ConfigError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return warning
+
+
+def _check_certificate(config: Config) -> str:
+    web = config.web
+    if web.certificate_file is None or web.key_file is None:
+        return ""
+    from dicomscp.web.certificate import check_certificate  # noqa: PLC0415 - cryptography takes long to import
+
+    return check_certificate(web.certificate_file, web.key_file, datetime.now(UTC))
+
+
+def make_schemes(config: Config) -> dict[str, Scheme]:
+    """How people say who they are.  Raises ConfigError if what they are known by cannot be used."""
+    schemes: dict[str, Scheme] = {}
+    if config.web.users_file is not None:
+        schemes["basic"] = Users(config.web.users_file)
+    if (tokens := config.web.tokens).keys:
+        from dicomscp.web.tokens import Keys, Rules, Tokens  # noqa: PLC0415 - cryptography takes long to import
+
+        rules = Rules(
+            issuer=tokens.issuer,
+            audience=tokens.audience,
+            algorithms=tokens.algorithms,
+            scope_claim=tokens.scope_claim,
+            read=tokens.read,
+            write=tokens.write,
+            leeway_seconds=tokens.leeway_seconds,
+        )
+        schemes["bearer"] = Tokens(Keys(tokens.keys), rules)
+    return schemes
 
 
 def _run_inbox(life: Life) -> None:

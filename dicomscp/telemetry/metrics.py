@@ -229,6 +229,24 @@ class InboxMetrics(IntakeMetrics):
         self._quarantined.inc()
 
 
+class AccessMetrics:
+    """What the web server counts of who asks."""
+
+    def __init__(self) -> None:
+        self._granted = _counter("granted_accesses", "Credentials found right, by scheme.", "scheme")
+        self._refused = _counter(
+            "refused_accesses", "Credentials found wrong, by scheme; or right ones without a scope.", "kind"
+        )
+
+    def granted(self, scheme: str) -> None:
+        """Credentials were found right; they are not looked at again for a while."""
+        self._granted.labels(scheme).inc()
+
+    def refused(self, kind: str) -> None:
+        """Credentials were found wrong; *kind* is a scheme, or "scope"."""
+        self._refused.labels(kind).inc()
+
+
 class PipelineMetrics:
     """What the pipeline counts, and what it knows of the whole."""
 
