@@ -43,6 +43,7 @@ from dicomscp.web.documents import Documents
 from dicomscp.web.page import Page
 from dicomscp.web.problem import Problem, problem_of, response_of
 from dicomscp.web.search import Search
+from dicomscp.web.store import Store, StoreSettings
 from dicomscp.web.studies import Studies
 
 log = structlog.get_logger()
@@ -54,7 +55,7 @@ _SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Range")
-_CORS_EXPOSED = ("Content-Range", "ETag", "Retry-After", "Warning")
+_CORS_EXPOSED = ("Content-Range", "ETag", "Location", "Retry-After", "Warning")
 _HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(:[0-9]*)?", re.ASCII)
 _SENTENCES = {
     404: "There is nothing at this address.",
@@ -72,7 +73,7 @@ class WebSettings:
     *max_results*, *empty_status*, *local*: of searches (`search.Search`).
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
     *ready*: whether the gateway does its work, and facts about it.  *stopping*: whether it is to end.
-    *metrics*: Prometheus text.
+    *metrics*: Prometheus text.  *store*: how instances are stored; without it they are not.
     """
 
     base_url: str = "/dicomweb"
@@ -90,6 +91,7 @@ class WebSettings:
     ready: Callable[[], tuple[bool, dict[str, Any]]] | None = None
     stopping: Callable[[], bool] = lambda: False
     metrics: Callable[[], bytes] = prometheus_client.generate_latest
+    store: StoreSettings | None = None
 
 
 def create_app(archive: Archive, settings: WebSettings, published: Path, state: Path) -> Starlette:
@@ -112,6 +114,7 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         empty_status=settings.empty_status,
         local=settings.local,
     )
+    store = Store(settings.store, base_url=settings.base_url).routes() if settings.store else []
     page = Page(archive, state, settings.base_url, settings.ae_title, settings.version)
     return Starlette(
         routes=[
@@ -120,20 +123,24 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
             *Changes(archive, settings.stopping).routes(),
             *search.routes(),
             *studies.routes(),
+            *store,
         ],
-        middleware=[Middleware(Guard, hosts=settings.hosts), *_cors(settings.cors_origins)],
+        middleware=[
+            Middleware(Guard, hosts=settings.hosts),
+            *_cors(settings.cors_origins, ("GET", "HEAD", "POST") if store else ("GET", "HEAD")),
+        ],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},
     )
 
 
-def _cors(origins: tuple[str, ...]) -> list[Middleware]:
+def _cors(origins: tuple[str, ...], methods: tuple[str, ...]) -> list[Middleware]:
     if not origins:
         return []
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=("GET", "HEAD"),
+            allow_methods=methods,
             allow_headers=_CORS_HEADERS,
             expose_headers=_CORS_EXPOSED,
         )
