@@ -71,11 +71,17 @@ _DESCRIBED_AT_ONCE = 1  # metadata become objects of ten times their size
 _SENTENCES = 8  # different ones in Warning fields
 _BOUNDARY = "dicomscp-store-instances-response"
 
+
+class LimitError(RefusedError):
+    """A part, or the body, is larger than is taken."""
+
+
 # PS3.18 table I.2-2.  The first family that fits decides.  An instance of another study than the address has
 # is A900: it is not what it was said to be.  B006 would tell of one that is stored.
 _FAILURE_REASON = (
     (TransferSyntaxError, 0xC122),  # Referenced Transfer Syntax not supported
-    (CrowdedError, 0xA700),  # Refused out of resources
+    (LimitError, 0xA700),  # Refused out of resources
+    (CrowdedError, 0xA700),
     (MismatchError, 0xA900),  # Data Set does not match SOP Class
     (RefusedError, 0xC000),  # Cannot understand
     (BusyError, 0xA700),
@@ -109,10 +115,6 @@ class StoreSettings:
     max_part_bytes: int = 16 << 30
     max_parts: int = 100_000
     calling_ae: str = ""
-
-
-class LimitError(RefusedError):
-    """A part, or the body, is larger than is taken."""
 
 
 class Store:
@@ -514,11 +516,11 @@ class Reception:
             part.end()
             self._part = None
             return
+        part.write(event.data)  # first, so that what is too large is known by its UIDs
         self._part_size += len(event.data)
         if self._part_size > self._settings.max_part_bytes:
             limit = self._settings.max_part_bytes
             raise LimitError(f"A part has more than {limit} bytes (web.store.max_part).")
-        part.write(event.data)
 
     def _drop(self) -> None:
         if self._part is not None:

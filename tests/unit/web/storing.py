@@ -17,7 +17,7 @@ BOUNDARY = "a-boundary"
 class StoringArchive:
     """An archive with a journal; *file* does what the pipeline would."""
 
-    def __init__(self, root, disk=None, *, inline_bytes=64 << 10, reserve_bytes=0):
+    def __init__(self, root, disk=None, *, inline_bytes=64 << 10, reserve_bytes=0, max_variants=3):
         self.root, self.disk = root, disk or Disk()
         self.engine = sqlite.open_engine(root / "index.sqlite", read_only=False)
         self.index = Index(self.engine)
@@ -27,7 +27,7 @@ class StoringArchive:
             self.disk,
             relaxed=False,
             reserve_bytes=reserve_bytes,
-            max_variants=3,
+            max_variants=max_variants,
             inline_bytes=inline_bytes,
             segment_bytes=SEGMENT,
         )
@@ -49,7 +49,11 @@ class StoringArchive:
 
     def slots(self):
         """What was received into files of its own, complete or not."""
-        return [path for path in (self.root / "incoming" / self.intake.journal.name).iterdir() if path.stat().st_size]
+        return [
+            path
+            for path in (self.root / "incoming" / self.intake.journal.name).iterdir()
+            if path.stat().st_size
+        ]
 
     def close(self):
         self.archive.close()
