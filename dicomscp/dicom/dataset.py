@@ -53,7 +53,7 @@ _NUMBERS = {
     "FL": "<f", "FD": "<d", "SL": "<l", "SS": "<h", "SV": "<q", "UL": "<L", "US": "<H", "UV": "<Q",
 }  # fmt: skip
 _GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
-_LONGEST_SHORT = 0xFFFE
+_LONGEST_SHORT, _MAX_US = 0xFFFE, 0xFFFF
 _NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
 # Media types whose transfer syntax the header of an image tells, and those that have one alone.
 _IMAGES = frozenset({"image/jpeg", "image/jls", "image/jp2", "image/jpx", "image/jphc"})
@@ -251,7 +251,9 @@ def _described(image: Codestream) -> dict[int, list[Piece]]:
     }
     if image.samples > 1:
         numbers[0x00280006] = 0
-    elements = {tag: _framed(tag, "US", [_number("US", str(number))]) for tag, number in numbers.items()}
+    if max(numbers.values()) > _MAX_US:  # no element can say it
+        return {}
+    elements = {tag: _framed(tag, "US", [struct.pack("<H", number)]) for tag, number in numbers.items()}
     elements[0x00280004] = _framed(0x00280004, "CS", [image.photometric_interpretation.encode()])
     return elements
 
@@ -295,7 +297,7 @@ def _framed(tag: int, vr: str, value: list[Piece]) -> list[Piece]:
 
 def _tag(name: object) -> int:
     if not isinstance(name, str) or not _TAG.fullmatch(name):
-        raise RefusedError("A tag is not eight hexadecimal digits.")
+        raise RefusedError("a tag is not eight hexadecimal digits")
     return int(name, 16)
 
 

@@ -197,11 +197,15 @@ def _read_dataset(node: _Node) -> dict[str, dict[str, Any]]:
 
 def _block(attributes: dict[str, dict[str, Any]], group: str, creator: str) -> str:
     """The block that *creator* reserved in *group*; without one, the first that is free is reserved."""
-    for number in range(0x10, 0x100):
-        reserving = attributes.setdefault(f"{group}00{number:02X}", {"vr": "LO", "Value": [creator]})
-        if reserving.get("Value") == [creator]:
-            return f"{number:02X}"
-    raise RefusedError("A group has no block left for private elements.")
+    blocks = [f"{number:02X}" for number in range(0x10, 0x100)]
+    for block in blocks:
+        if attributes.get(f"{group}00{block}", {}).get("Value") == [creator]:
+            return block
+    free = next((block for block in blocks if f"{group}00{block}" not in attributes), None)
+    if free is None:
+        raise RefusedError("A group has no block left for private elements.")
+    attributes[f"{group}00{free}"] = {"vr": "LO", "Value": [creator]}
+    return free
 
 
 def _read_attribute(node: _Node) -> dict[str, Any]:
