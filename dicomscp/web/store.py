@@ -22,6 +22,7 @@ import asyncio
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -439,8 +440,8 @@ class _Part(Protocol):
     def discard(self) -> None:
         """Keep nothing of it."""
 
-    def named(self) -> tuple[str, str]:
-        """The SOP Class and Instance UID of the instance that it is, empty where they are not known."""
+    def fail(self, error: Exception) -> None:
+        """It is not taken because of *error*: keep nothing of it, and note that."""
 
 
 class Reception:
@@ -469,8 +470,10 @@ class Reception:
         """The body has ended: what became of all that was in it."""
         if not self._door.outcome.malformed and self._take(self._parts.close):
             with self._lock:
-                self._kept.finish()
-                self._door.settle()
+                try:
+                    self._kept.finish()
+                finally:
+                    self._door.settle()
         return self._door.outcome
 
     def close(self) -> None:
@@ -508,8 +511,8 @@ class Reception:
             try:
                 self._of_part(self._part, event)
             except Exception as error:  # noqa: BLE001 - one instance is one unit of work, as one C-STORE is
-                self._door.fail(error, *self._part.named())
-                self._drop()
+                self._part.fail(error)
+                self._part = None
 
     def _of_part(self, part: _Part, event: PartData | PartEnd) -> None:
         if isinstance(event, PartEnd):
@@ -579,8 +582,9 @@ class _Instance:
             self._incoming.discard()
             self._incoming = None
 
-    def named(self) -> tuple[str, str]:
-        return self._uids
+    def fail(self, error: Exception) -> None:
+        self.discard()
+        self._door.fail(error, *self._uids)
 
     def _begin(self) -> None:
         if self._said is None or self._said.media_type not in (DICOM, "application/octet-stream"):
@@ -608,10 +612,12 @@ class _Described:
 
         *address* is what relative URIs are relative to (RFC 2557 section 5).
         """
-        self._door, self._payload, self._address, self._describing = door, payload, address, describing
-        self._aside = _Aside(folder, door.check_space)
-        self._texts: list[bytearray] = []
-        self._bulk: dict[str, list[BulkData]] = {}
+        self.door, self._payload, self._address, self._describing = door, payload, address, describing
+        self.aside = _Aside(folder, door.check_space)
+        self.texts: deque[bytearray] = deque()
+        self.text_bytes = 0
+        self.bulk: dict[str, list[BulkData]] = {}
+        self.lost: dict[str, Exception] = {}
         self._unused: set[str] = set()
 
     def part(self, fields: dict[str, str]) -> _Part:
@@ -620,114 +626,128 @@ class _Described:
         if said is None:
             raise RefusedError("A part has a Content-Type that cannot be read.")
         if said.media_type == self._payload:
-            return _Text(self._texts)
-        uri = urljoin(self._address, fields.get("content-location", ""))
-        syntax = said.parameters.get("transfer-syntax", "")
-        return _Bulk(self._aside, self._bulk.setdefault(uri, []), said.media_type, syntax)
+            return _Text(self)
+        return _Bulk(self, self._absolute(fields.get("content-location", "")), said)
 
     def finish(self) -> None:
         """Make the instances, and pass each to the archive."""
-        self._unused = set(self._bulk)
+        self._unused = {*self.bulk, *self.lost}
         with self._describing:
-            while self._texts:
-                for attributes in self._read(bytes(self._texts.pop(0))):
+            while self.texts:
+                for attributes in self._read(bytes(self.texts.popleft())):
                     self._store(attributes)
-                    if self._door.unsynced_bytes >= BLOCK_BYTES:
-                        self._door.settle()
+                    if self.door.unsynced_bytes >= BLOCK_BYTES:
+                        self.door.settle()
         for uri in self._unused:
-            self._door.fail(RefusedError(f"No metadata name the bulk data {uri[-64:]!r}."))
+            self.door.fail(
+                self.lost.get(uri) or RefusedError(f"No metadata name the bulk data {uri[-64:]!r}.")
+            )
 
     def close(self) -> None:
         """Give back what was needed."""
-        self._aside.close()
+        self.aside.close()
 
     def _read(self, text: bytes) -> Sequence[Attributes]:
         try:
             return read_json(text) if self._payload == DICOM_JSON else [read_native_model(text)]
         except RefusedError as error:
-            self._door.fail(error)
+            self.door.fail(error)
             return ()
 
     def _store(self, attributes: Attributes) -> None:
         uids = ("", "")
         try:
-            made = composed(attributes, self._find, self._aside.read)
+            made = composed(attributes, self._find, self.aside.read)
             uids = made.sop_class_uid, made.sop_uid
             self._pass_on(made)
         except Exception as error:  # noqa: BLE001 - one instance is one unit of work, as one C-STORE is
-            self._door.fail(error, *(uids if all(uids) else _uids_of(attributes)))
+            self.door.fail(error, *(uids if all(uids) else _uids_of(attributes)))
+
+    def _absolute(self, uri: str) -> str:
+        try:
+            return urljoin(self._address, uri)
+        except ValueError as error:
+            raise RefusedError("A URI of bulk data is none.") from error
 
     def _find(self, uri: str) -> list[BulkData]:
-        absolute = urljoin(self._address, uri)
+        absolute = self._absolute(uri)
         self._unused.discard(absolute)
-        return self._bulk.get(absolute, [])
+        if absolute in self.lost:
+            raise self.lost[absolute]
+        return self.bulk.get(absolute, [])
 
     def _pass_on(self, made: Composed) -> None:
-        incoming = self._door.receive(made.sop_class_uid, made.sop_uid, made.transfer_syntax_uid)
+        incoming = self.door.receive(made.sop_class_uid, made.sop_uid, made.transfer_syntax_uid)
         size = 0
         try:
             for piece in made.pieces:
-                for data in self._aside.blocks(piece) if isinstance(piece, Elsewhere) else (piece,):
+                for data in self.aside.blocks(piece) if isinstance(piece, Elsewhere) else (piece,):
                     incoming.write(data)
                     size += len(data)
         except BaseException:
             incoming.discard()
             raise
-        self._door.admit(incoming, size)
+        self.door.admit(incoming, size)
 
 
 def _uids_of(attributes: Attributes) -> tuple[str, str]:
     """SOP Class and Instance UID, where they are told as they should be."""
-    found = [(attributes.get(tag, {}).get("Value") or [""])[0] for tag in ("00080016", "00080018")]
-    sop_class_uid, sop_uid = (uid if isinstance(uid, str) else "" for uid in found)
-    return sop_class_uid, sop_uid
+    found = []
+    for tag in ("00080016", "00080018"):
+        attribute = attributes.get(tag)
+        values = attribute.get("Value") if isinstance(attribute, dict) else None
+        uid = values[0] if isinstance(values, list) and values else ""
+        found.append(uid if isinstance(uid, str) else "")
+    return found[0], found[1]
 
 
 class _Text:
     """One part that is metadata, held in memory."""
 
-    def __init__(self, texts: list[bytearray]) -> None:
-        self._texts, self._text = texts, bytearray()
+    def __init__(self, described: "_Described") -> None:
+        self._described, self._text = described, bytearray()
 
     def write(self, data: memoryview) -> None:
-        if sum(map(len, self._texts)) + len(self._text) + len(data) > _METADATA_BYTES:
+        self._described.text_bytes += len(data)
+        if self._described.text_bytes > _METADATA_BYTES:
             raise LimitError(
                 f"The metadata of a request have more than {_METADATA_BYTES} bytes. Send several."
             )
         self._text += data
 
     def end(self) -> None:
-        self._texts.append(self._text)
+        self._described.texts.append(self._text)
 
     def discard(self) -> None:
         self._text = bytearray()
 
-    def named(self) -> tuple[str, str]:
-        return "", ""
+    def fail(self, error: Exception) -> None:
+        self.discard()
+        self._described.door.fail(error)
 
 
 class _Bulk:
     """One part that is bulk data, put aside until its instance is made."""
 
-    def __init__(
-        self, aside: "_Aside", among: list[BulkData], media_type: str, transfer_syntax_uid: str
-    ) -> None:
-        self._aside, self._among = aside, among
-        self._media_type, self._transfer_syntax_uid = media_type, transfer_syntax_uid
-        self._start = aside.size
+    def __init__(self, described: "_Described", uri: str, said: ContentType) -> None:
+        self._described, self._uri, self._said = described, uri, said
+        self._start = described.aside.size
 
     def write(self, data: memoryview) -> None:
-        self._aside.write(data)
+        self._described.aside.write(data)
 
     def end(self) -> None:
-        where = Elsewhere(self._start, self._aside.size - self._start)
-        self._among.append(BulkData(self._media_type, self._transfer_syntax_uid, where))
+        where = Elsewhere(self._start, self._described.aside.size - self._start)
+        syntax = self._said.parameters.get("transfer-syntax", "")
+        part = BulkData(self._said.media_type, syntax, where)
+        self._described.bulk.setdefault(self._uri, []).append(part)
 
     def discard(self) -> None:
-        self._aside.size = self._start
+        self._described.aside.size = self._start
 
-    def named(self) -> tuple[str, str]:
-        return "", ""
+    def fail(self, error: Exception) -> None:
+        self.discard()
+        self._described.lost[self._uri] = error  # the instance that it belongs to fails of it
 
 
 class _Aside:

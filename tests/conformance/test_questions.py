@@ -19,7 +19,7 @@ from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 from tests.conformance import questions
 from tests.conformance.questions import NO_OPTIONS, QUESTIONS, Options, Question, names_of
 from tests.gateway import Gateway
-from tests.peers import DCMTK, dcmjs_dimse, require
+from tests.peers import DCMTK, npm_package, require
 from tests.processes import wait_until
 
 STUDY_ROOT = "1.2.840.10008.5.1.4.1.2.2.1"
@@ -124,7 +124,7 @@ def dcmjs(gateway: Gateway, asked: list[Question]) -> list[set[str]]:
     sent = [{"level": one.level, "elements": {UNIQUE[one.level]: "", **elements(one)}} for one in asked]
     script = Path(__file__).with_name("findscu.js")
     run = subprocess.run(
-        [require("node", "nodejs"), script, dcmjs_dimse(), str(gateway.port), gateway.ae_title],
+        [require("node", "nodejs"), script, npm_package("dcmjs-dimse"), str(gateway.port), gateway.ae_title],
         input=json.dumps(sent).encode(), capture_output=True, timeout=120, check=True,
     )  # fmt: skip
     answers = json.loads(run.stdout)

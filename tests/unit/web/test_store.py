@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import socket
 import struct
@@ -11,11 +12,14 @@ from contextlib import closing
 import httpx
 import pydicom
 import pytest
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite
 
+from dicomscp.dicom.dataset import read_json
 from dicomscp.dicom.part10 import Origin, read_file_meta
+from dicomscp.dicom.xmlmodel import native_model
 from dicomscp.disk import Disk
 from dicomscp.errors import RefusedError
 from dicomscp.web.app import WebSettings, create_app
@@ -28,6 +32,7 @@ from tests.unit.web.storing import BOUNDARY, StoringArchive, multipart, said
 
 CT = (SOURCES / "CT_small.dcm").read_bytes()
 MR = (SOURCES / "MR_small.dcm").read_bytes()
+SOP_INSTANCE = "00080018"
 RETRIEVE_URL, FAILED, REFERENCED, OTHERS = "00081190", "00081198", "00081199", "0008119A"
 FAILURE_REASON, SOP_CLASS_UID, SOP_UID = "00081197", "00081150", "00081155"
 # Of these pydicom reads what is there, and some of it is not.
@@ -44,7 +49,7 @@ class FailingDisk(Disk):
     """A disk whose next syncs, or writes, fail when told to."""
 
     def __init__(self):
-        self.syncs, self.fail_syncs, self.free = [], False, 1 << 40
+        self.syncs, self.fail_syncs, self.free, self.looked = [], False, 1 << 40, 0
 
     def sync(self, descriptor):
         self.syncs.append(descriptor)
@@ -53,6 +58,7 @@ class FailingDisk(Disk):
         super().sync(descriptor)
 
     def free_bytes(self, path):
+        self.looked += 1
         return self.free
 
 
@@ -607,3 +613,164 @@ def test_it_is_counted_as_other_intakes_are(storing):
     }
     assert counted["dicomscp_received_instances_total", "UPLOADS"] == 1
     assert counted["dicomscp_refused_instances_total", "refused"] == 1
+
+
+# Metadata and bulk data
+
+
+def metadata(number, **more):
+    """The metadata of an instance."""
+    values = {"00080016": "1.2.840.10008.5.1.4.1.1.7", "00080018": f"1.2.1.{number}"}
+    values |= {"0020000D": "1.2", "0020000E": "1.2.1"}
+    return {tag: {"vr": "UI", "Value": [uid]} for tag, uid in values.items()} | more
+
+
+def pixels(uri):
+    return {"7FE00010": {"vr": "OW", "BulkDataURI": uri}}
+
+
+def bulk_head(uri, content_type="application/octet-stream"):
+    return f"Content-Type: {content_type}\r\nContent-Location: {uri}\r\n"
+
+
+def with_metadata(objects, *bulk, kind="json"):
+    """A body of metadata, and of parts of bulk data: heads and contents."""
+    if kind == "json":
+        texts = [json.dumps(objects).encode()]
+    else:
+        texts = [native_model(read_json(json.dumps(one).encode())[0]).document for one in objects]
+    head = f"Content-Type: application/dicom+{kind}\r\n"
+    return multipart(
+        [*texts, *(data for _, data in bulk)], heads=[head] * len(texts) + [head for head, _ in bulk]
+    )
+
+
+def stored_dataset(storing, item):
+    data = storing.dataset_of(item)
+    return pydicom.filereader.read_dataset(DicomBytesIO(data), is_implicit_VR=False, is_little_endian=True)
+
+
+@pytest.mark.parametrize("kind", ["json", "xml"])
+def test_metadata_and_bulk_data_become_instances(storing, kind):
+    """Section 10.5.1.4; a BulkDataURI names the part with that Content-Location, relative or not."""
+    storing.start()
+    frame = next(generate_frames(pydicom.dcmread(SOURCES / "JPEG2000.dcm").PixelData, number_of_frames=1))
+    name = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Müller"}]}}
+    large = os.urandom(3 * BLOCK_BYTES + 1)
+    body = with_metadata(
+        [
+            metadata(1, **pixels("bulk/1"), **name),
+            metadata(2, **pixels(f"http://127.0.0.1:{storing.port}/dicomweb/bulk/2")),
+            metadata(3),
+        ],
+        (bulk_head("bulk/2", "image/jp2"), frame),
+        (bulk_head("bulk/1"), large),
+        kind=kind,
+    )
+    answer = storing.post(body, said(f"application/dicom+{kind}"))
+    assert answer.status_code == 200
+    storing.archive.file()
+    first, second, third = (stored_dataset(storing, item) for item in items(answer, REFERENCED))
+    assert (first.PatientName, first.PixelData) == ("Müller", large + b"\0")
+    assert next(generate_frames(second.PixelData, number_of_frames=1)).rstrip(b"\0") == frame.rstrip(b"\0")
+    assert second.Rows == 1024  # as the image says
+    assert "PixelData" not in third
+
+
+@pytest.mark.parametrize("kind", ["json", "xml"])
+def test_metadata_without_bulk_data_may_be_the_whole_body(storing, kind):
+    storing.start()
+    body = json.dumps([metadata(1)]).encode() if kind == "json" else native_model(metadata(1)).document
+    answer = storing.post(body, {"content-type": f"application/dicom+{kind}"})
+    assert (answer.status_code, len(items(answer, REFERENCED))) == (200, 1)
+
+
+def test_what_is_retrieved_as_metadata_and_bulk_data_can_be_stored(storing):
+    storing.start()
+    storing.post(multipart([CT]))
+    storing.archive.file()
+    (answer,) = storing.client.get("/dicomweb/instances").json()
+    address = answer[RETRIEVE_URL]["Value"][0]
+    (attributes,) = storing.client.get(f"{address}/metadata").json()
+    uris = [one["BulkDataURI"] for one in attributes.values() if "BulkDataURI" in one]
+    octets = {"accept": "application/octet-stream"}
+    bulk = [(bulk_head(uri), storing.client.get(uri, headers=octets).content) for uri in uris]
+    attributes[SOP_INSTANCE]["Value"] = ["1.2.3"]
+    answer = storing.post(with_metadata([attributes], *bulk), said("application/dicom+json"))
+    assert answer.status_code == 200
+    storing.archive.file()
+    sent, found = (
+        pydicom.dcmread(SOURCES / "CT_small.dcm"),
+        stored_dataset(storing, items(answer, REFERENCED)[0]),
+    )
+    assert (found.SOPInstanceUID, found.PixelData) == ("1.2.3", sent.PixelData)
+    assert found.PatientName == sent.PatientName
+    assert found.ImagePositionPatient == sent.ImagePositionPatient
+
+
+def test_metadata_that_fail_are_named_and_the_others_are_stored(storing):
+    storing.start()
+    body = with_metadata(
+        [
+            metadata(1, **pixels("missing")),
+            metadata(2),
+            metadata(3, **{"00280010": {"vr": "US", "Value": [70000]}}),
+            metadata(4, **pixels("gif")),
+            {"00080018": {"vr": "UI", "Value": ["1.2.1.5"]}},
+        ],
+        (bulk_head("gif", "image/gif"), b"GIF89a"),
+        (bulk_head("nobody's"), b"bytes"),
+    )
+    answer = storing.post(body, said("application/dicom+json"))
+    assert answer.status_code == 202
+    assert [item[SOP_UID]["Value"] for item in items(answer, REFERENCED)] == [["1.2.1.2"]]
+    failed = {item[SOP_UID]["Value"][0]: item[FAILURE_REASON]["Value"][0] for item in items(answer, FAILED)}
+    assert failed == {"1.2.1.1": 0xC000, "1.2.1.3": 0xC000, "1.2.1.4": 0xC122}
+    assert reasons(answer, OTHERS) == [0xC000, 0xC000]  # no SOP Class; bulk data that nothing names
+    assert any("(7FE0%2C0010)" in one for one in answer.headers.get_list("warning"))
+
+
+@pytest.mark.parametrize("body", [b"[", b"[]", b"{}", b"null", b"[[]]"])
+def test_what_is_no_metadata_fails(storing, body):
+    storing.start()
+    answer = storing.post(body, {"content-type": "application/dicom+json"})
+    assert answer.status_code == (400 if body == b"[]" else 409)
+    if body != b"[]":
+        assert reasons(answer, OTHERS) == [0xC000]
+
+
+def test_a_study_of_the_address_holds_for_metadata_too(storing):
+    storing.start()
+    answer = storing.post(with_metadata([metadata(1)]), said("application/dicom+json"), study_uid="1.3")
+    assert (answer.status_code, reasons(answer)) == (409, [0xA900])
+
+
+def test_metadata_are_bounded(storing):
+    storing.start()
+    text = b'[{"00104000":{"vr":"LT","Value":["' + b"x" * (33 << 20) + b'"]}}]'
+    answer = storing.post(text, {"content-type": "application/dicom+json"})
+    assert (answer.status_code, reasons(answer, OTHERS)) == (413, [0xA700])
+
+
+def test_bulk_data_do_not_fill_the_reserve(storing):
+    storing.start(reserve_bytes=1 << 30)
+    body = with_metadata([metadata(1, **pixels("p"))], (bulk_head("p"), bytes(4 << 20)))
+    with closing(storing.begin(body[:1000], len(body), said("application/dicom+json"))) as connection:
+        wait_until(lambda: storing.disk.looked > 0, 10, "the first look at the disk")
+        storing.disk.free = 1 << 20
+        storing.archive.intake._looked = -1.0
+        connection.sendall(body[1000:])
+        answer = connection.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 503 "), answer
+
+
+def test_memory_does_not_grow_with_bulk_data(storing):
+    storing.start()
+    size, block = 96 << 20, bytes(1 << 20)
+    head, tail = with_metadata([metadata(1, **pixels("p"))], (bulk_head("p"), b"HERE")).split(b"HERE")
+    storing.post(multipart([instance(2)]))
+    reset_peak_rss(os.getpid())
+    before = peak_rss_bytes(os.getpid())
+    body = itertools.chain((head,), (block for _ in range(size >> 20)), (tail,))
+    assert storing.post(body, said("application/dicom+json")).status_code == 200
+    assert peak_rss_bytes(os.getpid()) - before < 24 << 20
