@@ -5,11 +5,13 @@ What is written is read again, equal, however it is cut; hostile bytes raise Ref
 
 import json
 import re
+from contextlib import suppress
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dicomscp.dicom.dataset import composed, read_json
+from dicomscp.dicom.codestream import read_codestream
+from dicomscp.dicom.dataset import BulkData, Elsewhere, composed, read_json
 from dicomscp.dicom.identity import read_identity
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.multipart import PartData, PartEnd, PartHead, PartReader
@@ -131,3 +133,55 @@ def test_metadata_written_are_read_again(said, as_xml):
     found = json.loads(b"{" + header.body + b"}")
     found = {tag: value for tag, value in found.items() if tag not in ("00080005", "00083002")}
     assert found == dict(sorted(said.items()))
+
+
+hostile = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["vr", "Value", "InlineBinary", "BulkDataURI", "Alphabetic"]), inner),
+        st.dictionaries(st.sampled_from(["00100010", "00400555", "7FE00010", "00080018", "x"]), inner),
+        st.fixed_dictionaries({"vr": st.sampled_from(["SQ", "PN", "US", "OB", "LO", "AT"]), "Value": inner}),
+    ),
+    max_leaves=12,
+)
+
+
+@fuzz
+@given(st.one_of(hostile.map(json.dumps).map(str.encode), st.binary(max_size=100)), st.binary(max_size=200))
+def test_any_metadata_are_a_dataset_or_refused(text, data):
+    parts = [BulkData("image/jpeg", "", Elsewhere(0, len(data)))]
+    with suppress(RefusedError):
+        for one in read_json(text):
+            composed(one, lambda _: parts, lambda where: data[where.start : where.start + where.size])
+
+
+MARKUP = """<NativeDicomModel>|</NativeDicomModel>|<DicomAttribute tag="00400555" vr="SQ">|</DicomAttribute>
+|<DicomAttribute tag="00090001" vr="LO" privateCreator="A">|<Item number="1">|</Item>|<Value number="1">|</Value>
+|text|<PersonName number="1">|</PersonName>|<Alphabetic>|</Alphabetic>|<FamilyName>|</FamilyName>|<BulkData uri="u"/>
+|&lt;|<!--""".replace("\n", "").split("|")
+
+
+@fuzz
+@given(st.lists(st.sampled_from(MARKUP), max_size=12))
+def test_any_xml_is_a_model_or_refused(pieces):
+    with suppress(RefusedError):
+        found = read_native_model("".join(["<NativeDicomModel>", *pieces, "</NativeDicomModel>"]).encode())
+        composed(found, lambda _: (), lambda _: b"")
+
+
+@fuzz
+@given(
+    st.sampled_from([b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"]),
+    st.one_of(
+        st.binary(max_size=120),
+        st.lists(
+            st.sampled_from(
+                [b"\xff\xc0", b"\xff\xda", b"\xff\xc3", b"\0\x0b", b"\1", b"\0", b"jp2c", b"\xff\x52"]
+            )
+        ).map(b"".join),
+    ),
+)
+def test_any_image_header_is_read_or_refused(begins, data):
+    with suppress(RefusedError):
+        read_codestream(begins + data)

@@ -17,11 +17,12 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite
 
+from dicomscp.archive.archive import Claim, Source
 from dicomscp.dicom.dataset import read_json
-from dicomscp.dicom.part10 import Origin, read_file_meta
+from dicomscp.dicom.part10 import Origin, Receipt, file_meta, read_file_meta
 from dicomscp.dicom.xmlmodel import native_model
 from dicomscp.disk import Disk
-from dicomscp.errors import RefusedError
+from dicomscp.errors import BusyError, RefusedError
 from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.server import bind, serve
 from dicomscp.web.store import BLOCK_BYTES
@@ -49,13 +50,18 @@ class FailingDisk(Disk):
     """A disk whose next syncs, or writes, fail when told to."""
 
     def __init__(self):
-        self.syncs, self.fail_syncs, self.free, self.looked = [], False, 1 << 40, 0
+        self.syncs, self.fail_syncs, self.crash, self.free, self.looked = [], False, False, 1 << 40, 0
 
     def sync(self, descriptor):
         self.syncs.append(descriptor)
         if self.fail_syncs:
             raise OSError(errno.EIO, "Input/output error")
         super().sync(descriptor)
+
+    def open_direct(self, path):
+        if self.crash:
+            raise ValueError("a defect")
+        return super().open_direct(path)
 
     def free_bytes(self, path):
         self.looked += 1
@@ -774,3 +780,72 @@ def test_memory_does_not_grow_with_bulk_data(storing):
     body = itertools.chain((head,), (block for _ in range(size >> 20)), (tail,))
     assert storing.post(body, said("application/dicom+json")).status_code == 200
     assert peak_rss_bytes(os.getpid()) - before < 24 << 20
+
+
+# What only several threads, or an end, show
+
+
+def test_what_fails_to_be_synced_is_told_to_who_admitted_it(storing):
+    """Two requests store at once, and the sync of one fails: neither may be told that it is stored."""
+    storing.start()
+    archive, told = storing.archive.archive, []
+
+    def admit(number):
+        dataset = dataset_of(instance(number))
+        claim = Claim("1.2.840.10008.5.1.4.1.1.2", f"1.2.1.{number}", "1.2.840.10008.1.2.1")
+        incoming = archive.receive(claim, Source(Origin.STOW_RS, "", ""))
+        incoming.write(dataset)
+        archive.admit(incoming, sync=False)
+
+    def other():
+        admit(2)
+        with pytest.raises(BusyError):
+            archive.sync()
+        told.append(2)
+
+    admit(1)
+    storing.disk.fail_syncs = True
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join(10)
+    storing.disk.fail_syncs = False
+    assert told == [2]
+    with pytest.raises(BusyError):
+        archive.sync()
+
+
+def test_a_gateway_that_ends_keeps_nothing_of_what_was_begun(storing):
+    storing.start(inline_bytes=0)
+    body = multipart([instance(1, size=8 << 20)])
+    with closing(storing.begin(body[: 4 << 20], len(body))):
+        wait_until(storing.archive.slots, 10, "the upload to be under way")
+        storing.stop.set()
+        storing.thread.join(10)
+        assert not storing.thread.is_alive()
+    assert not storing.archive.slots()
+
+
+def test_a_receipt_that_is_not_ours_is_nobodys(storing):
+    """A file may say that it was ours, with a character set that we never wrote."""
+    storing.start()
+    claim, digest = ("1.2.840.10008.5.1.4.1.1.2", "1.2.1.1", "1.2.840.10008.1.2.1"), bytes(32)
+    meta = file_meta(*claim, Receipt(0, Origin.STOW_RS, "A", "B", digest, "ISO_IR 100"))
+    forged = meta.replace(b"ISO_IR 100", b"ISO_IR\xff100") + dataset_of(instance(1))
+    assert storing.post(multipart([forged])).status_code == 200
+    ours = meta + dataset_of(instance(1))
+    assert storing.post(multipart([ours])).status_code == 200
+    storing.archive.file()
+    (path,) = (storing.root / "instances").rglob("*.dcm")
+    assert read_file_meta(path.read_bytes()).receipt.default_charset == ""
+
+
+def test_a_defect_of_ours_fails_one_instance_and_is_logged(storing, capsys):
+    """Whatever escapes: the instance is a processing failure (0110), the others are stored."""
+    storing.start()
+    storing.disk.crash = True  # an error that no disk has
+    answer = storing.post(multipart([instance(1, size=2 << 20)]))
+    storing.disk.crash = False
+    assert (answer.status_code, reasons(answer)) == (409, [0x0110])
+    assert "a defect" not in answer.headers["warning"]
+    assert "instance_failed" in capsys.readouterr().out
+    assert storing.post(multipart([instance(1, size=2 << 20)])).status_code == 200
