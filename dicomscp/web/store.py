@@ -155,7 +155,7 @@ class Store:
                 outcome = await self._blocking(reception.finish)
             finally:
                 reception.close()
-        return self._answer(request, offer, outcome)
+            return await self._blocking(self._answer, request, offer, outcome)
 
     def _payload(self, request: Request) -> "tuple[str, PartReader | WholeBody]":
         """What the body has in it, and what reads its parts.  Raises Problem 400, 413 or 415."""

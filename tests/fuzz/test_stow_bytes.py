@@ -156,10 +156,10 @@ def test_any_metadata_are_a_dataset_or_refused(text, data):
             composed(one, lambda _: parts, lambda where: data[where.start : where.start + where.size])
 
 
-MARKUP = """<NativeDicomModel>|</NativeDicomModel>|<DicomAttribute tag="00400555" vr="SQ">|</DicomAttribute>
-|<DicomAttribute tag="00090001" vr="LO" privateCreator="A">|<Item number="1">|</Item>|<Value number="1">|</Value>
-|text|<PersonName number="1">|</PersonName>|<Alphabetic>|</Alphabetic>|<FamilyName>|</FamilyName>|<BulkData uri="u"/>
-|&lt;|<!--""".replace("\n", "").split("|")
+MARKUP = """<NativeDicomModel>|</NativeDicomModel>|<DicomAttribute tag="00400555" vr="SQ">
+|<DicomAttribute tag="00090001" vr="LO" privateCreator="A">|</DicomAttribute>|<Item number="1">|</Item>
+|<Value number="1">|</Value>|text|<PersonName number="1">|</PersonName>|<Alphabetic>|</Alphabetic>
+|<FamilyName>|</FamilyName>|<BulkData uri="u"/>|&lt;|<!--""".replace("\n", "").split("|")
 
 
 @fuzz

@@ -105,10 +105,13 @@ class Storing:
         return self.client.post(address, content=body, headers={**(fields or said()), **more})
 
     def begin(self, body, length, fields=None):
-        """A connection on which *body* was sent of *length* bytes that are promised."""
+        """A connection on which *body* was sent, of *length* bytes that are promised."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
-        lines = [f"{name}: {value}" for name, value in {**(fields or said()), "host": "localhost"}.items()]
-        head = "\r\n".join(["POST /dicomweb/studies HTTP/1.1", *lines, f"content-length: {length}", "", ""])
+        fields = {**(fields or said()), "host": "localhost"}
+        if length is not None:
+            fields["content-length"] = length
+        lines = [f"{name}: {value}" for name, value in fields.items()]
+        head = "\r\n".join(["POST /dicomweb/studies HTTP/1.1", *lines, "", ""])
         connection.sendall(head.encode() + body)
         return connection
 
@@ -501,6 +504,24 @@ def test_an_upload_that_is_broken_off_leaves_nothing_of_a_part_begun(storing):
     (held,) = (storing.root / "instances").rglob("*.dcm")
     assert dataset_of(held.read_bytes()) == dataset_of(first)  # it was whole: sent again it is the same
     assert storing.post(body).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_one_instance_is_whole_or_nothing(storing, chunked, capsys):
+    """Cut between two elements it still looks like one: the connection's end is not the body's."""
+    storing.start()
+    file = instance(1)
+    cut = file[: file.index(b"\xe0\x7f\x10\x00")]
+    fields = {"content-type": "application/dicom"}
+    if chunked:
+        fields["transfer-encoding"] = "chunked"
+        connection = storing.begin(b"%x\r\n%b\r\n" % (len(cut), cut), None, fields)
+    else:
+        connection = storing.begin(cut, len(file), fields)
+    connection.close()
+    wait_until(lambda: "store_cut_short" in capsys.readouterr().out, 10, "the request to have ended")
+    storing.archive.file()
+    assert list((storing.root / "instances").rglob("*.dcm")) == []
 
 
 def test_more_requests_than_may_be_wait_and_then_are_told_to_come_again(storing):
