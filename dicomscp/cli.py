@@ -280,6 +280,8 @@ def status(settings: Config, as_json: bool) -> None:
             click.echo(f"{name:<28}{value}")
         if report["set_aside"]:
             click.echo("A study set aside is tried again when something of it arrives, or by 'rebuild'.")
+        if report.get("extra_keys_not_askable"):
+            click.echo("Those extra keys are not known of what was held before them: 'rebuild --index'.")
 
 
 @cli.command(epilog="Example: dicomscp verify && echo all is as it was received")
@@ -470,16 +472,13 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         yield name, str(len(value))
         for one in value:
-            yield (
-                "",
-                ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in one.items())
-                if isinstance(one, dict)
-                else str(one),
-            )
+            told = _flat(one) if isinstance(one, dict) else [("", str(one))]
+            yield "", ", ".join(f"{key} {text}".strip() for key, text in told)
     elif name.endswith("bytes") and isinstance(value, int):
         yield "held in all" if name == "held bytes" else name.removesuffix(" bytes"), _size(value)
     else:
-        yield name, {"None": "-", "True": "yes", "False": "no"}.get(str(value), str(value))
+        text = "".join(character if character.isprintable() else "�" for character in str(value))
+        yield name, {"None": "-", "True": "yes", "False": "no"}.get(text, text)
 
 
 def _size(count: float) -> str:

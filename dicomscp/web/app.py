@@ -1,6 +1,7 @@
 """The web application: who may ask, what is there, and how failures are told.
 
     /            studies, for people             /dicomweb/...  studies, for programs
+    /status      how the gateway stands
     /changes     which were published since, for systems that follow
     /healthz     this process answers            /metrics       Prometheus
     /readyz      the gateway does its work
@@ -13,7 +14,7 @@ told without internals.  Logs hold the path, never the query: people search by p
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -73,7 +74,9 @@ class WebSettings:
     *max_results*, *empty_status*, *local*: of searches (`search.Search`).
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
     *ready*: whether the gateway does its work, and facts about it.  *stopping*: whether it is to end.
-    *metrics*: Prometheus text.  *store*: how instances are stored; without it they are not.
+    *metrics*: Prometheus text.  *status*: how the gateway stands, as `dicomscp status --json` says it; {} is
+    not told.  *viewer_url*: where the study of a UID can be viewed, None if nowhere.  *store*: how instances
+    are stored; without it they are not.
     """
 
     base_url: str = "/dicomweb"
@@ -92,6 +95,8 @@ class WebSettings:
     stopping: Callable[[], bool] = lambda: False
     metrics: Callable[[], bytes] = prometheus_client.generate_latest
     store: StoreSettings | None = None
+    status: Callable[[], Mapping[str, Any]] = dict
+    viewer_url: Callable[[str], str | None] = lambda _: None
 
 
 def create_app(archive: Archive, settings: WebSettings, published: Path, state: Path) -> Starlette:
@@ -115,10 +120,18 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         local=settings.local,
     )
     store = Store(settings.store, base_url=settings.base_url).routes() if settings.store else []
-    page = Page(archive, state, settings.base_url, settings.ae_title, settings.version)
+    page = Page(
+        archive,
+        state,
+        settings.base_url,
+        ae_title=settings.ae_title,
+        version=settings.version,
+        status=settings.status,
+        viewer_url=settings.viewer_url,
+    )
     return Starlette(
         routes=[
-            Route("/", page.show, methods=["GET"]),
+            *page.routes(),
             *_probes(settings),
             *Changes(archive, settings.stopping).routes(),
             *search.routes(),

@@ -402,13 +402,14 @@ class _Door:
 
     def fail(self, error: Exception, sop_class_uid: str = "", sop_uid: str = "") -> None:
         """Note that an instance was not stored because of *error*."""
+        reason = str(error) if isinstance(error, DicomscpError) else _UNFORESEEN_SENTENCE
         if not isinstance(error, DicomscpError):
             log.error("instance_failed", sop_uid=sop_uid, exc_info=error)
         failure = self.outcome.fail(error, sop_class_uid, sop_uid)
-        self._settings.metrics.refused(_KINDS.get(failure.reason, "refused"))
-        log.warning(
-            "instance_refused", sop_uid=failure.sop_uid, status=f"{failure.reason:04X}", reason=str(error)
-        )
+        kind = _KINDS.get(failure.reason, "refused")
+        self._settings.metrics.refused(kind, reason, calling_ae=self._settings.calling_ae)
+        status = f"{failure.reason:04X}"
+        log.warning("instance_refused", sop_uid=failure.sop_uid, status=status, reason=reason)
 
     def settle(self) -> None:
         """Make durable what this thread has admitted: then it is stored."""

@@ -177,7 +177,7 @@ def test_a_report_is_lines_for_people():
         "serve": None,
         "disk_free_bytes": 3 << 30,
         "held": {"studies": 1, "series": 0, "bytes": 10},
-        "set_aside": [{"study": "1.2", "attempts": 3}],
+        "set_aside": [{"study": "1.2", "attempts": 3, "bytes": 2048, "last_at": None, "file": "a\x1b[2J"}],
     }
 
     assert list(cli._flat(report)) == [
@@ -188,7 +188,7 @@ def test_a_report_is_lines_for_people():
         ("held series", "0"),
         ("held in all", "10 bytes"),
         ("set aside", "1"),
-        ("", "study 1.2, attempts 3"),
+        ("", "study 1.2, attempts 3, bytes 2.0 KiB, last at -, file a�[2J"),
     ]
 
 
