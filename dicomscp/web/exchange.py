@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import quote, urlsplit
 
 from starlette.requests import Request
 
@@ -57,6 +58,18 @@ def uids_of(request: Request) -> dict[str, str]:
             sentence = "is at most 64 printable ASCII characters without slash or backslash."
             raise Problem(400, f"The {_UID_NAMES[name]} Instance UID in the address {sentence}")
     return found
+
+
+def service_url(request: Request, base_url: str) -> str:
+    """The base URL of the service, as whoever asks sees it."""
+    if urlsplit(base_url).netloc:
+        return base_url
+    return f"{request.url.scheme}://{request.url.netloc}{base_url}"
+
+
+def header_text(text: str) -> str:
+    """*text*, which may quote what was sent, as a header field can hold it."""
+    return quote(text, safe=" !#$&'()*+./:;=?@_-[]~")
 
 
 def is_known(request: Request, etag: str) -> bool:

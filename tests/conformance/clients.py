@@ -27,7 +27,7 @@ from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
 from tests.conformance.questions import MODELS, UNIQUE, Options, Question, Search
 from tests.gateway import Gateway
-from tests.peers import DCMTK, dcmjs_dimse, require
+from tests.peers import DCMTK, npm_package, require
 from tests.unit.dicom import nativemodel
 
 UNASKED = {"InstanceAvailability", "RetrieveAETitle"}  # no request has them (PS3.4 C.4.1.1.3.2)
@@ -196,7 +196,7 @@ def dcmjs(gateway: Gateway, questions: Sequence[Question]) -> Iterator[Answer]:
     ]
     script = Path(__file__).with_name("findscu.js")
     run = subprocess.run(
-        [require("node", "nodejs"), script, dcmjs_dimse(), str(gateway.port), gateway.ae_title],
+        [require("node", "nodejs"), script, npm_package("dcmjs-dimse"), str(gateway.port), gateway.ae_title],
         input=json.dumps(sent).encode(), capture_output=True, timeout=120, check=True,
     )  # fmt: skip
     for answer in json.loads(run.stdout):

@@ -1,5 +1,7 @@
 """docs/conformance.md says what the code does."""
 
+import re
+
 import pytest
 
 from dicomscp import config
@@ -27,3 +29,12 @@ def test_it_names_every_parameter_and_bound(document):
 
 def test_it_says_what_is_not_there(document):
     assert "Modality Worklist and Modality Performed Procedure Step are not part of this project" in document
+
+
+def test_the_tests_that_it_names_are_there(document):
+    root = statement.DOCUMENT.parents[1]
+    written = "".join(path.read_text(encoding="utf-8") for path in (root / "tests").glob("*/**/test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", document))
+    assert named
+    assert [name for name in sorted(named) if f"def {name}(" not in written] == []
+    assert [path for path in re.findall(r"`(tests/[\w/.]+)`", document) if not (root / path).exists()] == []
