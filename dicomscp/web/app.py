@@ -63,6 +63,7 @@ _SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 _CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Range")
+_CORS_METHODS = ("GET", "HEAD", "POST")
 _CORS_EXPOSED = ("Content-Range", "ETag", "Location", "Retry-After", "Warning")
 _HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(:[0-9]*)?", re.ASCII)
 _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
@@ -154,21 +155,21 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         ],
         middleware=[
             Middleware(Guard, hosts=settings.hosts, origins=settings.cors_origins),
-            *_cors(settings.cors_origins, ("GET", "HEAD", "POST") if store else ("GET", "HEAD")),
+            *_cors(settings.cors_origins),
             *_access(settings),
         ],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},
     )
 
 
-def _cors(origins: tuple[str, ...], methods: tuple[str, ...]) -> list[Middleware]:
+def _cors(origins: tuple[str, ...]) -> list[Middleware]:
     if not origins:
         return []
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=methods,
+            allow_methods=_CORS_METHODS,
             allow_headers=_CORS_HEADERS,
             # A page that is listed may use the password that its reader has given the browser for us.
             allow_credentials="*" not in origins,
