@@ -49,6 +49,7 @@ from dicomscp.telemetry import log as telemetry_log
 from dicomscp.telemetry import metrics
 from dicomscp.web import server as web_server
 from dicomscp.web.app import WebSettings, create_app
+from dicomscp.web.decoders import Decoders, Limits
 
 log = structlog.get_logger()
 
@@ -755,6 +756,16 @@ def _run_web(life: Life) -> None:
         state = running(config.root) or {}
         return bool(state), {key: state[key] for key in ("started_at", "version") if key in state}
 
+    decoders = Decoders(
+        Limits(
+            processes=config.render.processes,
+            waiting=config.render.waiting,
+            seconds=config.render.seconds,
+            memory_bytes=config.render.memory,
+            result_bytes=config.render.result_max,
+            max_pixels=config.render.max_pixels,
+        )
+    )
     app = create_app(
         make_archive(config),
         WebSettings(
@@ -775,9 +786,11 @@ def _run_web(life: Life) -> None:
         ),
         config.root / "dicomweb",
         config.root / "state",
+        decoders,
     )
     life.ready()
     web_server.serve(app, life.given, life.stop, drain_seconds=min(5.0, config.drain_seconds))
+    decoders.close()
 
 
 def _run_inbox(life: Life) -> None:

@@ -185,7 +185,8 @@ class Pixels:
 
     def _frame_bytes(self) -> int:
         told = self._options
-        return (told["rows"] * told["columns"] * told["samples_per_pixel"] * told["bits_allocated"] + 7) // 8
+        bits: int = told["rows"] * told["columns"] * told["samples_per_pixel"] * told["bits_allocated"]
+        return (bits + 7) // 8
 
 
 def read_header(view: memoryview, transfer_syntax_uid: str) -> Dataset:

@@ -11,6 +11,7 @@ ratio of pixels are not applied.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 _TABLE_VALUES = 1 << 16  # as many values are looked up; more are computed pixel by pixel
 
 
-class Window(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Window:
     """What of the values is shown (PS3.3 section C.11.2.1.2)."""
 
     center: float
@@ -155,11 +157,11 @@ def _levels(values: Array, voi: Window | Dataset | Extremes) -> Array:
 
 def _windowed(values: Array, window: Window) -> Array:
     """As shares of the output range; below 0 and above 1 is outside the window (PS3.3 C.11.2.1.2)."""
-    center, width, function = window
-    if function == "SIGMOID":
+    center, width = window.center, window.width
+    if window.function == "SIGMOID":
         with np.errstate(over="ignore"):
             return 1.0 / (1.0 + np.exp(-4.0 * (values - center) / width))
-    if function == "LINEAR_EXACT":
+    if window.function == "LINEAR_EXACT":
         return (values - center) / width + 0.5
     if width == 1:
         return np.where(values <= center - 0.5, 0.0, 1.0)

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import orjson
 from anyio import to_thread
@@ -32,7 +32,15 @@ from dicomscp.dicom.identity import Buffer
 from dicomscp.dicom.matching import Level, Query, narrowed, query_from_parameters
 from dicomscp.dicom.multipart import framed
 from dicomscp.dicom.xmlmodel import native_model
-from dicomscp.web.exchange import WHOLE_BYTES, chunked, is_known, negotiate, uids_of
+from dicomscp.web.exchange import (
+    WHOLE_BYTES,
+    chunked,
+    is_known,
+    negotiate,
+    service_of,
+    uids_of,
+    warning_of,
+)
 from dicomscp.web.media import DICOM_JSON, DICOM_XML, JSON, Offer, accepts_utf_8
 from dicomscp.web.problem import Problem
 
@@ -109,7 +117,7 @@ class Search:
             self._whole(request, offer, begun) if ended else _streamed(request, offer, chain(begun, matches))
         )
         for sentence in told:
-            answer.headers.append("warning", _plain(f"299 {self._service(request)}: {sentence}"))
+            answer.headers.append("warning", warning_of(service_of(request, self._base_url), sentence))
         return answer
 
     def _asked(self, request: Request, level: Level) -> tuple[Query, list[str]]:
@@ -150,12 +158,6 @@ class Search:
         body = b"".join(_body(offer, boundary, matches))
         headers["content-length"] = str(len(body))
         return Response(b"" if request.method == "HEAD" else body, headers=headers)
-
-    def _service(self, request: Request) -> str:
-        """The base URI of the service, as whoever asks sees it."""
-        if urlsplit(self._base_url).netloc:
-            return self._base_url
-        return f"{request.url.scheme}://{request.url.netloc}{self._base_url}"
 
 
 _HEADERS = {"cache-control": "no-cache", "vary": "Accept"}
@@ -217,8 +219,3 @@ def _array(matches: Iterable[bytes]) -> Iterator[bytes]:
         yield separator + match
         separator = b","
     yield b"]" if separator == b"," else b"[]"
-
-
-def _plain(warning: str) -> str:
-    """*warning*, which may quote what was sent, as a header can hold it."""
-    return quote(warning, safe=" !#$&'()*+./:;=?@_-[]~")
