@@ -82,7 +82,10 @@ def is_decodable(transfer_syntax_uid: str) -> bool:
 
 
 class Pixels:
-    """The frames of one dataset and what its *header* says of them; for one thread at a time."""
+    """The frames of one dataset and what its *header* says of them; for one thread at a time.
+
+    *little*: whether words in binary values of the header are in little endian order.
+    """
 
     def __init__(self, dataset: Buffer, transfer_syntax_uid: str, *, max_pixels: int) -> None:
         """A frame may have at most *max_pixels*.
@@ -97,6 +100,7 @@ class Pixels:
             raise NoPixelsError("The instance is a video, which has no frames to be had one by one.")
         view, tag = before_pixels(self._dataset, self._syntax)
         self.header = read_header(view, self._syntax)
+        self.little = encoding_of(view, self._syntax).little
         self._options = _described(self.header, tag)
         rows, columns = self._options["rows"], self._options["columns"]
         if rows * columns > max_pixels:
@@ -127,7 +131,8 @@ class Pixels:
         except NotImplementedError as error:
             raise RefusedError(f"Frames in transfer syntax {syntax} cannot be decoded here.") from error
         except UNREADABLE as error:
-            raise RefusedError(f"Frame {frame} cannot be decoded: {_first_line(error)}") from error
+            reason = "no decoder reads it" if isinstance(error, RuntimeError) else _first_line(error)
+            raise RefusedError(f"Frame {frame} cannot be decoded: {reason}.") from error
         return Decoded(array, str(told["photometric_interpretation"]))
 
     def native(self, frame: int) -> tuple[bytes, str]:

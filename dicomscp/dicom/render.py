@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi
+from pydicom.pixels.processing import apply_color_lut
 
 from dicomscp.dicom.pixels import UNREADABLE, Array, Decoded, Pixels, number
 from dicomscp.errors import RefusedError
@@ -60,7 +60,7 @@ def render(
         return _by_palette(decoded.array, pixels.header)
     if decoded.array.ndim == 3:
         return _colour(decoded, pixels.header)
-    return _Grey(pixels.header, frame, decoded.array).shown(window, extremes)
+    return _Grey(pixels.header, frame, decoded.array, little=pixels.little).shown(window, extremes)
 
 
 def common_extremes(pixels: Pixels, frames: Iterable[int]) -> Extremes | None:
@@ -70,7 +70,7 @@ def common_extremes(pixels: Pixels, frames: Iterable[int]) -> Extremes | None:
         decoded = pixels.decoded(frame)
         if decoded.array.ndim == 3 or decoded.photometric == "PALETTE COLOR":
             return None
-        grey = _Grey(pixels.header, frame, decoded.array)
+        grey = _Grey(pixels.header, frame, decoded.array, little=pixels.little)
         if grey.voi is not None:
             return None
         found.append(grey.extremes())
@@ -82,14 +82,14 @@ def common_extremes(pixels: Pixels, frames: Iterable[int]) -> Extremes | None:
 class _Grey:
     """One frame of one sample a pixel."""
 
-    def __init__(self, header: Dataset, frame: int, array: Array) -> None:
-        self._header, self._stored = header, array
+    def __init__(self, header: Dataset, frame: int, array: Array, *, little: bool) -> None:
+        self._header, self._stored, self._little = header, array, little
         transformation = _macro(header, frame, "PixelValueTransformationSequence")
         self._modality = header if transformation is None else transformation
         voi = _macro(header, frame, "FrameVOILUTSequence")
         voi = header if voi is None else voi
-        self.voi = _lut_of(voi, "VOILUTSequence") or _window_of(voi)
-        """What the dataset says that is shown: an item of a VOI LUT Sequence, or a window."""
+        self.voi = _lut_of(voi, "VOILUTSequence", little=little) or _window_of(voi)
+        """What the dataset says that is shown."""
         self._padding = _padding(header, array)
 
     def extremes(self) -> Extremes:
@@ -99,7 +99,7 @@ class _Grey:
         if self._stored.dtype.kind == "f":
             values = values[np.isfinite(values)]
             ends = np.array([values.min(), values.max()]) if values.size else np.zeros(2)
-        elif _lut_of(self._modality, "ModalityLUTSequence"):
+        elif _lut_of(self._modality, "ModalityLUTSequence", little=self._little):
             ends = np.unique(values)  # a table need not go up
         else:
             ends = np.array([values.min(), values.max()])
@@ -115,7 +115,7 @@ class _Grey:
             grey[self._padding] = 0
         return grey
 
-    def _looked_up(self, voi: "Window | Dataset | Extremes") -> Array:
+    def _looked_up(self, voi: "Window | _Lut | Extremes") -> Array:
         """The stored values through everything, by a table of those there can be if they are not too many."""
         stored = self._stored
         if stored.dtype.kind == "f" or not stored.size:
@@ -128,29 +128,25 @@ class _Grey:
 
     def _rescaled(self, values: Array) -> Array:
         """After the modality LUT, PS3.3 section C.11.1."""
-        lut = _lut_of(self._modality, "ModalityLUTSequence")
+        lut = _lut_of(self._modality, "ModalityLUTSequence", little=self._little)
         if lut is not None:
-            holder = Dataset()
-            holder.ModalityLUTSequence = [lut]
-            try:
-                return apply_modality_lut(values, holder)
-            except UNREADABLE as error:
-                raise RefusedError(f"The modality LUT cannot be applied: {error}") from error
+            return lut.of(values)
         slope, intercept = _first(self._modality, "RescaleSlope"), _first(self._modality, "RescaleIntercept")
         if slope in (None, 1.0) and intercept in (None, 0.0):
             return values
         return values * (1.0 if slope is None else slope) + (intercept or 0.0)
 
 
-def _levels(values: Array, voi: Window | Dataset | Extremes) -> Array:
+def _levels(values: Array, voi: "Window | _Lut | Extremes") -> Array:
     """*values* as levels from 0 to 255."""
+    values = values.astype(np.float64)
     if isinstance(voi, Extremes):
         span = voi.greatest - voi.least
         shares = (values - voi.least) / span if span > 0 else np.zeros(values.shape)
     elif isinstance(voi, Window):
         shares = _windowed(values, voi)
     else:
-        shares = _through_lut(values, voi)
+        shares = voi.of(values) / voi.greatest
     levels = np.clip(np.nan_to_num(shares, nan=0.0), 0.0, 1.0) * 255.0
     return np.floor(levels + 0.5).astype(np.uint8)
 
@@ -166,17 +162,6 @@ def _windowed(values: Array, window: Window) -> Array:
     if width == 1:
         return np.where(values <= center - 0.5, 0.0, 1.0)
     return (values - (center - 0.5)) / (width - 1.0) + 0.5
-
-
-def _through_lut(values: Array, lut: Dataset) -> Array:
-    """Through a VOI LUT, PS3.3 section C.11.2.1.1, as shares of the range of its entries."""
-    holder = Dataset()
-    holder.VOILUTSequence = [lut]
-    try:
-        bits = int(lut.LUTDescriptor[2])
-        return apply_voi(np.rint(values).astype(np.int64), holder, index=0) / float((1 << bits) - 1)
-    except UNREADABLE as error:
-        raise RefusedError(f"The VOI LUT cannot be applied: {error}") from error
 
 
 def _by_palette(array: Array, header: Dataset) -> Array:
@@ -236,10 +221,35 @@ def _macro(header: Dataset, frame: int, keyword: str) -> Dataset | None:
     return None
 
 
-def _lut_of(item: Dataset, keyword: str) -> Dataset | None:
+class _Lut(NamedTuple):
+    """A modality or VOI LUT (PS3.3 sections C.11.1.1 and C.11.2.1.1)."""
+
+    entries: Array
+    first: int
+    greatest: int  # that an entry can be
+
+    def of(self, values: Array) -> Array:
+        """What the table has for *values*; those before and behind it have its ends."""
+        places = np.rint(np.nan_to_num(values)).astype(np.int64) - self.first
+        found: Array = self.entries[np.clip(places, 0, len(self.entries) - 1)]
+        return found
+
+
+def _lut_of(item: Dataset, keyword: str, *, little: bool) -> _Lut | None:
+    """The first table of the sequence; None if there is none."""
     try:
         items = item.get(keyword) or ()
-        return items[0] if items and items[0].get("LUTData") is not None else None
+        if not items or items[0].get("LUTData") is None:
+            return None
+        told, first, bits = (int(value) for value in items[0].LUTDescriptor)
+        count, data = (told & 0xFFFF) or 1 << 16, items[0].LUTData
+        if isinstance(data, bytes):  # of bytes, where as many entries fit into no more
+            words = np.dtype("u1" if len(data) <= count + count % 2 else "<u2" if little else ">u2")
+            data = np.frombuffer(data, words, count=min(count, len(data) // words.itemsize))
+        entries = np.atleast_1d(np.asarray(data)).astype(np.int64)
+        if not len(entries) or not 1 <= bits <= 16:
+            raise RefusedError("A lookup table is empty, or of entries that there cannot be.")
+        return _Lut(entries, first, max((1 << bits) - 1, int(entries.max())))
     except UNREADABLE as error:
         raise RefusedError(f"A lookup table cannot be read: {error}") from error
 

@@ -278,6 +278,9 @@ class _Decoder:
 def _serve(connection: socket.socket, limits: Limits) -> None:
     """Do the jobs that come by *connection*, until its end."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for output in (1, 2):  # libraries tell of every bitstream that they do not like
+        os.dup2(nowhere, output)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits.result_bytes, limits.result_bytes))
@@ -315,14 +318,10 @@ def _job(said: dict[str, Any]) -> Job:
 
 def _done(job: Job, file: int, result: int, limits: Limits) -> dict[str, Any]:
     """What became of *job*; what was made is in *result*."""
+    # Not closed here: an error may hold pieces of what is mapped for as long as it is looked at.
+    view = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_READ))
     try:
-        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                return {"outcome": "made", "frames": _made(job, view[job.offset :], result, limits)}
-            finally:
-                with contextlib.suppress(BufferError):
-                    view.release()
+        return {"outcome": "made", "frames": _made(job, view[job.offset :], result, limits)}
     except NoPixelsError as error:
         return {"outcome": "no pixels", "sentence": str(error)}
     except TooLargeError as error:

@@ -6,9 +6,9 @@
 
 An instance of several frames is shown by one of them as JPEG or PNG (the one that it calls representative,
 else the first), by all as GIF, or in parts.  Of a series or study every frame is a part, with its own address
-in Content-Location; one that cannot be rendered is a part that says so, in application/problem+json, because
-a study must not be lost for one instance.  What has no pixels is passed over; where nothing has any it is 404.
-The thumbnail of a series is that of its middle instance, that of a study that of its first series with pixels;
+in Content-Location; one that cannot be rendered is a part that says so, in application/problem+json: a study
+must not be lost for one instance.  What has no pixels is passed over; where nothing has any it is 404.
+A thumbnail of a series is that of its middle instance, one of a study that of its first series with pixels;
 of several frames the one called representative, else the middle one.
 
 Encapsulated documents and videos are given as what they are, if what they say they are is in a list.  A
