@@ -26,9 +26,7 @@ _BINARY_WORDS = frozenset({"OW", "OL", "OF", "OD", "OV"})
 _HEAD = struct.Struct("<HH2sHL")
 
 
-def explicit_part10(
-    dataset: Buffer, transfer_syntax_uid: str, sop_class_uid: str, sop_uid: str, *, max_pixels: int
-) -> Iterator[bytes]:
+def explicit_part10(dataset: Buffer, transfer_syntax_uid: str, *, max_pixels: int) -> Iterator[bytes]:
     """The Part 10 file of *dataset* in Explicit VR Little Endian, in pieces.
 
     Raises RefusedError, at any piece, if the dataset cannot be read or a frame cannot be decoded, and
@@ -38,7 +36,7 @@ def explicit_part10(
     view, tag = before_pixels(*encoded)
     header = _little(read_header(view, encoded.transfer_syntax_uid), view, encoded.transfer_syntax_uid)
     if not tag:
-        yield _file(header, sop_class_uid, sop_uid)
+        yield _file(header)
         return
     table = frame_table(*encoded)
     if isinstance(table, NativeFrames) and table.transfer_syntax_uid == EXPLICIT_LITTLE:
@@ -52,7 +50,7 @@ def explicit_part10(
         _describe(header, photometric)
     if length + 1 >= UNDEFINED:
         raise TooLargeError("The pixels are more than native pixel data can have.")
-    yield _file(header, sop_class_uid, sop_uid)
+    yield _file(header)
     vr = {0x7FE00008: b"OF", 0x7FE00009: b"OD"}.get(tag)
     if vr is None:
         vr = b"OW" if int(header.get("BitsAllocated") or 8) > 8 else b"OB"
@@ -93,9 +91,8 @@ def _little(dataset: Dataset, view: memoryview, transfer_syntax_uid: str) -> Dat
     return dataset
 
 
-def _file(header: Dataset, sop_class_uid: str, sop_uid: str) -> bytes:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(sop_class_uid), UID(sop_uid)
+def _file(header: Dataset) -> bytes:
+    meta = FileMetaDataset()  # which pydicom completes with the UIDs of the dataset
     meta.TransferSyntaxUID = UID(EXPLICIT_LITTLE)
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME

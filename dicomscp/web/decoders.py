@@ -86,7 +86,6 @@ class Job:
     kind: Literal["picture", "frame", "file"]
     offset: int
     transfer_syntax_uid: str
-    sop_class_uid: str = ""
     sop_uid: str = ""
     frame: int = 1
     picture: Picture | None = None
@@ -207,7 +206,6 @@ def opened(
             kind=kind,
             offset=instance.dataset_offset,
             transfer_syntax_uid=instance.transfer_syntax_uid,
-            sop_class_uid=held.sop_class_uid,
             sop_uid=held.key.sop_uid,
             **wanted,  # type: ignore[arg-type]
         )
@@ -342,10 +340,7 @@ def _done(job: Job, file: int, result: int, limits: Limits) -> dict[str, Any]:
 def _made(job: Job, dataset: memoryview, result: int, limits: Limits) -> int:
     """Make what is asked for; how many frames the instance tells of, 0 for a file."""
     if job.kind == "file":
-        pieces = explicit_part10(
-            dataset, job.transfer_syntax_uid, job.sop_class_uid, job.sop_uid, max_pixels=limits.max_pixels
-        )
-        for piece in pieces:
+        for piece in explicit_part10(dataset, job.transfer_syntax_uid, max_pixels=limits.max_pixels):
             _write(result, piece)
         return 0
     pixels = Pixels(dataset, job.transfer_syntax_uid, max_pixels=limits.max_pixels)
