@@ -57,7 +57,7 @@ UNREADABLE = (
 
 
 class NoPixelsError(RefusedError):
-    """The instance has no pixel data, or none that are images."""
+    """The instance has no pixel data, or none that are images, or not the frame that is asked for."""
 
 
 class TooLargeError(RefusedError):
@@ -178,7 +178,10 @@ class Pixels:
 
     def _frame(self, frame: int) -> tuple[str, bytes]:
         """The transfer syntax of a frame and its bytes, inflated if it is deflated by itself."""
-        syntax, pieces = read_frame(self._dataset, self._table, frame)
+        try:
+            syntax, pieces = read_frame(self._dataset, self._table, frame)
+        except RefusedError as error:
+            raise NoPixelsError(str(error)) from error
         data = b"".join(pieces)
         if syntax != DEFLATED_FRAMES:
             return syntax, data

@@ -67,7 +67,8 @@ class WadoUri:
         image = _image(told)
         (held,) = await to_thread.run_sync(held_of, self._archive, *uids)
         wanted = _wanted(request, told)
-        offer = choose(wanted, _offers(told, held))
+        offers = _offers(told, held)
+        offer = choose(wanted, offers) if offers else None
         if offer is None and is_document(held):
             _check_absent(told, FOR_FILES, "a document")
             return await to_thread.run_sync(self._rendering.document, request, held, wanted)
@@ -123,6 +124,8 @@ def _offers(told: Mapping[str, str], held: Held) -> list[Offer]:
         for offer in dicom_offers([held], single=True)
         if not offer.multipart and syntax in ("", "*", offer.transfer_syntax_uid)
     ]
+    if syntax and not told.get("contentType"):
+        return files
     return files if is_document(held) else [*files, *(Offer(media_type) for media_type in IMAGES)]
 
 
