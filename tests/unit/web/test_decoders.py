@@ -6,14 +6,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import active_children
-from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 
 from dicomscp.web.decoders import Limits
-from tests.processes import wait_until
+from tests.processes import alive, command_of, cpu_seconds, wait_until
 from tests.unit.web.held import SOURCES
 from tests.unit.web.test_render import address, frames_of
 
@@ -36,19 +35,11 @@ def noisy(frames, side, **attributes):
 
 def decoders():
     """The processes that are there to decode."""
-    return {child.pid for child in active_children() if b"decoder" in title(child.pid)}
+    return {child.pid for child in active_children() if "decoder" in " ".join(command_of(child.pid))}
 
 
-def title(pid):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def busy_seconds(pid):
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def wait_until_busy(pid, since):
+    wait_until(lambda: cpu_seconds(pid) > since, 10, "a decoder that works")
 
 
 def test_a_decoder_that_is_killed_costs_its_request_alone(gateway, slow):
@@ -56,10 +47,10 @@ def test_a_decoder_that_is_killed_costs_its_request_alone(gateway, slow):
     client = gateway.start(limits=Limits(processes=1))
     assert client.get(address(other, "/rendered")).status_code == 200
     (decoder,) = decoders()
-    idle = busy_seconds(decoder)
+    idle = cpu_seconds(decoder)
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(client.get, address(slow, "/rendered"), headers=GIF)
-        wait_until(lambda: busy_seconds(decoder) > idle + 0.1)
+        wait_until_busy(decoder, idle + 0.1)
         waiting = pool.submit(client.get, address(other, "/thumbnail"))
         assert client.get("/healthz").status_code == 200
         os.kill(decoder, signal.SIGKILL)
@@ -76,7 +67,7 @@ def test_a_decoder_that_died_between_requests_costs_none(gateway):
     assert client.get(address(held, "/rendered")).status_code == 200
     (decoder,) = decoders()
     os.kill(decoder, signal.SIGKILL)
-    wait_until(lambda: not title(decoder))
+    wait_until(lambda: not alive(decoder), 10, "the end of a decoder")
     assert client.get(address(held, "/rendered")).status_code == 200
 
 
@@ -131,10 +122,10 @@ def test_more_than_can_wait_are_told_to_come_again(gateway, slow):
     client = gateway.start(limits=Limits(processes=1, waiting=0))
     assert client.get(address(other, "/rendered")).status_code == 200
     (decoder,) = decoders()
-    idle = busy_seconds(decoder)
+    idle = cpu_seconds(decoder)
     with ThreadPoolExecutor() as pool:
         asked = pool.submit(client.get, address(slow, "/rendered"), headers=GIF)
-        wait_until(lambda: busy_seconds(decoder) > idle)
+        wait_until_busy(decoder, idle)
         response = client.get(address(other, "/rendered"))
         assert response.status_code == 503
         assert int(response.headers["retry-after"]) > 0
@@ -158,8 +149,8 @@ def test_many_ask_at_the_same_time(gateway):
     answers = []
 
     def ask(number):
-        for path in ("/rendered", "/thumbnail", "/frames/1/rendered"):
-            answers.append(client.get(address(held[number % 2], path)).status_code)
+        paths = ("/rendered", "/thumbnail", "/frames/1/rendered")
+        answers.extend(client.get(address(held[number % 2], path)).status_code for path in paths)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
     began = time.monotonic()
