@@ -30,7 +30,7 @@ from dicomscp.errors import RefusedError
 
 Array = npt.NDArray[Any]
 
-DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+_DEFLATED_FRAMES, _ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.1.98"
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 
 # By the tag of the pixel data: its keyword, and its bits where Bits Allocated does not tell them.
@@ -73,10 +73,10 @@ class Decoded(NamedTuple):
 
 def is_decodable(transfer_syntax_uid: str) -> bool:
     """Whether frames stored in that transfer syntax can be decoded."""
+    if transfer_syntax_uid in (_DEFLATED_FRAMES, _ENCAPSULATED_UNCOMPRESSED):
+        return True
     try:
-        return transfer_syntax_uid == DEFLATED_FRAMES or bool(
-            get_decoder(UID(transfer_syntax_uid)).is_available
-        )
+        return bool(get_decoder(UID(transfer_syntax_uid)).is_available)
     except NotImplementedError:
         return False
 
@@ -183,7 +183,7 @@ class Pixels:
         except RefusedError as error:
             raise NoPixelsError(str(error)) from error
         data = b"".join(pieces)
-        if syntax != DEFLATED_FRAMES:
+        if syntax != _DEFLATED_FRAMES:
             return syntax, data
         expected = self._frame_bytes()
         native, _ = inflate(data, expected + 1)

@@ -1,11 +1,16 @@
 """docs/conformance.md says what the code does."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from dicomscp import config
 from dicomscp.dicom import matching
 from dicomscp.web.search import MOST_REMAINING
 from tests.conformance import statement
+
+TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +28,19 @@ def test_it_names_every_parameter_and_bound(document):
         assert f"\n| `{name}` |" in document
     assert f"(default {config.Web().max_results})" in document
     assert f"a number of {MOST_REMAINING} means as many or more" in document
+
+
+def test_the_tests_that_it_names_are_there(document):
+    named = set(re.findall(r"`(test_[a-z_]+)`", document))
+    there = "".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
+    assert named
+    assert [name for name in sorted(named) if f"def {name}(" not in there] == []
+
+
+def test_it_names_every_setting_that_bounds_rendering(document):
+    for name in ("max_pixels", "memory", "result_max", "seconds", "waiting"):
+        assert name in config.Render.model_fields
+        assert f"`render.{name}`" in document
 
 
 def test_it_says_what_is_not_there(document):
