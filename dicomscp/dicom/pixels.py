@@ -131,7 +131,7 @@ class Pixels:
         except NotImplementedError as error:
             raise RefusedError(f"Frames in transfer syntax {syntax} cannot be decoded here.") from error
         except UNREADABLE as error:
-            reason = "no decoder reads it" if isinstance(error, RuntimeError) else _first_line(error)
+            reason = "no decoder reads it" if isinstance(error, RuntimeError) else first_line(error)
             raise RefusedError(f"Frame {frame} cannot be decoded: {reason}.") from error
         return Decoded(array, str(told["photometric_interpretation"]))
 
@@ -206,7 +206,7 @@ def read_header(view: memoryview, transfer_syntax_uid: str) -> Dataset:
             file: Any = DicomBytesIO(bytes(view))
             return read_dataset(file, not encoding.explicit, encoding.little)
     except UNREADABLE as error:
-        raise RefusedError(f"The dataset cannot be read: {_first_line(error)}") from error
+        raise RefusedError(f"The dataset cannot be read: {first_line(error)}") from error
 
 
 def number(item: Dataset, keyword: str, default: int) -> int:
@@ -236,5 +236,6 @@ def _described(header: Dataset, tag: int) -> dict[str, Any]:
     }
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What *error* says, without the traces that pydicom writes behind it."""
     return str(error).partition("\n")[0][:200]

@@ -18,7 +18,7 @@ from pydicom.uid import UID
 from dicomscp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomscp.dicom.bulk import NativeFrames, after_pixels, before_pixels, bulk_value, frame_table, inflated
 from dicomscp.dicom.elements import EXPLICIT_LITTLE, UNDEFINED, Buffer, encoding_of
-from dicomscp.dicom.pixels import UNREADABLE, Pixels, TooLargeError, read_header
+from dicomscp.dicom.pixels import UNREADABLE, Pixels, TooLargeError, first_line, read_header
 from dicomscp.dicom.values import little_endian
 from dicomscp.errors import RefusedError
 
@@ -83,11 +83,18 @@ def _describe(header: Dataset, photometric: str) -> None:
 
 
 def _little(dataset: Dataset, view: memoryview, transfer_syntax_uid: str) -> Dataset:
-    """*dataset* with the words of its binary values in little endian order; pydicom turns all others."""
-    if not encoding_of(view, transfer_syntax_uid).little:
-        for element in dataset.iterall():
-            if element.VR in _BINARY_WORDS and element.value:
-                element.value = little_endian(element.value, element.VR)
+    """*dataset* with the words of its binary values in little endian order; pydicom turns all others.
+
+    What may be OB or OW by the dictionary and was sent without VR, such as curves, is OW (PS3.5 annex A.1).
+    """
+    encoding = encoding_of(view, transfer_syntax_uid)
+    if encoding.explicit and encoding.little:
+        return dataset
+    for element in dataset.iterall():
+        if element.VR == "OB or OW":
+            element.VR = "OW"
+        if not encoding.little and element.VR in _BINARY_WORDS and element.value:
+            element.value = little_endian(element.value, element.VR)
     return dataset
 
 
@@ -111,5 +118,5 @@ def _written(dataset: Dataset, *, meta: bool = False) -> bytes:
             else:
                 write_dataset(buffer, dataset)
     except UNREADABLE as error:
-        raise RefusedError(f"The dataset cannot be written anew: {error}") from error
+        raise RefusedError(f"The dataset cannot be written anew: {first_line(error)}") from error
     return buffer.getvalue()

@@ -103,6 +103,15 @@ def test_words_of_big_endian_values_are_turned(pydicom_files, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_what_may_be_of_bytes_or_of_words_is_of_words(pydicom_files, tmp_path):
+    dataset = pydicom.dcmread(next(pydicom_files.rglob("MR_small_implicit.dcm")))
+    dataset.add_new(0x50003000, "OW", b"\1\2")
+    dataset.save_as(tmp_path / "curve.dcm")
+    written = pydicom.dcmread(BytesIO(made(tmp_path / "curve.dcm")))
+    assert (written[0x50003000].VR, written[0x50003000].value) == ("OW", b"\1\2")
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_made_is_told(pydicom_files, tmp_path):
     (path,) = pydicom_files.rglob("MR_small_RLE.dcm")
     with pytest.raises(TooLargeError):
