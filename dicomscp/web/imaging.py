@@ -61,10 +61,14 @@ class Picture(NamedTuple):
 def pictured(pixels: Pixels, picture: Picture, max_pixels: int) -> bytes:
     """The file of the image.  Raises RefusedError, and TooLargeError for more than *max_pixels* in all."""
     frames = picture.frames or _chosen(pixels, picture)
+    columns, rows = number(pixels.header, "Columns", 0), number(pixels.header, "Rows", 0)
+    size = _fitted(columns, rows, picture.view).size if picture.view else (columns, rows)
+    if size[0] * size[1] * len(frames) > max_pixels:
+        raise TooLargeError(
+            f"The image would have more than {max_pixels} pixels; ask for fewer frames or a smaller viewport."
+        )
     extremes = common_extremes(pixels, frames) if len(frames) > 1 and not picture.window else None
     first = _shown(render(pixels, frames[0], picture.window, extremes), picture.view, max_pixels)
-    if first.width * first.height * len(frames) > max_pixels:
-        raise TooLargeError(f"The image would have more than {max_pixels} pixels; ask for fewer frames.")
     options: dict[str, Any] = {}
     if picture.media_type == "image/jpeg":
         # Colour at the resolution of the rest: stains and overlaid text are of coloured edges.
@@ -95,27 +99,43 @@ def _chosen(pixels: Pixels, picture: Picture) -> tuple[int, ...]:
     return ((pixels.frames + 1) // 2,) if picture.which == "middle" else (1,)
 
 
+class _Fitted(NamedTuple):
+    """The region of an image that a view shows, as left, top, right and bottom, and how large it is shown."""
+
+    box: tuple[float, float, float, float]
+    size: tuple[int, int]
+    is_mirrored: bool
+    is_upside_down: bool
+
+
+def _fitted(columns: int, rows: int, view: View) -> _Fitted:
+    scale = (columns, rows) if view.is_relative else (1, 1)
+    left, top = view.left * scale[0], view.top * scale[1]
+    across = columns - left if view.across is None else view.across * scale[0]
+    down = rows - top if view.down is None else view.down * scale[1]
+    width, height = abs(across), abs(down)
+    box = (left, top, left + width, top + height)
+    if (view.across is None and across <= 0) or (view.down is None and down <= 0) or not width * height:
+        raise RefusedError("The region that is asked for has no pixels.")
+    share = min(view.width / width, view.height / height)
+    if not view.enlarge:
+        share = min(share, 1.0)
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    return _Fitted(box, size, is_mirrored=across < 0, is_upside_down=down < 0)
+
+
 def _shown(array: "np.typing.NDArray[Any]", view: View | None, max_pixels: int) -> Image.Image:
     image = Image.fromarray(array)
     if view is None:
         return image
-    scale = (image.width, image.height) if view.is_relative else (1, 1)
-    left, top = view.left * scale[0], view.top * scale[1]
-    across = image.width - left if view.across is None else view.across * scale[0]
-    down = image.height - top if view.down is None else view.down * scale[1]
-    box = (left, top, left + abs(across), top + abs(down))
-    if box[2] <= box[0] or box[3] <= box[1]:
-        raise RefusedError("The region that is asked for has no pixels.")
+    fitted = _fitted(image.width, image.height, view)
+    box = fitted.box
     if box[0] < 0 or box[1] < 0 or box[2] > image.width or box[3] > image.height:
         image, box = _padded(image, box, max_pixels)
-    fitting = min(view.width / (box[2] - box[0]), view.height / (box[3] - box[1]))
-    if not view.enlarge:
-        fitting = min(fitting, 1.0)
-    size = tuple(max(1, round(side * fitting)) for side in (box[2] - box[0], box[3] - box[1]))
-    image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC, box=box)
-    if across < 0:
+    image = image.resize(fitted.size, Image.Resampling.BICUBIC, box=box)
+    if fitted.is_mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if down < 0 else image
+    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if fitted.is_upside_down else image
 
 
 def _padded(

@@ -29,7 +29,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
-from itertools import count
+from itertools import chain, count, islice
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -87,7 +87,7 @@ MAX_SIDE = 16384
 _DECIMAL = r"[+-]?(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:[eE][+-]?[0-9]{1,2})?"
 
 _THUMBNAIL = View(256, 256, enlarge=False)
-_LOOKED_AT = 16  # instances of one series in which pixels are looked for
+_LOOKED_AT, _LOOKED_AT_IN_ALL = 16, 256  # instances of one series, and of all, in which pixels are looked for
 # What an encapsulated document is if it does not say so in words that we know, by SOP class.
 _DOCUMENT_CLASSES: Mapping[str, str] = {
     "1.2.840.10008.5.1.4.1.1.104.1": "application/pdf",
@@ -248,12 +248,10 @@ class Rendering:
         by_series: dict[str, list[Held]] = {}
         for one in held:
             by_series.setdefault(one.key.series_uid, []).append(one)
-        for series in by_series.values():
-            middle = len(series) // 2
-            nearest = sorted(range(len(series)), key=lambda at: abs(at - middle))
-            for at in nearest[:_LOOKED_AT]:
-                if self._has_pixels(series[at]):
-                    return series[at]
+        looked_at = chain.from_iterable(map(_from_the_middle, by_series.values()))
+        for one in islice(looked_at, _LOOKED_AT_IN_ALL):
+            if self._has_pixels(one):
+                return one
         raise Problem(404, "Nothing that is asked for has pixels.")
 
     def _has_pixels(self, held: Held) -> bool:
@@ -282,6 +280,12 @@ class Rendering:
             return {}
         sentence = f"The following parameters were passed over: {' and '.join(sorted(passed_over))}"
         return {"warning": warning_of(service_of(request, self._base_url), sentence)}
+
+
+def _from_the_middle(series: list[Held]) -> list[Held]:
+    """Those of *series* that are nearest to its middle, the nearest first."""
+    middle = len(series) // 2
+    return [series[at] for at in sorted(range(len(series)), key=lambda at: abs(at - middle))[:_LOOKED_AT]]
 
 
 class _Part(NamedTuple):

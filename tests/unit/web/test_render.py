@@ -1,10 +1,14 @@
 import re
+from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from urllib.parse import urlencode
 
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
@@ -13,7 +17,8 @@ from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.dicom.pixels import Pixels
 from dicomscp.dicom.render import Window, render
 from dicomscp.web.decoders import Limits
-from dicomscp.web.render import MAX_SIDE
+from dicomscp.web.problem import Problem
+from dicomscp.web.render import MAX_SIDE, _window, quality_of, viewport_of
 from tests.unit.web.conftest import Gateway
 from tests.unit.web.held import LITTLE, SOURCES
 
@@ -146,6 +151,7 @@ def test_a_viewport_is_fitted_into_and_nothing_is_distorted(site):
     assert shown("60,60,,,3").shape == (60, 45)
     assert shown("30,30,1,0,2,2").shape == (30, 30)
     upright = shown("6,4")
+    assert site.client.get(address(site.frames, "/rendered?viewport=6,4,9,0")).status_code == 406
     np.testing.assert_array_equal(shown("6,4,0,0,-6,4"), upright[:, ::-1])
     np.testing.assert_array_equal(shown("6,4,0,0,6,-4"), upright[::-1])
     beyond = shown("12,8,-6,-4,12,8")
@@ -529,3 +535,17 @@ def test_a_frame_of_too_many_pixels_is_not_decoded(gateway):
     assert (response.status_code, "fewer frames" in response.json()["detail"]) == (413, True)
     large = gateway.archive.add(frames_of(1, rows=50, SOPInstanceUID="1.9.7"))
     assert client.get(address(large, "/rendered")).status_code == 413
+
+
+def test_what_would_be_too_large_is_not_even_begun(gateway):
+    held = gateway.archive.add(frames_of(2))
+    client = gateway.start()
+    for asked in ({"viewport": f"{MAX_SIDE},{MAX_SIDE}"}, {"viewport": "9,9,-1e9,-1e9,1e10,1e10"}):
+        assert client.get(address(held, "/rendered"), params=asked).status_code == 413
+
+
+@given(text=st.text(alphabet="0123456789.,+-eE linarexctsgmod", max_size=40))
+def test_parameters_are_read_or_refused(text):
+    for read in (_window, partial(viewport_of, regions=True), partial(quality_of, name="quality")):
+        with suppress(Problem):  # of status 400, as its tests show; nothing else may come of it
+            read(text)
