@@ -34,6 +34,7 @@ from anyio import CapacityLimiter, sleep, to_thread
 from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Held
 from dicomscp.children import Child, start
+from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.pixels import NoPixelsError, Pixels, TooLargeError
 from dicomscp.dicom.render import Window
 from dicomscp.dicom.transcode import explicit_part10
@@ -282,6 +283,7 @@ def _serve(connection: socket.socket, limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits.result_bytes, limits.result_bytes))
+    lately = _Lately()
     while True:
         message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_BYTES, 2)
         if not message:
@@ -289,7 +291,7 @@ def _serve(connection: socket.socket, limits: Limits) -> None:
         signal.setitimer(signal.ITIMER_REAL, limits.seconds)
         file, result = descriptors
         try:
-            said = _done(_job(orjson.loads(message)), file, result, limits)
+            said = _done(_job(orjson.loads(message)), file, result, limits, lately)
         finally:
             os.close(file)
             os.close(result)
@@ -314,12 +316,38 @@ def _job(said: dict[str, Any]) -> Job:
     return Job(**said, picture=Picture(**picture))
 
 
-def _done(job: Job, file: int, result: int, limits: Limits) -> dict[str, Any]:
+class _Lately:
+    """What was read of the last instance, for viewers ask for frame after frame.
+
+    While it is here its file is mapped, so no other can have its number.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[int, ...] = ()
+        self._pixels: Pixels | None = None
+
+    def pixels(self, job: Job, file: int, limits: Limits) -> Pixels:
+        """The pixels of the dataset in *file* that *job* is of."""
+        stat = os.fstat(file)
+        key = (stat.st_dev, stat.st_ino, job.offset)
+        if self._pixels is None or key != self._key:
+            self._pixels = None
+            pixels = Pixels(_dataset(job, file), job.transfer_syntax_uid, max_pixels=limits.max_pixels)
+            if is_deflated(job.transfer_syntax_uid):
+                return pixels  # which holds all of it, inflated
+            self._key, self._pixels = key, pixels
+        return self._pixels
+
+
+def _dataset(job: Job, file: int) -> memoryview:
+    """The dataset that *job* is of, mapped for as long as somebody looks at it."""
+    return memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_READ))[job.offset :]
+
+
+def _done(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> dict[str, Any]:
     """What became of *job*; what was made is in *result*."""
-    # Not closed here: an error may hold pieces of what is mapped for as long as it is looked at.
-    view = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_READ))
     try:
-        return {"outcome": "made", "frames": _made(job, view[job.offset :], result, limits)}
+        return {"outcome": "made", "frames": _made(job, file, result, limits, lately)}
     except NoPixelsError as error:
         return {"outcome": "no pixels", "sentence": str(error)}
     except TooLargeError as error:
@@ -337,13 +365,15 @@ def _done(job: Job, file: int, result: int, limits: Limits) -> dict[str, Any]:
         return {"outcome": "failed", "sentence": sentence}
 
 
-def _made(job: Job, dataset: memoryview, result: int, limits: Limits) -> int:
+def _made(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> int:
     """Make what is asked for; how many frames the instance tells of, 0 for a file."""
     if job.kind == "file":
-        for piece in explicit_part10(dataset, job.transfer_syntax_uid, max_pixels=limits.max_pixels):
+        for piece in explicit_part10(
+            _dataset(job, file), job.transfer_syntax_uid, max_pixels=limits.max_pixels
+        ):
             _write(result, piece)
         return 0
-    pixels = Pixels(dataset, job.transfer_syntax_uid, max_pixels=limits.max_pixels)
+    pixels = lately.pixels(job, file, limits)
     if job.picture:
         _write(result, pictured(pixels, job.picture, limits.max_pixels))
     else:
