@@ -31,6 +31,8 @@ from dicomscp.dicom.identity import is_filable
 from dicomscp.dimse import client
 from dicomscp.errors import ConfigError, DicomscpError, UnreachableError
 from dicomscp.telemetry import log as telemetry_log
+from dicomscp.web import users
+from dicomscp.web.access import SCOPES
 
 FAILED, MISCONFIGURED, INTERRUPTED = 1, 2, 128 + signal.SIGINT
 
@@ -155,6 +157,8 @@ def serve(file: Path | None, root: str | None, **flags: str | int | None) -> Non
 def check_config(file: Path | None, root: str | None, as_json: bool) -> None:
     """Say every error in the settings at once, each with its key; with --json, all settings in force."""
     settings = _load(file, root)
+    if warning := daemon.check_web(settings):
+        click.echo(f"dicomscp: {warning}", err=True)
     if as_json:
         _print_json(settings.model_dump(mode="json"))
     else:
@@ -163,6 +167,43 @@ def check_config(file: Path | None, root: str | None, as_json: bool) -> None:
             f"The configuration is good: AE {dimse.ae_title} on {dimse.host}:{dimse.port}, "
             f"web on {web.host}:{web.port}, root {settings.root}"
         )
+
+
+@cli.command(epilog="Example: dicomscp password anna --scope read,write --config /etc/dicomscp/dicomscp.toml")
+@_settings
+@click.argument("name")
+@click.option(
+    "--scope", default="read", show_default=True, metavar="SCOPES", help="read, write or read,write."
+)
+@click.option("--remove", is_flag=True, help="Take the user out.")
+def password(settings: Config, name: str, scope: str, remove: bool) -> None:
+    """Let a user of the web server in with a new password, which is asked for or read from standard input.
+
+    Users stand in the file that web.users_file names; a running serve reads it when it changes.
+    """
+    path = settings.web.users_file
+    if path is None:
+        raise ConfigError("web.users_file names no file for users")
+    if remove:
+        if not users.remove(path, name):
+            raise DicomscpError(f"{path} has no user {name}")
+        click.echo(f"{name} is taken out of {path}")
+        return
+    scopes = scope.split(",")
+    if not set(scopes) <= set(SCOPES) or len(set(scopes)) < len(scopes):
+        raise click.UsageError(f"{scope!r} is not read, write or read,write")
+    known = users.set_password(path, name, scopes, _asked_password())
+    click.echo(
+        f"{name} has a new password and may {' and '.join(scopes)}" + ("" if known else "; a new user")
+    )
+
+
+def _asked_password() -> str:
+    """From the terminal, twice and unseen; where there is none, the first line of standard input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().removesuffix("\n")
+    typed: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    return typed
 
 
 @cli.command("import", epilog="Example: dicomscp import /media/cdrom /tmp/one.dcm")
@@ -280,6 +321,8 @@ def status(settings: Config, as_json: bool) -> None:
             click.echo(f"{name:<28}{value}")
         if report["set_aside"]:
             click.echo("A study set aside is tried again when something of it arrives, or by 'rebuild'.")
+        if report.get("extra_keys_not_askable"):
+            click.echo("Those extra keys are not known of what was held before them: 'rebuild --index'.")
 
 
 @cli.command(epilog="Example: dicomscp verify && echo all is as it was received")
@@ -470,16 +513,13 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         yield name, str(len(value))
         for one in value:
-            yield (
-                "",
-                ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in one.items())
-                if isinstance(one, dict)
-                else str(one),
-            )
+            told = _flat(one) if isinstance(one, dict) else [("", str(one))]
+            yield "", ", ".join(f"{key} {text}".strip() for key, text in told)
     elif name.endswith("bytes") and isinstance(value, int):
         yield "held in all" if name == "held bytes" else name.removesuffix(" bytes"), _size(value)
     else:
-        yield name, {"None": "-", "True": "yes", "False": "no"}.get(str(value), str(value))
+        text = "".join(character if character.isprintable() else "�" for character in str(value))
+        yield name, {"None": "-", "True": "yes", "False": "no"}.get(text, text)
 
 
 def _size(count: float) -> str:

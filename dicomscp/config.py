@@ -88,6 +88,23 @@ def _host(value: str) -> str:
     return value
 
 
+def _keys(value: str) -> str:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
+        try:
+            url = urllib.parse.urlsplit(value)
+            secure = url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or ""))
+            has_credentials = url.username is not None
+        except ValueError as error:
+            raise ValueError(f"is not a URL: {error}") from error
+        if not secure or not url.hostname:
+            raise ValueError(
+                "is fetched over HTTPS, or from this machine: whoever gives the keys lets people in"
+            )
+        if has_credentials:
+            raise ValueError("has credentials in it, where many see them; public keys need none")
+    return value
+
+
 def _database(value: str) -> str:
     if not value:
         return value
@@ -128,6 +145,11 @@ def _attribute(value: str) -> str:
     return value
 
 
+def _path(value: object) -> object:
+    """A path, or none if it is empty."""
+    return value or None
+
+
 def _split(value: object) -> object:
     """A list written as one string, as the environment has it: commas between its members."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -151,6 +173,10 @@ TransferSyntaxes = Annotated[
 AeTitles = Annotated[tuple[AeTitle, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_split)]
 Hosts = Annotated[tuple[Host, ...], BeforeValidator(_split)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_split)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_path)]
+# Signatures by a private key; what needs none, or one that both know, proves nothing here.
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 Attributes = Annotated[tuple[Annotated[str, AfterValidator(_attribute)], ...], BeforeValidator(_split)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_split)]
 
@@ -259,7 +285,7 @@ class Index(_Table):
     """What is kept for questions, and in which database."""
 
     url: Annotated[str, AfterValidator(_database)] = ""  # empty: SQLite, index.sqlite under the root
-    password_file: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None
+    password_file: OptionalPath = None
     extra_keys: ExtraKeys = Field(default_factory=ExtraKeys)
 
 
@@ -272,27 +298,91 @@ class Query(_Table):
     timezone: Annotated[str, AfterValidator(_timezone)] = ""  # IANA name; empty: this machine's
 
 
+class Tokens(_Table):
+    """Bearer tokens: whose, for whom, and what their scopes are called."""
+
+    keys: Annotated[str, AfterValidator(_keys)] = ""  # a JWK Set, file or URL; empty: no tokens are taken
+    issuer: str = ""
+    audience: str = ""
+    algorithms: Annotated[tuple[Algorithm, ...], BeforeValidator(_split), Field(min_length=1)] = (
+        "RS256",
+        "ES256",
+    )
+    scope_claim: Annotated[str, Field(min_length=1)] = "scope"
+    read: Names = ("read",)
+    write: Names = ("write",)
+    leeway_seconds: Annotated[float, Field(ge=0, le=300, allow_inf_nan=False)] = 30
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "Tokens":
+        if bool(self.keys) != bool(self.issuer) or bool(self.keys) != bool(self.audience):
+            raise ValueError(
+                "keys, issuer and audience belong together: tokens are taken by all three, or not"
+            )
+        return self
+
+
+# What tells whether a web host is meant; one that is wrong itself is an error already.
+_JUDGED = {"open", "plain_http", "users_file", "tokens", "certificate_file"}
+
+
 class Web(_Table):
     """The web server."""
 
-    open: bool = False  # before host, which is judged by it
+    # Before host, which is judged by them.
+    open: bool = False
+    plain_http: bool = False
+    users_file: OptionalPath = None
+    tokens: Tokens = Field(default_factory=Tokens)
+    certificate_file: OptionalPath = None
+    key_file: OptionalPath = None
     host: Host = "127.0.0.1"
     port: Port = 8080
     hosts: Hosts = ()
     cors_origins: Origins = ()
+    max_connections: Annotated[int, Field(ge=16, le=65536)] = 512
+    idle_seconds: PositiveSeconds = 60
+    stall_seconds: PositiveSeconds = 30
     wait_seconds: Seconds = 10
     max_results: Count = 1000
     empty_search: Annotated[Literal[200, 204], BeforeValidator(_number)] = 200  # HTTP status
 
+    @property
+    def asks(self) -> bool:
+        """Whether anybody is asked who they are."""
+        return self.users_file is not None or bool(self.tokens.keys)
+
     @field_validator("host", mode="after")
     @classmethod
-    def _closed_is_loopback(cls, value: str, info: ValidationInfo) -> str:
-        if info.data.get("open") is False and not is_loopback(value):
+    def _is_no_accident(cls, value: str, info: ValidationInfo) -> str:
+        told = info.data
+        if is_loopback(value) or _JUDGED - told.keys():
+            return value
+        if not (told["users_file"] or told["tokens"].keys):
+            if not told["open"]:
+                raise ValueError(
+                    "is reached by other machines, and nobody is asked who they are: name users in "
+                    "web.users_file, or the issuer of tokens in web.tokens; or keep 127.0.0.1 behind a proxy "
+                    "that asks; or say a second time, with web.open = true, that whoever reaches the web "
+                    "server may read every study and store others"
+                )
+        elif not (told["certificate_file"] or told["plain_http"]):
             raise ValueError(
-                "is not this machine's loopback, and whoever reaches the web server may read every study: "
-                "keep 127.0.0.1 behind a proxy that checks who asks, or set web.open = true to allow it"
+                "is reached by other machines, and passwords or tokens would go there for all to read: give "
+                "web.certificate_file and web.key_file; or keep 127.0.0.1 behind a proxy that has them; or "
+                "say web.plain_http = true if such a proxy is on another machine and the way to it is safe"
             )
         return value
+
+    @model_validator(mode="after")
+    def _does_not_contradict(self) -> "Web":
+        if self.open and self.asks:
+            raise ValueError(
+                "open says that nobody is asked, users_file or tokens say who may: take one of them away"
+            )
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file belong together")
+        return self
 
 
 class Render(_Table):

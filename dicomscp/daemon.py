@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import orjson
 import structlog
 from sqlalchemy import Engine
 
@@ -45,11 +44,14 @@ from dicomscp.errors import BusyError, ConfigError, DamagedError, DicomscpError
 from dicomscp.inbox import Inbox
 from dicomscp.pipeline import Pipeline
 from dicomscp.publisher import Documents, Publisher
+from dicomscp.status import Status, is_alive, running, unknown_keys, write_parts, write_running
 from dicomscp.telemetry import log as telemetry_log
-from dicomscp.telemetry import metrics
+from dicomscp.telemetry import metrics, refusals
 from dicomscp.web import server as web_server
+from dicomscp.web.access import Scheme
 from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.decoders import Decoders, Limits
+from dicomscp.web.users import Users
 
 log = structlog.get_logger()
 
@@ -58,6 +60,8 @@ _AWAY_SECONDS = 10.0  # at most between two looks for a database that is away
 _STEADY_SECONDS = 60.0
 _EXTEND_SECONDS = 5.0
 _DIMSE_BACKLOG = 256
+_LISTED = 20  # of each kind of trouble on the page; the log and the folders have them all
+_FIRST_MOMENT, _LAST_MOMENT = datetime(1, 1, 3), datetime(9999, 12, 29)  # noqa: DTZ001 - of local time
 
 
 # ── serve: the supervisor ────────────────────────────────────────────────────────────────────────
@@ -68,6 +72,8 @@ def serve(config: Config) -> int:
 
     Raises ConfigError if an address cannot be had, BusyError if another serve has the root.
     """
+    if warning := check_web(config):
+        log.warning("certificate_ends", reason=warning)
     root = prepare_root(config)
     config = config.model_copy(update={"root": root})
     stop = threading.Event()
@@ -89,7 +95,7 @@ def serve(config: Config) -> int:
                     "ready",
                     ae_title=config.dimse.ae_title,
                     dimse="{}:{}".format(*dimse.getsockname()[:2]),
-                    web="http://{}:{}/".format(*web.getsockname()[:2]),
+                    web="{}://{}:{}/".format(_transport(config).scheme, *web.getsockname()[:2]),
                     root=str(root),
                 )
             supervisor.watch(stop)
@@ -122,7 +128,9 @@ def _see_to_index(config: Config) -> None:
     """Make or migrate the index, and let go of it: parts have connections of their own."""
     engine = _open_engine(config, read_only=False)
     try:
-        _index(config, engine)
+        index = _index(config, engine)
+        if unknown := unknown_keys(index):
+            log.warning("extra_keys_not_askable", keys=unknown, mend="dicomscp rebuild --index")
     finally:
         engine.dispose()
 
@@ -160,12 +168,18 @@ class Part:
     child: Child | None = None
     pipe: "Connection[Any, Any] | None" = None
     started: float = 0.0
+    started_at: str = ""
+    deaths: int = 0
+    exit_status: int | None = None  # of the last that died
     pause: float = _BACKOFF_SECONDS[0]
     restart_at: float = float("inf")
 
 
 class Supervisor:
-    """Starts the parts in order, starts again what dies, ends all in reverse order."""
+    """Starts the parts in order, starts again what dies, ends all in reverse order.
+
+    run/parts.json says how each of them is.
+    """
 
     def __init__(self, parts: Sequence[Part], seats: "Seats", *, drain_seconds: float) -> None:
         """*parts* in the order in which they start."""
@@ -228,6 +242,8 @@ class Supervisor:
             part.child = start(part.name, run_part, part.name, part.config, part.run, part.given, theirs)
             unless_started.pop_all()
         part.pipe, part.started, part.restart_at = pipe, time.monotonic(), float("inf")
+        part.started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._tell()
 
     def _start_again(self, part: Part, now: float) -> None:
         try:
@@ -252,8 +268,10 @@ class Supervisor:
 
     def _bury(self, part: Part, now: float) -> None:
         """Note that a part died, and when it is to be started again."""
-        code = part.child.exitcode if part.child else None
+        code = part.exit_status = part.child.exitcode if part.child else None
+        part.deaths += 1
         self._close(part)
+        self._tell()
         metrics.forget(part.config.root / "run" / "metrics", part.name)
         if part.cell is not None:
             self._seats.clear(part.cell)
@@ -262,6 +280,23 @@ class Supervisor:
         part.restart_at = now + part.pause
         log.error("part_died", part=part.name, exit_status=code, restart_seconds=part.pause)
         part.pause = min(part.pause * 2, _BACKOFF_SECONDS[1])
+
+    def _tell(self) -> None:
+        """Say how the parts are; a disk that is full keeps what was said before."""
+        told = [
+            {
+                "name": part.name,
+                "alive": part.child is not None,
+                "started_at": part.started_at,
+                "deaths": part.deaths,
+                "exit_status": part.exit_status,
+            }
+            for part in self._parts
+        ]
+        try:
+            write_parts(self._parts[0].config.root, told)
+        except OSError as error:
+            log.warning("parts_not_told", reason=str(error))
 
     def _close(self, part: Part) -> None:
         if part.child is not None and part.pipe is not None:
@@ -351,18 +386,21 @@ def _write_state(root: Path, config: Config, dimse: socket.socket, web: socket.s
             "host": config.dimse.host,
             "port": dimse.getsockname()[1],
         },
-        "web": {"host": config.web.host, "port": web.getsockname()[1]},
+        "web": {
+            "scheme": _transport(config).scheme,
+            "host": config.web.host,
+            "port": web.getsockname()[1],
+        },
     }
-    making = root / "run" / ".state.json.new"
-    making.write_bytes(orjson.dumps(state, option=orjson.OPT_INDENT_2))
-    making.replace(root / "run" / "state.json")
+    write_running(root, state)
 
 
 def _clear_run(root: Path) -> None:
     """What an earlier life left in run/ means nothing now."""
-    for name in ("associations", "state.json"):
+    for name in ("associations", "state.json", "parts.json"):
         (root / "run" / name).unlink(missing_ok=True)
     metrics.clean(root / "run" / "metrics")
+    refusals.clean(root / "run" / "refusals")
     asked = root / "run" / "asked"
     asked.mkdir(mode=0o700, exist_ok=True)
     for path in asked.iterdir():
@@ -437,26 +475,6 @@ def _lock_or_name_holder(root: Path, descriptor: int) -> None:
             time.sleep(0.05)
         else:
             return
-
-
-def running(root: Path) -> dict[str, Any] | None:
-    """What run/state.json says, or None if there is none."""
-    try:
-        state = orjson.loads((root / "run" / "state.json").read_bytes())
-    except (FileNotFoundError, orjson.JSONDecodeError):
-        return None
-    return state if isinstance(state, dict) else None
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextlib.contextmanager
@@ -572,6 +590,25 @@ def make_archive(config: Config, intake: Intake | None = None) -> Archive:
     )
 
 
+def make_status(config: Config, *, listed: int) -> Status:
+    """What reports how the gateway under the root stands, with the last *listed* of each kind of trouble."""
+    index: Index | None = None
+
+    def find_index() -> Index | None:
+        nonlocal index
+        if index is None and (config.index.url or (config.root / "index.sqlite").exists()):
+            index = make_index(config, read_only=True)
+        return index
+
+    return Status(
+        config.root,
+        find_index,
+        reserve_bytes=config.storage.reserve,
+        attempts=config.pipeline.attempts,
+        listed=listed,
+    )
+
+
 def make_pipeline(config: Config, *, jobs: int = 1) -> Pipeline:
     """The pipeline, to be closed by the caller, who has the root locked.  It drains with *jobs* processes."""
     index, disk = make_index(config, read_only=False), Disk()
@@ -677,7 +714,7 @@ def mend_index(config: Config, progress: Callable[[int, int | None], None] = lam
 def _run_listener(life: Life) -> None:
     config = life.config
     listening, cell = life.given
-    counting = metrics.ListenerMetrics()
+    counting = metrics.ListenerMetrics(_refusals(config, f"listener-{cell}"))
     archive = make_archive(config, make_intake(config, f"listener-{cell}", counting.sync_failed))
     seats = Seats(
         config.root / "run" / "associations",
@@ -701,6 +738,11 @@ def _run_listener(life: Life) -> None:
     life.ready()
     listener.serve()
     archive.close()
+
+
+def _refusals(config: Config, part: str) -> refusals.Refusals:
+    """Where *part* tells what it refuses."""
+    return refusals.Refusals(config.root / "run" / "refusals" / part)
 
 
 def _listener_settings(config: Config) -> ListenerSettings:
@@ -737,6 +779,8 @@ def local_offset(timezone: str) -> Callable[[datetime], timedelta]:
     zone = ZoneInfo(timezone) if timezone else None
 
     def offset(moment: datetime) -> timedelta:
+        # Devices write 0001-01-01 and 9999-12-31, which in UTC may be in no calendar.
+        moment = min(max(moment, _FIRST_MOMENT), _LAST_MOMENT)
         local = moment.replace(tzinfo=zone) if zone else moment.astimezone()
         return local.utcoffset() or timedelta(0)
 
@@ -766,12 +810,15 @@ def _run_web(life: Life) -> None:
             max_pixels=config.render.max_pixels,
         )
     )
+    status = make_status(config, listed=_LISTED)
+    threading.Thread(target=status.follow, args=(life.stop,), name="rates", daemon=True).start()
     app = create_app(
         make_archive(config),
         WebSettings(
             base_url=config.publish.base_url,
             hosts=config.web.hosts,
             cors_origins=config.web.cors_origins,
+            schemes=make_schemes(config),
             wait_seconds=config.web.wait_seconds,
             max_results=config.web.max_results,
             empty_status=config.web.empty_search,
@@ -783,14 +830,81 @@ def _run_web(life: Life) -> None:
             ready=ready,
             stopping=life.stop.is_set,
             metrics=lambda: metrics.exposition(config.root / "run" / "metrics"),
+            status=status.report,
         ),
         config.root / "dicomweb",
         config.root / "state",
         decoders,
     )
     life.ready()
-    web_server.serve(app, life.given, life.stop, drain_seconds=min(5.0, config.drain_seconds))
+    web_server.serve(
+        app,
+        life.given,
+        life.stop,
+        drain_seconds=min(5.0, config.drain_seconds),
+        transport=_transport(config),
+    )
     decoders.close()
+
+
+def _transport(config: Config) -> web_server.Transport:
+    web = config.web
+    return web_server.Transport(
+        certificate_file=web.certificate_file,
+        key_file=web.key_file,
+        max_connections=web.max_connections,
+        idle_seconds=web.idle_seconds,
+        stall_seconds=web.stall_seconds,
+    )
+
+
+def check_web(config: Config) -> str:
+    """Whether the files that the web server lives by will do; what to warn of, or empty.
+
+    Raises ConfigError with a line for each that will not.
+    """
+    wrong = []
+    try:
+        make_schemes(config)
+    except ConfigError as error:
+        wrong.append(str(error))
+    try:
+        warning = _check_certificate(config)
+    except ConfigError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    return warning
+
+
+def _check_certificate(config: Config) -> str:
+    web = config.web
+    if web.certificate_file is None or web.key_file is None:
+        return ""
+    from dicomscp.web.certificate import check_certificate  # noqa: PLC0415 - cryptography takes long to import
+
+    return check_certificate(web.certificate_file, web.key_file, datetime.now(UTC))
+
+
+def make_schemes(config: Config) -> dict[str, Scheme]:
+    """How people say who they are.  Raises ConfigError if what they are known by cannot be used."""
+    schemes: dict[str, Scheme] = {}
+    if config.web.users_file is not None:
+        schemes["basic"] = Users(config.web.users_file)
+    if (tokens := config.web.tokens).keys:
+        from dicomscp.web.tokens import Keys, Rules, Tokens  # noqa: PLC0415 - cryptography takes long to import
+
+        rules = Rules(
+            issuer=tokens.issuer,
+            audience=tokens.audience,
+            algorithms=tokens.algorithms,
+            scope_claim=tokens.scope_claim,
+            read=tokens.read,
+            write=tokens.write,
+            leeway_seconds=tokens.leeway_seconds,
+        )
+        schemes["bearer"] = Tokens(Keys(tokens.keys), rules)
+    return schemes
 
 
 def _run_inbox(life: Life) -> None:

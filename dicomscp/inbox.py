@@ -14,6 +14,7 @@ a link.
 
 import contextlib
 import errno
+import heapq
 import io
 import itertools
 import math
@@ -430,6 +431,30 @@ class Quarantine:
             if not path.name.endswith(_REASON) or os.path.lexists(_reason_of(path)):
                 with contextlib.suppress(FileNotFoundError):
                     yield path, path.lstat()
+
+
+class Quarantined(NamedTuple):
+    """A file in the quarantine: the path that it had in the inbox, when and why it was put away."""
+
+    file: str
+    time: str
+    reason: str
+
+
+def quarantined(folder: Path, most: int) -> tuple[int, list[Quarantined]]:
+    """How many files the quarantine at *folder* has, and the last of them, at most so many."""
+    reasons: list[tuple[int, Path]] = []
+    for path in folder.glob(f"*{_REASON}"):
+        with contextlib.suppress(FileNotFoundError):  # it went to make room
+            reasons.append((path.lstat().st_mtime_ns, path))
+    found = []
+    for _, path in heapq.nlargest(most, reasons):
+        with contextlib.suppress(FileNotFoundError):
+            # What stands between the first and the last line is a path, and may have line ends.
+            begin, _, rest = path.read_text(encoding="utf-8", errors="replace").partition("\nfile: ")
+            file, _, reason = rest.rpartition("\nreason: ")
+            found.append(Quarantined(file, begin.removeprefix("time: "), reason.rstrip("\n")))
+    return len(reasons), found
 
 
 class _Events(FileSystemEventHandler):

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dicomscp.archive import journal
 from dicomscp.archive.archive import Archive, Removable, Source
 from dicomscp.archive.index import Held, Index
 from dicomscp.archive.rebuild import held_paths, rebuild_index, study_folders, study_paths
@@ -26,16 +25,15 @@ from dicomscp.archive.store import intact_digest
 from dicomscp.config import Config
 from dicomscp.crew import Count, Work, cores, share
 from dicomscp.daemon import (
-    is_alive,
     make_archive,
     make_index,
     make_intake,
     make_pipeline,
     make_publisher,
+    make_status,
     mend_index,
     prepare_root,
     root_lock,
-    running,
     set_index_aside,
 )
 from dicomscp.dicom.part10 import Origin
@@ -43,12 +41,12 @@ from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, ConfigError, DamagedError, DicomscpError
 from dicomscp.inbox import admit_file
 from dicomscp.pipeline import Pipeline
-from dicomscp.publisher import set_aside_studies
 from dicomscp.study import layout
 
 _REMOVE_SECONDS = 120.0
 _REMOVE_LOOK_SECONDS = 0.1
 _BLOCK_BYTES = 1 << 18
+_LISTED = 1000  # of each kind of trouble in a report
 
 Progress = Callable[[int, int | None, str], None]
 """Told how many of how many things are done, if that is known yet, and what is done with them."""
@@ -386,42 +384,7 @@ def _owned(config: Config) -> Config:
 
 def status(config: Config) -> dict[str, Any]:
     """What is held, queued and wrong, whether serve runs or not."""
-    config = _existing(config)
-    root = config.root
-    state = running(root)
-    alive = bool(state and is_alive(int(state["pid"])))
-    waiting = 0
-    for directory in journal.writers(root / "journal"):
-        with contextlib.suppress(FileNotFoundError):  # settled and gone meanwhile
-            reader = journal.JournalReader(directory)
-            waiting += reader.unapplied_bytes()
-            reader.close()
-    report: dict[str, Any] = {
-        "root": str(root),
-        "running": alive,
-        "serve": state if alive else None,
-        "journal_waiting_bytes": waiting,
-        "disk_free_bytes": Disk().free_bytes(root),
-        "disk_reserve_bytes": int(config.storage.reserve),
-        "associations": _associations(root) if alive else 0,
-        "set_aside": [
-            {name: one.get(name) for name in ("study_uid", "attempts", "reason")}
-            for one in set_aside_studies(root, config.pipeline.attempts)
-        ],
-        "quarantined": len(list((root / "quarantine").glob("**/*.reason.txt"))),
-    }
-    return report | _indexed(config)
-
-
-def _indexed(config: Config) -> dict[str, Any]:
-    """What the index says; nothing of one that is not there yet, of one that is away why."""
-    if not config.index.url and not (config.root / "index.sqlite").exists():
-        return {}
-    try:
-        index = make_index(config, read_only=True)
-        return {"held": index.counts()._asdict(), "due": len(list(index.due()))}
-    except BusyError as error:
-        return {"index_away": str(error)}
+    return make_status(_existing(config), listed=_LISTED).report()
 
 
 def _existing(config: Config) -> Config:
@@ -430,13 +393,6 @@ def _existing(config: Config) -> Config:
     if not (root / "instances").is_dir():
         raise ConfigError(f"root: {root} does not exist or was never served from; check --root")
     return config.model_copy(update={"root": root})
-
-
-def _associations(root: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        data = (root / "run" / "associations").read_bytes()
-        return sum(memoryview(data).cast("Q"))
-    return 0
 
 
 @dataclass(slots=True)

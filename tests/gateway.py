@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -50,6 +51,7 @@ class Gateway:
 
     It may be started again over the same root, after `stop` or `kill`.  What it logs is appended to *log*,
     one JSON object a line.  *wrapper* is put before the command, such as strace and its options.
+    *certificate* is that of its web server, if it speaks HTTPS.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Gateway:
         config: Path | None = None,
         arguments: Sequence[str] = (),
         wrapper: Sequence[str] = (),
+        certificate: Path | None = None,
     ) -> None:
         self.root = root.resolve()
         self.log = self.root.with_name(f"{self.root.name}.log")
@@ -71,6 +74,7 @@ class Gateway:
         self._server: Server | None = None
         self._state: dict[str, Any] = {}
         self._log_start = 0
+        self.context = ssl.create_default_context(cafile=certificate) if certificate else None
 
     def start(self, seconds: float = _START_SECONDS) -> Self:
         """Return once it is ready: it says so, and both ports answer.  GoneError, with its log, if not."""
@@ -135,12 +139,12 @@ class Gateway:
 
     def url(self, path: str = "/") -> str:
         """The address of *path* on its web server."""
-        return f"http://127.0.0.1:{self.web_port}{path}"
+        return f"{self._state['web']['scheme']}://127.0.0.1:{self.web_port}{path}"
 
     def get(self, path: str, *, accept: str = "*/*", seconds: float = 30) -> bytes:
         """The body of a 200 or 204.  Raises urllib.error.HTTPError for 4xx and 5xx."""
         request = urllib.request.Request(self.url(path), headers={"Accept": accept})
-        with urllib.request.urlopen(request, timeout=seconds) as answer:
+        with urllib.request.urlopen(request, timeout=seconds, context=self.context) as answer:
             return bytes(answer.read())
 
     def get_json(self, path: str, *, seconds: float = 30) -> Any:
@@ -215,8 +219,11 @@ class Gateway:
         return True
 
     def _web_answers(self) -> bool:
-        with contextlib.suppress(OSError):  # URLError and HTTPError are such
-            return bool(self.get("/readyz", seconds=5))
+        with (
+            contextlib.suppress(OSError),  # URLError and HTTPError are such
+            urllib.request.urlopen(self.url("/readyz"), timeout=5, context=self.context) as answer,
+        ):
+            return bool(answer.read())
         return False
 
 

@@ -25,7 +25,7 @@ from dicomscp.archive.store import Slots, Spool, Stages
 from dicomscp.dicom import part10
 from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
-from dicomscp.dicom.matching import Model, Query
+from dicomscp.dicom.matching import STUDY_UID, Key, Level, Model, Query, UIDList
 from dicomscp.disk import Disk
 from dicomscp.errors import (
     BusyError,
@@ -161,8 +161,8 @@ class Archive:
 
     @property
     def model(self) -> Model:
-        """The attributes that can be asked for."""
-        return self._index.model
+        """The attributes that can be asked for.  Raises BusyError if the index cannot be read now."""
+        return self._index.askable()
 
     def receive(self, claim: Claim, source: Source) -> Incoming:
         """Begin to receive a dataset: write to what is returned, then `admit` it.
@@ -228,14 +228,27 @@ class Archive:
         self.wait_until_applied()
         return self._index.find(query, goes_on)
 
-    def count(self, query: Query, bound: int) -> int:
+    def count(self, query: Query, bound: int, goes_on: Callable[[], bool] = lambda: True) -> int:
         """How many objects match *query*, whatever its limit and offset; never more than *bound*.
 
-        Of what is seen, and raises, as `find`.
+        Of what is seen, and raises, as `find`; 0 if it was not to go on.
         """
         self._check_index()
         self.wait_until_applied()
-        return self._index.count(query, bound)
+        return self._index.count(query, bound, goes_on)
+
+    def newest(self, limit: int) -> list[dict[str, Any]]:
+        """The studies that changed last, at most *limit*, the latest first, as `find` gives them.
+
+        As they are in the index now: nothing is waited for.  Raises BusyError while it is being rebuilt.
+        """
+        self._check_index()
+        uids = self._index.newest(limit)
+        if not uids:
+            return []
+        query = Query(Level.STUDY, (Key(STUDY_UID, "UI", UIDList(tuple(uids))),), returns=None, limit=limit)
+        place = {uid: number for number, uid in enumerate(uids)}
+        return sorted(self._index.find(query), key=lambda found: place[found[f"{STUDY_UID:08X}"]["Value"][0]])
 
     def feed(self, since: str, limit: int) -> Feed:
         """The studies published behind the token *since*, at most *limit*; from the first if it is "".

@@ -48,11 +48,12 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
-from dicomscp.archive.search import Search
+from dicomscp.archive.search import Read, Search
 from dicomscp.archive.tables import (
     INSTANCE_NUMBER,
     IS_DUE,
     IS_LEAVING,
+    IS_LISTED,
     IS_WITHDRAWN,
     MODALITY,
     NO_NUMBER,
@@ -195,10 +196,11 @@ class Feed(NamedTuple):
 _CHUNK = 500  # values in one statement
 _STUDIES_AT_ONCE = 50  # whose statements are in memory together
 _PAGE = 500  # rows in one snapshot
+_DUE_LOOKED_AT = 1000  # to find the newest of them; at other times few are due
 _WITHDRAWN_KEPT = 100_000  # studies withdrawn that the feed still tells of: about 15 MB
 _READY_TO_GO = and_(IS_LEAVING, study.c.published >= instance.c.leaving)  # no document names it
 _UNSETTLED = 1_000_000  # publications: more than a loss of power can take back
-_NAME, _FEED_FROM = "index", "feed_from"
+_NAME, _FEED_FROM, _EXTRA = "index", "feed_from", "extra_keys"
 
 _Touched: TypeAlias = set[int]  # ids of series
 
@@ -250,13 +252,14 @@ class Index:
     ) -> None:
         """*duplicates* says which variant is published: that received first, or last; ties go by digest.
 
-        *retrieve_url* begins every RetrieveURL.  *model* says which attributes are kept for questions; of
-        what is held already, those that an earlier one had until the index is made anew.  An index that was
-        made with another choice of variants is changed to this one, unless the engine is read-only.
+        *retrieve_url* begins every RetrieveURL.  *model* says which attributes are kept for questions of what
+        arrives; of what is held already, those that an earlier one had until all is made anew.  An index that
+        was made with another choice of variants is changed to this one, unless the engine is read-only.
         """
         self._engine, self._writer = engine, engine.execution_options(writes=True)
         self._duplicates, self._retrieve_url = duplicates, retrieve_url
         self.model, self._places = model, Places(model)
+        self._askable: Model | None = None
         self._feed_from: int | None = None
         if not engine.get_execution_options().get("read_only"):
             self._adopt()
@@ -339,6 +342,8 @@ class Index:
                 if table is not setting:
                     connection.execute(delete(table))
             _begin_anew(connection)
+            _put_extra(connection, self.model.extra)
+        self._askable = None
 
     def make_durable(self) -> None:
         """Once this returns, what was committed survives loss of power, even if a sync failed before.
@@ -387,6 +392,14 @@ class Index:
                 _put(connection, setting, {"name": "documents"}, {"value": made_by})
 
     # What is asked of it
+
+    def askable(self) -> Model:
+        """What can be asked for: of the extra attributes those that are known of all that is held."""
+        if self._askable is None:
+            with self._reading() as connection:
+                known = _extra(connection)
+            self._askable = Model({level: tags & known[level] for level, tags in self.model.extra.items()})
+        return self._askable
 
     def name(self) -> str:
         """A random name that this index got when it was made or last cleared."""
@@ -508,6 +521,29 @@ class Index:
         """The studies whose documents do not show what is published of them, and their changes by now."""
         yield from ((row.study_uid, row.changes) for row in self._paged(IS_DUE))
 
+    def count_due(self) -> int:
+        """How many studies are due."""
+        with self._reading() as connection:
+            return int(connection.execute(select(func.count()).where(IS_DUE)).scalar() or 0)
+
+    def newest(self, limit: int) -> list[str]:
+        """The UIDs of the studies that changed last, at most *limit*, the latest first.
+
+        Those whose documents do not show their last change come first, in the order in which they were met
+        first; of very many such it gives some.
+        """
+        due = select(study.c.id, study.c.study_uid).where(IS_DUE, IS_LISTED).limit(_DUE_LOOKED_AT).subquery()
+        met = select(due.c.study_uid).order_by(due.c.id.desc()).limit(limit)
+        told = (
+            select(publication.c.study_uid)
+            .where(~IS_WITHDRAWN)
+            .order_by(publication.c.number.desc())
+            .limit(limit)
+        )
+        with self._reading() as connection:
+            uids = [*connection.execute(met).scalars(), *connection.execute(told).scalars()]
+        return list(dict.fromkeys(uids))[:limit]
+
     def due_instances(self) -> int:
         """How many published instances the studies have that are due."""
         with self._reading() as connection:
@@ -529,18 +565,25 @@ class Index:
         belongs to them in published order.  Rows are read in pages, each a snapshot of its own.  Before
         each, *goes_on* is asked; if it says no, nothing more is given.
         """
+        with contextlib.suppress(_StoppedError):
+            yield from Search(query, self._retrieve_url, self._places).find(self._reader(goes_on))
 
+    def count(self, query: Query, bound: int, goes_on: Callable[[], bool] = lambda: True) -> int:
+        """How many objects match *query*, whatever its limit and offset; never more than *bound*.
+
+        Before each page of what must be looked at *goes_on* is asked; if it says no, 0 is the answer.
+        """
+        with contextlib.suppress(_StoppedError):
+            return Search(query, self._retrieve_url, self._places).count(self._reader(goes_on), bound)
+        return 0
+
+    def _reader(self, goes_on: Callable[[], bool]) -> Read:
         def read(question: Select[Any]) -> Sequence[_Row]:
             if not goes_on():
                 raise _StoppedError
             return self._rows(question)
 
-        with contextlib.suppress(_StoppedError):
-            yield from Search(query, self._retrieve_url, self._places).find(read)
-
-    def count(self, query: Query, bound: int) -> int:
-        """How many objects match *query*, whatever its limit and offset; never more than *bound*."""
-        return Search(query, self._retrieve_url, self._places).count(self._rows, bound)
+        return read
 
     # Transactions
 
@@ -690,6 +733,11 @@ class Index:
             settings = _settings(connection)
             if _NAME not in settings:
                 _begin_anew(connection)
+            known, wanted = _extra(connection), self.model.extra
+            is_empty = connection.execute(select(instance.c.id).limit(1)).first() is None
+            left = wanted if is_empty else {level: known[level] & wanted[level] for level in Level}
+            if left != known:
+                _put_extra(connection, left)
             made_with = settings.get("duplicates")
             if made_with == self._duplicates:
                 return
@@ -792,6 +840,17 @@ def _begin_anew(connection: Connection) -> None:
     """Give the index another name: tokens and removals that name an earlier one say nothing from now on."""
     _put(connection, setting, {"name": _NAME}, {"value": secrets.token_hex(8)})
     _put(connection, setting, {"name": _FEED_FROM}, {"value": "0"})
+
+
+def _extra(connection: Connection) -> dict[Level, frozenset[int]]:
+    """The attributes beside the standard's keys that the index has of everything in it."""
+    written = connection.execute(select(setting.c.value).where(setting.c.name == _EXTRA)).scalar() or "{}"
+    return {level: frozenset(orjson.loads(written).get(level, ())) for level in Level}
+
+
+def _put_extra(connection: Connection, known: Mapping[Level, frozenset[int]]) -> None:
+    written = orjson.dumps({level.value: sorted(tags) for level, tags in known.items()}).decode()
+    _put(connection, setting, {"name": _EXTRA}, {"value": written})
 
 
 def _last_number(connection: Connection) -> int:

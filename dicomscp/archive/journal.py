@@ -31,6 +31,7 @@ import mmap
 import os
 import secrets
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -430,12 +431,7 @@ class JournalReader:
 
     def unapplied_bytes(self) -> int:
         """About how much of what the writer synced is not in the index."""
-        synced, applied = self.synced(), Position.of_word(self._applied.load())
-        if synced.number == applied.number:
-            return max(0, synced.offset - applied.offset)
-        whole = [number for number in self._numbers() if applied.number <= number < synced.number]
-        between = sum(self._segment_path(number).stat().st_size for number in whole)
-        return max(0, between - applied.offset) + synced.offset - _HEADER_BYTES
+        return _between(self.directory, Position.of_word(self._applied.load()), self.synced())
 
     def close(self) -> None:
         """Give the memory back."""
@@ -454,7 +450,7 @@ class JournalReader:
         return self.directory / f"{number:010d}.seg"
 
     def _numbers(self) -> list[int]:
-        return sorted(int(path.stem) for path in self.directory.glob("*.seg"))
+        return _numbers(self.directory)
 
     def _map_segment(self, number: int) -> bool:
         """Look at segment *number*; False if it was never begun or is not whole."""
@@ -555,6 +551,45 @@ def writers(journal: Path) -> list[Path]:
         return []
     other = {"free", "damaged"}
     return sorted(path for path in journal.iterdir() if path.name[0] != "." and path.name not in other)
+
+
+class Progress(NamedTuple):
+    """How far a journal is: what is durable, what of that is in the index, and about how much is not."""
+
+    synced: Position
+    applied: Position
+    waiting_bytes: int
+
+
+def progress(directory: Path) -> Progress:
+    """How far the journal in *directory* is; for who only looks: nothing is made, as a reader would.
+
+    Raises FileNotFoundError if it, or a segment of it, goes meanwhile.
+    """
+    synced = Position.of_word(_word(directory / "synced"))
+    applied = Position.of_word(_word(directory / "applied"))
+    return Progress(synced, applied, _between(directory, applied, synced))
+
+
+def _word(path: Path) -> int:
+    """What a `Word` there says; 0 before there is one."""
+    try:
+        return int.from_bytes(path.read_bytes(), sys.byteorder)
+    except FileNotFoundError:
+        return 0
+
+
+def _numbers(directory: Path) -> list[int]:
+    return sorted(int(path.stem) for path in directory.glob("*.seg"))
+
+
+def _between(directory: Path, applied: Position, synced: Position) -> int:
+    """About how many bytes of entries lie between two places in a journal."""
+    if synced.number == applied.number:
+        return max(0, synced.offset - applied.offset)
+    whole = [number for number in _numbers(directory) if applied.number <= number < synced.number]
+    between = sum((directory / f"{number:010d}.seg").stat().st_size for number in whole)
+    return max(0, between - applied.offset) + synced.offset - _HEADER_BYTES
 
 
 def _settled(directory: Path) -> Position:

@@ -109,6 +109,9 @@ Read: TypeAlias = Callable[[Select[Any]], Sequence[Row]]
 
 _VERY_FEW = 50  # studies, which another way in would not narrow for what it costs
 _MOST_UIDS = 5000  # in one statement; of more, none is narrowed by
+_MOST_VALUES = 1000  # the same of other values that are equal
+_MOST_ALTERNATIVES = 50  # of which each is a condition: a database nests them only so deep
+_MOST_RUNS = 8  # of a pattern, that it is narrowed by
 
 
 class _Bounds(NamedTuple):
@@ -322,6 +325,8 @@ def _with_value(key: Key) -> _ByColumn:
         return _number(ORDINALS[key.tag], key.match)
     if key.tag not in TEXTS:
         return None
+    if key.vr != "PN" and (told := _one_of(TEXTS[key.tag], key.vr, key.match)):
+        return told
     of_vr = _person if key.vr == "PN" else _text
     return _any(lambda match: of_vr(TEXTS[key.tag], key.vr, match), key.match)
 
@@ -335,11 +340,21 @@ def _any(tell: Callable[[Match], _ByColumn], match: Match) -> _ByColumn:
     """What *tell* tells of a match, or of one of several."""
     if not isinstance(match, AnyOf):
         return tell(match)
+    if len(match.matches) > _MOST_ALTERNATIVES:
+        return None
     told = [tell(one) for one in match.matches]
     known = [one for one in told if one is not None]
     if len(known) < len(told):
         return None
     return or_(*(condition for condition, _ in known)), all(exact for _, exact in known)
+
+
+def _one_of(column: Column[Any], vr: str, match: Match) -> _ByColumn:
+    """That the column is one of several values."""
+    if not isinstance(match, AnyOf) or len(match.matches) > _MOST_VALUES:
+        return None
+    values = [normal(vr, one.value) for one in match.matches if isinstance(one, Single)]
+    return (column.in_(values), True) if len(values) == len(match.matches) else None
 
 
 def _uid(column: Column[Any], match: Match) -> Condition | None:
@@ -415,7 +430,7 @@ def _span(match: Match) -> _Span | None:
 def _modality(match: Match) -> _ByColumn:
     """That the study has one of the modalities, or all; a series that has one is in such a study."""
     values = _singles(match)
-    if values is None:
+    if values is None or len(values) > _MOST_ALTERNATIVES:
         return None
     told = (_has(study.c.modalities, f"\\{value}\\") for value in values)
     return and_(*told) if isinstance(match, AllOf) else or_(*told), True
@@ -458,7 +473,7 @@ def _text(column: Column[Any], vr: str, match: Match) -> _ByColumn:
     if not isinstance(match, Wildcard):
         return None
     beginning, *others = _literals(match.pattern, r"[*?]+")
-    conditions = [_begins(column, beginning), *(_has(column, run) for run in others)]
+    conditions = [_begins(column, beginning), *(_has(column, run) for run in others[:_MOST_RUNS])]
     return and_(*conditions), _is_simple(match.pattern)
 
 
@@ -504,7 +519,7 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
         )
     if not isinstance(match, Wildcard):
         return None
-    pattern = _folded(match.pattern)
+    pattern = _folded_pattern(match.pattern)
     if (beginning := _beginning_of_group(match)) is not None:
         begins = _has(column, f"={beginning}")
         without = beginning.rstrip("^")
@@ -512,12 +527,12 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
         return or_(begins, *ends), True
     runs = [run.strip(" ") for run in re.split(r"[*?^=]+", pattern)]
     exact = re.fullmatch(r"\*+[^*?=^]+\*+", pattern) is not None and pattern.strip("*") == runs[1]
-    return and_(column.is_not(None), *(_has(column, run) for run in runs if run)), exact
+    return and_(column.is_not(None), *(_has(column, run) for run in runs[:_MOST_RUNS] if run)), exact
 
 
 def _beginning_of_group(match: Wildcard) -> str | None:
     """How a group of the name begins, if that is all that is asked for."""
-    pattern = _folded(match.pattern)
+    pattern = _folded_pattern(match.pattern)
     beginning = pattern.rstrip("*")
     if not beginning or beginning == pattern or set(beginning) & set("*?="):
         return None
@@ -550,12 +565,13 @@ def _has_part(part: tuple[int, Condition]) -> Condition:
     return exists().where(study_name.c.kind == kind, value, study_name.c.study_id == study.c.id)
 
 
-def _folded(name: str) -> str:
-    return str(normal("PN", name) or "")
+def _folded_pattern(pattern: str) -> str:
+    """As the matcher folds it: what is empty at an end stays, for it says which groups are asked for."""
+    return "=".join(fold(group).strip(" ") for group in pattern.split("="))
 
 
 def _groups(name: str) -> list[str]:
-    return [group for group in _folded(name).split("=") if group]
+    return [group for group in str(normal("PN", name) or "").split("=") if group]
 
 
 # ── ways in ──────────────────────────────────────────────────────────────────────────────────────
@@ -577,7 +593,10 @@ def _ways(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[_Way]:
     """Ways in, likely few first."""
     for tag in (PATIENT_ID, ACCESSION_NUMBER):
         column = TEXTS[tag]
-        if tag in by_tag and (told := _any(functools.partial(_sought, column), by_tag[tag].match)):
+        if tag not in by_tag:
+            continue
+        match = by_tag[tag].match
+        if told := _one_of(column, "LO", match) or _any(functools.partial(_sought, column), match):
             found = or_(told[0], column.is_(None)) if unknown and not by_tag[tag].is_unique else told[0]
             yield _Way(select(study.c.id).where(IS_LISTED, found))
     if PATIENT_NAME in by_tag and (told := _any(_named, by_tag[PATIENT_NAME].match)):
@@ -610,7 +629,9 @@ def _named(match: Match) -> _ByColumn:
 
 
 def _by_modality_and_date(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[_Way]:
-    of_study = (_modalities(by_tag[tag]) for tag in (matching.MODALITIES_IN_STUDY, MODALITY) if tag in by_tag)
+    # A series that has none may be in a study that has some.
+    tags = (matching.MODALITIES_IN_STUDY,) if unknown else (matching.MODALITIES_IN_STUDY, MODALITY)
+    of_study = (_modalities(by_tag[tag]) for tag in tags if tag in by_tag)
     modalities = next((values for values in of_study if values is not None), None)
     span = _span(by_tag[STUDY_DATE].match) if STUDY_DATE in by_tag and not unknown else None
     if modalities is not None:
@@ -848,17 +869,17 @@ class _Below:
         masks = {table: _mask((one for _, one in self._known), table) for table in tables}
         has_modality = any(key.tag == MODALITY for key, _ in self._known)  # which narrows the studies, too
         self._study_mask = masks[study] | (_IN_STUDY if has_modality else 0)
-        open_ = [table.c.irregular.op("&")(mask) != 0 for table, mask in masks.items() if mask]
-        self._open = or_(*open_) if open_ else None
+        self._masks = {table: mask for table, mask in masks.items() if mask}
         self._is_sought = any(_is_sought(key, unknown=_unknown(query, key)) for key, _ in self._known)
         self._fixed = {key.tag for key, _ in self._known if isinstance(key.match, Single)}
 
     def find(self, read: Read, offset: int, limit: int | None) -> Iterator[Attributes]:
         """What matches behind *offset*; *limit* says how much of it may be wanted, no more."""
-        beyond = offset if self._is_exact and self._open is None else 0
+        open_ = self._open(read) if self._is_exact else None
+        beyond = offset if self._is_exact and open_ is None else 0
         left = offset - beyond
-        for row in self._rows(read, beyond, None if limit is None else left + limit):
-            decided = self._is_exact and not (self._open is not None and row.open)
+        for row in self._rows(read, beyond, None if limit is None else left + limit, open_):
+            decided = self._is_exact and not (open_ is not None and row.open)
             if left and decided:
                 left -= 1
                 continue
@@ -872,15 +893,24 @@ class _Below:
 
     def count(self, read: Read, bound: int) -> int | None:
         """How many match, up to *bound*; None if only their objects tell."""
-        if not self._is_exact or self._open is not None:
+        if not self._is_exact or self._open(read) is not None:
             return None
         picked = self._candidates(read, []).limit(bound).subquery()
         return int(read(select(func.count()).select_from(picked))[0][0])
 
-    def _rows(self, read: Read, beyond: int, wanted: int | None) -> Iterator[Row]:
-        """Candidates in order, without the first *beyond*."""
-        open_ = [] if self._open is None else [self._open.label("open")]
-        columns = [*_PLACE[self._query.level], *open_, *self._answers.columns]
+    def _open(self, read: Read) -> Condition | None:
+        """That the columns of a row do not tell all; None if they do of every row."""
+        open_ = [
+            table.c.irregular.op("&")(mask) != 0
+            for table, mask in self._masks.items()
+            if read(_any_irregular(table, mask))
+        ]
+        return or_(*open_) if open_ else None
+
+    def _rows(self, read: Read, beyond: int, wanted: int | None, open_: Condition | None) -> Iterator[Row]:
+        """Candidates in order, without the first *beyond*, and whether each is *open_*."""
+        is_open = [] if open_ is None else [open_.label("open")]
+        columns = [*_PLACE[self._query.level], *is_open, *self._answers.columns]
         candidates = self._candidates(read, columns)
         size = self._bounds.page if wanted is None else max(1, min(self._bounds.page, wanted))
         rows = read(candidates.limit(size).offset(beyond))
@@ -950,6 +980,14 @@ _FROM: dict[Level, Any] = {
 _IS_PUBLISHED = {Level.SERIES: series.c.instances > 0, Level.IMAGE: instance.c.published.is_(true())}
 _IN_SERIES = (*_STUDY_ORDER, study.c.id, *_SERIES_ORDER, series.c.id)
 _PLACE = {Level.SERIES: _IN_SERIES, Level.IMAGE: (*_IN_SERIES, *_INSTANCE_ORDER)}
+
+
+@functools.lru_cache(maxsize=256)
+def _any_irregular(table: Table, mask: int) -> Select[Any]:
+    """A row of *table* that is irregular by *mask*, if there is one; made once."""
+    bits, listed = table.c.irregular, [IS_LISTED] if table is study else []
+    those = (bits != 0, bits.op("&")(mask) != 0, *listed)  # as the partial index says it
+    return select(literal(1)).select_from(table).where(*those).limit(1)
 
 
 def _mask(told: Iterable[_Told], table: Table) -> int:

@@ -48,6 +48,8 @@ _STATISTICS = (
     ("publication", "sqlite_autoindex_publication_2", "20000 1"),
     ("publication", "publication_withdrawn", "100 1"),
     ("instance", "instance_leaving", "1000 1"),
+    ("series", "series_irregular", "20 1"),
+    ("instance", "instance_irregular", "20 1"),
 )
 _CHECKPOINT_PAGES = 4000  # 16 MiB of WAL between checkpoints, each of which syncs
 

@@ -212,6 +212,11 @@ instance = Table(
     UniqueConstraint("sop_uid", "digest", "series_id"),
     TableIndex("instance_order", "series_id", "ordinal", "sop_uid"),
 )
+for one in (series, instance):  # mostly there are none, and whoever pages far wants to know
+    is_irregular = one.c.irregular != 0
+    TableIndex(
+        f"{one.name}_irregular", one.c.irregular, sqlite_where=is_irregular, postgresql_where=is_irregular
+    )
 IS_LEAVING = instance.c.leaving.is_not(None)
 TableIndex("instance_leaving", instance.c.leaving, sqlite_where=IS_LEAVING, postgresql_where=IS_LEAVING)
 

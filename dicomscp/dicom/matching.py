@@ -40,6 +40,7 @@ from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import keyword_dict, keyword_for_tag
 
 from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.elements import MAX_DEPTH
 from dicomscp.dicom.names import fold, name_parts, sound
 from dicomscp.errors import RefusedError
 
@@ -201,6 +202,10 @@ class Zone:
     local: Callable[[datetime], timedelta]
 
 
+def _utc(_: datetime) -> timedelta:
+    return timedelta(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """Objects of *level* that match all *keys*.
@@ -210,8 +215,8 @@ class Query:
     sequences that *parts* lead into, only what they lead to is given.
 
     If it *matches_unknown*, an entity that has no value for a key matches it (C.2.2.1.2).  *zone* is
-    that of its `Adjusted` keys.  If there is a query *below*, of a lower level, only entities above what
-    matches that one match.
+    that of its `Adjusted` keys, if dates and times are adjusted; *local* is the offset from UTC of what tells
+    none.  If there is a query *below*, of a lower level, only entities above what matches that one match.
     """
 
     level: Level
@@ -223,6 +228,7 @@ class Query:
     parts: frozenset[Path] = frozenset()
     matches_unknown: bool = False
     zone: Zone | None = None
+    local: Callable[[datetime], timedelta] = _utc
     below: "Query | None" = None
 
 
@@ -406,7 +412,7 @@ def query_from_identifier(
     model: Model = STANDARD,
     options: Options = Options(),
     matches_unknown: bool = False,
-    local: Callable[[datetime], timedelta] = lambda _: timedelta(0),
+    local: Callable[[datetime], timedelta] = _utc,
 ) -> Query:
     """The query that a C-FIND identifier makes, in the Patient Root or Study Root information model.
 
@@ -423,27 +429,42 @@ def query_from_identifier(
     level = _level_of(identifier, root)
     levels = _ORDER[0 if root == "PATIENT" else 1 : _ORDER.index(level) + 1]
     zone = _zone(identifier, local) if options.timezone else None
-    keys = _identifier_keys(identifier, root, model, options, zone)
+    keys = _identifier_keys(identifier, root, model, options=options, zone=zone, local=local)
     above = tuple(key for key in keys if key.tag in model.supported(level))
     if not options.relational:
         _check_hierarchy(levels, {key.tag: key for key in above}, [key for key in keys if key not in above])
     always = model.supported(level) & ({_UNIQUE[one] for one in levels} | identifier.keys())
-    returns = always | _needed_to_adjust(always) if zone else always
+    returns = always | _needed_to_adjust(always if zone else _adjusted_tags(above))
     parts = frozenset(_parts(identifier)) if any(vr == "SQ" for vr, _ in identifier.values()) else frozenset()
     query = Query(
-        level, above, returns, None, always=always, parts=parts, matches_unknown=matches_unknown, zone=zone
+        level,
+        above,
+        returns,
+        None,
+        always=always,
+        parts=parts,
+        matches_unknown=matches_unknown,
+        zone=zone,
+        local=local,
     )
     return query if len(above) == len(keys) else replace(query, below=_below(keys, model, query))
 
 
 def _identifier_keys(
-    identifier: Identifier, root: str, model: Model, options: Options, zone: Zone | None
+    identifier: Identifier,
+    root: str,
+    model: Model,
+    *,
+    options: Options,
+    zone: Zone | None,
+    local: Callable[[datetime], timedelta],
 ) -> tuple[Key, ...]:
     # Study Root has no patients: what identifies them is an attribute like others (C.3.2).
     unique = {PATIENT_ID} if root == "PATIENT" else set()
+    control = _CONTROL if options.timezone else _CONTROL - {TIMEZONE}  # C.2.2.2
     found = []
     for tag, (_, values) in identifier.items():
-        if model.level_of(tag) and tag not in _CONTROL:
+        if model.level_of(tag) and tag not in control:
             try:
                 match = _match(_name(tag), tag, public_vr(tag), values, options)
             except BadValueError as error:
@@ -453,16 +474,20 @@ def _identifier_keys(
     keys = tuple(found)
     if options.combined:
         keys = _combined(keys, {tag: str(values[0]) for tag, (_, values) in identifier.items() if values})
-    return tuple(_adjusting(key, zone) for key in keys) if zone else keys
+    return tuple(_adjusting(key, zone, local) for key in keys)
 
 
 def _below(keys: tuple[Key, ...], model: Model, query: Query) -> Query:
     """What at the lowest level of *keys* matches all of them, with what identifies entities of *query*."""
     lowest = max((model.level_of(key.tag) or query.level for key in keys), key=_ORDER.index)
-    returns = identity_tags(query.level)
-    if query.zone:
-        returns |= _needed_to_adjust(frozenset(key.tag for key in keys))
+    returns = identity_tags(query.level) | _needed_to_adjust(_adjusted_tags(keys))
     return replace(query, level=lowest, keys=keys, returns=returns, always=frozenset(), parts=frozenset())
+
+
+def may_be_unknown(query: Query) -> bool:
+    """Whether there may be entities that match only because what is asked for is not known of them."""
+    known = {STUDY_UID, SERIES_UID, SOP_UID, SOP_CLASS_UID}
+    return query.matches_unknown and any(not key.is_unique and key.tag not in known for key in query.keys)
 
 
 def identity_tags(level: Level) -> frozenset[int]:
@@ -475,23 +500,25 @@ def identity_tags(level: Level) -> frozenset[int]:
 def identity_keys(level: Level, found: Mapping[str, Any]) -> tuple[Key, ...]:
     """Keys that the entity of *level* matches that *found*, with its `identity_tags`, is of or below.
 
-    Patients without ID are told apart by name and birth date.
+    Patients without ID are told apart by name and birth date: of those that match, one that has more groups
+    in its name is another, and has other keys.
     """
     tags = identity_tags(level)
     if level is Level.PATIENT:
         known = bool(_values(found, f"{PATIENT_ID:08X}"))
         by_id = _tags("PatientID IssuerOfPatientID")
         tags = by_id if known else tags - _tags("IssuerOfPatientID")
-    return tuple(Key(tag, public_vr(tag), _equal_to(_values(found, f"{tag:08X}"))) for tag in sorted(tags))
+    vrs = {tag: public_vr(tag) for tag in sorted(tags)}
+    return tuple(Key(tag, vr, _equal_to(vr, _values(found, f"{tag:08X}"))) for tag, vr in vrs.items())
 
 
-def _equal_to(values: Sequence[Any]) -> Match:
+def _equal_to(vr: str, values: Sequence[Any]) -> Match:
     if not values:
         return Empty()
-    value = values[0]
-    if isinstance(value, Mapping):
-        return Single("=".join(str(value.get(group) or "") for group in _GROUPS))
-    return Single(str(value))
+    if vr != "PN":
+        return Single(str(values[0]))
+    groups = (_person(values[0]) or "").split("=")
+    return Single("=".join(groups + [""] * (len(_GROUPS) - len(groups))))
 
 
 def _level_of(identifier: Identifier, root: str) -> Level:
@@ -574,7 +601,7 @@ def query_from_parameters(
     series_uid: str | None = None,
     max_results: int,
     model: Model = STANDARD,
-    local: Callable[[datetime], timedelta] = lambda _: timedelta(0),
+    local: Callable[[datetime], timedelta] = _utc,
 ) -> tuple[Query, list[str]]:
     """The query that a QIDO-RS request makes, and sentences about what of it is not done.
 
@@ -596,9 +623,8 @@ def query_from_parameters(
     parts = frozenset(path for path in asked.returned if path[0] not in whole)
     keys = _combined(keys + _asked_keys(asked.keys, asked.options), asked.written)
     zone = Zone(asked.offset, local) if asked.offset is not None else None
-    if zone:
-        keys = tuple(_adjusting(key, zone) for key in keys)
-        whole |= _needed_to_adjust(frozenset(key.tag for key in keys))
+    keys = tuple(_adjusting(key, zone, local) for key in keys)
+    whole |= _needed_to_adjust(_adjusted_tags(keys))
     query = Query(
         level,
         keys,
@@ -608,6 +634,7 @@ def query_from_parameters(
         always,
         frozenset() if asked.everything else parts,
         zone=zone,
+        local=local,
     )
     return query, asked.warnings
 
@@ -725,9 +752,14 @@ def _whole_number(name: str, value: str) -> int:
 
 
 def _path(name: str) -> Path:
-    """The tags that *name* leads through, by keyword or eight hex digits; () if one is not known."""
-    tags = []
+    """The tags that *name* leads through, by keyword or eight hex digits; () if one is not known.
+
+    And if they are more than an identifier may nest.
+    """
+    tags: list[int] = []
     for part in name.split("."):
+        if len(tags) > MAX_DEPTH:
+            return ()
         tag = int(part, 16) if re.fullmatch("[0-9A-Fa-f]{8}", part) else keyword_dict.get(part, 0)
         if not part or not tag or public_vr(tag) == "UN":  # some that are retired have no keyword
             return ()
@@ -774,6 +806,11 @@ _MULTIPLE_VRS = frozenset({"AE", "AS", "AT", "CS", "LO", "PN", "SH", "UC"})  # C
 EMPTY_VALUE = '""'
 """What asks for no value, if empty value matching is agreed (C.2.2.2.7)."""
 _UID = re.compile(r"[!-\[\]-~]{1,64}")  # what can be held, PS3.5 or not
+_NUMERAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# What nobody asks for, and what would keep everybody else waiting.
+_MOST_VALUES = 1000  # of a key, but for UIDs, which are looked up
+_LONGEST_PATTERN, _MOST_STARS = 1024, 64  # of a name, if it is asked for fuzzily, too
+_LONGEST_PERIOD = 100  # two DT with offsets have 53 characters
 
 
 def _name(tag: int) -> str:
@@ -785,7 +822,7 @@ def _match(name: str, tag: int, vr: str, values: Sequence[Any], options: Options
     if options.empty and list(values) == [EMPTY_VALUE]:
         return Empty()
     if vr == "SQ":
-        return _items(name, [value for value in values if isinstance(value, Mapping)], options)
+        return _items(name, values, options)
     if any(isinstance(value, Mapping) for value in values):
         raise BadValueError(f"{name} is a {vr}, not a sequence")
     texts = [text for text in (str(value).strip(" ") for value in values) if text]
@@ -795,10 +832,13 @@ def _match(name: str, tag: int, vr: str, values: Sequence[Any], options: Options
         if bad := next((text for text in texts if not _UID.fullmatch(text) or set(text) & set("*?")), None):
             raise BadValueError(f"{name} is a UID, not {_shown(bad)}")
         return Single(texts[0]) if len(texts) == 1 else UIDList(tuple(texts))
+    if len(texts) > _MOST_VALUES:
+        raise BadValueError(f"{name} has more than {_MOST_VALUES} values")
     if len(texts) > 1 and options.multiple and _takes_several(tag, vr):
         if bad := next((text for text in texts if vr in _WILDCARD_VRS and set(text) & set("*?")), None):
             raise BadValueError(f"{name} is one of several values, which have no wildcards: {_shown(bad)}")
-        return AllOf(tuple(Fuzzy(text) if vr == "PN" and options.fuzzy else Single(text) for text in texts))
+        is_fuzzy = vr == "PN" and options.fuzzy
+        return AllOf(tuple(Fuzzy(_pattern_of(name, text)) if is_fuzzy else Single(text) for text in texts))
     matches = tuple(_one_match(name, vr, text, options) for text in texts)
     return matches[0] if len(matches) == 1 else AnyOf(matches)
 
@@ -808,7 +848,11 @@ def _takes_several(tag: int, vr: str) -> bool:
     return vr in _MULTIPLE_VRS and tag in DicomDictionary and DicomDictionary[tag][1] != "1"
 
 
-def _items(name: str, items: Sequence[Identifier], options: Options) -> Match:
+def _items(name: str, values: Sequence[Any], options: Options) -> Match:
+    items: list[Identifier] = [value for value in values if isinstance(value, Mapping)]
+    texts = (str(value) for value in values if not isinstance(value, Mapping))
+    if bad := next((text for text in texts if text.strip(" *")), None):
+        raise BadValueError(f"{name} is a sequence, which has no value of its own: {_shown(bad)}")
     if len(items) > 1:
         raise BadValueError(f"{name} has more than one item")
     keys = tuple(
@@ -824,9 +868,9 @@ def _items(name: str, items: Sequence[Identifier], options: Options) -> Match:
 
 def _one_match(name: str, vr: str, text: str, options: Options) -> Single | Wildcard | Range | Fuzzy:
     if vr == "PN" and options.fuzzy:
-        return Fuzzy(text)
+        return Fuzzy(_pattern_of(name, text))
     if vr in _WILDCARD_VRS and ("*" in text or "?" in text):
-        return Wildcard(text)
+        return Wildcard(_pattern_of(name, text))
     if vr in ("DA", "TM", "DT"):
         match = _range(vr, text)
         if match is None:
@@ -837,8 +881,16 @@ def _one_match(name: str, vr: str, text: str, options: Options) -> Single | Wild
     return Single(text)
 
 
+def _pattern_of(name: str, text: str) -> str:
+    if len(text) > _LONGEST_PATTERN or len(re.findall(r"\*+", text)) > _MOST_STARS:
+        raise BadValueError(f"{name} is longer or has more stars than any pattern: {_shown(text)}")
+    return text
+
+
 def _range(vr: str, text: str) -> Single | Range | None:
     """A date, or a period; None if *text* is neither."""
+    if len(text) > _LONGEST_PERIOD:
+        return None
     if _bound(vr, text, up=False) is not None:
         date = _bound(vr, text, up=False)
         return Single(date) if vr == "DA" and date else Range(date, _bound(vr, text, up=True))
@@ -871,7 +923,6 @@ _TIME_OF = {
 _DATE_OF = {time: date for date, time in _TIME_OF.items()}
 _TIME_OF_HEX = {f"{date:08X}": f"{time:08X}" for date, time in _TIME_OF.items()}
 _OFFSET = re.compile(r"([+-])(0\d|1[0-4])([0-5]\d)", re.ASCII)
-_HAS_OFFSET = re.compile(r"[+-]\d{4}$", re.ASCII)
 
 
 def _combined(keys: tuple[Key, ...], written: Mapping[int, str]) -> tuple[Key, ...]:
@@ -937,31 +988,47 @@ def _offset_text(offset: timedelta) -> str:
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}{abs(minutes) % 60:02}"
 
 
-def _adjusting(key: Key, zone: Zone) -> Key:
-    """*key*, as asked for in *zone* if it is of a date-time, or of a date or time that has the other."""
+def _adjusting(key: Key, zone: Zone | None, local: Callable[[datetime], timedelta]) -> Key:
+    """*key*, of a date-time as asked for in *zone*, of a date or time that has the other, too.
+
+    Without a zone date-times alone are moments, in the local one unless they tell theirs (C.2.2.2.5.3).
+    """
     match = key.match
-    is_of_pair = key.tag in _TIME_OF or key.tag in _DATE_OF
+    is_of_pair = zone is not None and (key.tag in _TIME_OF or key.tag in _DATE_OF)
     if not isinstance(match, Single | Range | AnyOf | Moments) or not (key.vr == "DT" or is_of_pair):
         return key
-    return replace(key, match=Adjusted(_offset_told(match, zone) if key.vr == "DT" else match))
+    if key.vr != "DT":
+        return replace(key, match=Adjusted(match))
+    return replace(key, match=Adjusted(_offset_told(match, local if zone is None else lambda _: zone.offset)))
 
 
-def _offset_told(match: "Single | Range | AnyOf | Moments", zone: Zone) -> "Single | Range | AnyOf | Moments":
-    """A match of date-times, of which those that tell no offset tell that of *zone*."""
+def _offset_told(
+    match: "Single | Range | AnyOf | Moments", offset_at: Callable[[datetime], timedelta]
+) -> "Single | Range | AnyOf | Moments":
+    """A match of date-times, of which those that tell no offset tell that of their moment."""
     if isinstance(match, AnyOf):
-        ranges = [_offset_told(one, zone) for one in match.matches if isinstance(one, Range)]
+        ranges = [_offset_told(one, offset_at) for one in match.matches if isinstance(one, Range)]
         return AnyOf(tuple(one for one in ranges if isinstance(one, Range)))
     if not isinstance(match, Range):
         return match
-    text = _offset_text(zone.offset)
-    low, high = (
-        end if end is None or _HAS_OFFSET.search(end) else end + text for end in (match.low, match.high)
-    )
-    return Range(low, high)
+    return Range(*(end and _with_offset(end, offset_at) for end in (match.low, match.high)))
+
+
+def _with_offset(moment: str, offset_at: Callable[[datetime], timedelta]) -> str:
+    moments = _moments(moment)
+    if moments is None or moments[2] is not None:
+        return moment
+    return moment + _offset_text(offset_at(moments[0]))
+
+
+def _adjusted_tags(keys: Iterable[Key]) -> frozenset[int]:
+    return frozenset(key.tag for key in keys if isinstance(key.match, Adjusted))
 
 
 def _needed_to_adjust(asked: frozenset[int]) -> frozenset[int]:
     """What must be known to adjust the attributes *asked* for."""
+    if not asked:
+        return asked
     pairs = (_TIME_OF.get(tag, _DATE_OF.get(tag, TIMEZONE)) for tag in asked)
     return frozenset(pairs) | {TIMEZONE}
 
@@ -988,10 +1055,9 @@ def adjusted(attributes: Mapping[str, Any], zone: Zone) -> dict[str, Any]:
 
 
 def _placed(value: Any, own: timedelta | None, zone: Zone) -> Any:
-    moments = _moments(value.strip(" ")) if isinstance(value, str) else None
-    if moments is None or moments[2] is not None:
+    if not isinstance(value, str):
         return value
-    return value.strip(" ") + _offset_text(zone.local(moments[0]) if own is None else own)
+    return _with_offset(value.strip(" "), zone.local if own is None else lambda _: own)
 
 
 def _moved(date: Any, time: Any, own: timedelta | None, zone: Zone) -> tuple[str, str] | None:
@@ -1030,6 +1096,8 @@ def normal(vr: str, value: Any) -> str | float | None:
     if vr == "PN":
         return _person(value)
     if vr in _NUMBER_VRS:
+        if isinstance(value, str) and not _NUMERAL.fullmatch(value.strip(" ")):
+            return None  # of what Python takes for a number
         try:
             return float(value)
         except (TypeError, ValueError, OverflowError):
@@ -1120,9 +1188,9 @@ def matcher(query: Query) -> Callable[[Mapping[str, Any]], bool]:
     plain = [key for key in query.keys if not isinstance(key.match, Adjusted)]
     moved = [replace(key, match=key.match.match) for key in query.keys if isinstance(key.match, Adjusted)]
     matches = _matcher(plain, unknown=query.matches_unknown)
-    zone = query.zone
-    if zone is None or not moved:
+    if not moved:
         return matches
+    zone = query.zone or Zone(timedelta(0), query.local)
     matches_there = _matcher(moved, unknown=query.matches_unknown)
     return lambda attributes: matches(attributes) and matches_there(adjusted(attributes, zone))
 

@@ -27,6 +27,7 @@ from functools import lru_cache
 import jellyfish
 
 _DELIMITERS = frozenset("=^*?\\")
+_LONGEST_NAME = 64  # characters of a part that is remembered; whole names are no longer (PS3.5 table 6.2-1)
 _MARKED_SCRIPTS = ("LATIN ", "GREEK ", "CYRILLIC ")
 # Unicode does not decompose them.
 _LATIN = str.maketrans(
@@ -84,9 +85,13 @@ def name_parts(folded: str) -> list[str]:
     return [part for part in _BETWEEN_PARTS.split(folded.replace("'", "")) if part]
 
 
-@lru_cache(maxsize=1 << 14)
 def sound(part: str) -> str:
     """What a folded part sounds like: upper case if it is of Latin letters, else the part itself."""
     if not (part.isascii() and part.isalpha()):
         return part
+    return _metaphone(part) if len(part) <= _LONGEST_NAME else jellyfish.metaphone(part) or part
+
+
+@lru_cache(maxsize=1 << 14)
+def _metaphone(part: str) -> str:
     return jellyfish.metaphone(part) or part

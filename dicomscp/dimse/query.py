@@ -8,12 +8,15 @@ sent, so a C-CANCEL stops a query in the middle, and memory does not grow with t
 nothing matches the archive asks now and then whether to go on, so a C-CANCEL is heard then, too.
 """
 
+import hashlib
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache, lru_cache, partial
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import structlog
@@ -60,6 +63,11 @@ _MAX_IDENTIFIER_BYTES = 1 << 20  # a list of 10,000 UIDs
 # Those that (0008,0005) is about (PS3.5 section 6.1.2.2).
 _TEXT_VRS = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _LINE_VRS = frozenset({"LT", "ST", "UT", "UR"})  # one value, whatever is in it
+# What ends code extensions (PS3.5 section 6.1.2.5.3).
+_LINE_ENDS = b"\t\n\f\r"
+_DELIMITERS = {"PN": b"\\^=" + _LINE_ENDS, "LT": _LINE_ENDS, "ST": _LINE_ENDS, "UT": _LINE_ENDS}
+_PIECES = re.compile("([\\\\^=\t\n\f\r])")  # of any VR: where nothing ends, ending does no harm
+_GB_2312, _TO_GB_2312 = "iso_ir_58", b"\x1b$)A"
 _NUMBERS = {
     "US": "H",
     "SS": "h",
@@ -159,7 +167,8 @@ class Find:
         except BusyError as error:
             end = _End(OUT_OF_RESOURCES, str(error))
         except (matching.IdentifierError, matching.BadValueError) as error:
-            end = _End(NOT_THE_SOP_CLASS, str(error), error.tags)
+            # What it quotes may be a patient's name or birth date: whoever asked is told, and no log.
+            end = _End(NOT_THE_SOP_CLASS, str(error), error.tags, is_private=True)
         except _RefusalError as error:
             end = _End(error.status, str(error))
         except RefusedError as error:
@@ -169,7 +178,13 @@ class Find:
             end = _End(UNABLE_TO_PROCESS, "Unforeseen error in the gateway")
         if self._cancelled:
             end = _End(CANCELLED)  # no related fields, table C.4-1
-        self._log.info("query_answered", matches=matches, status=f"{end.status:04X}", reason=end.reason)
+        self._log.info(
+            "query_answered",
+            matches=matches,
+            status=f"{end.status:04X}",
+            reason="" if end.is_private else end.reason,
+            offending=[f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for tag in end.offending],
+        )
         yield response(self._command, end.status, end.reason, offending=end.offending), b""
 
     def _pending(self) -> Iterator[tuple[int, bytes]]:
@@ -204,7 +219,8 @@ class Find:
             f"{_RETRIEVE_AE_TITLE:08X}": {"vr": "AE"},
             f"{_INSTANCE_AVAILABILITY:08X}": {"vr": "CS", "Value": ["ONLINE"]},
         }
-        empty = {f"{tag:08X}": {"vr": public_vr(tag)} for tag in query.always}
+        # But for the time zone, which is not sent without a value (C.4.1.1.3.2).
+        empty = {f"{tag:08X}": {"vr": public_vr(tag)} for tag in query.always - {_TIMEZONE}}
         terms, answer = _terms(identifier), matching.answerer(query)
         for found in self._found(query):
             yield status, encode_identifier(empty | answer(found) | own, syntax, terms)
@@ -213,17 +229,42 @@ class Find:
         """What matches, each once, and no more than one more than is answered."""
         limit = self._answering.max_results + 1
         if query.below is None:
+            yield from islice(self._matching(query, limit), limit)
+            return
+        for identity in islice(self._identities(query.below, query.level), limit):
+            yield from self._entity(query, identity)
+
+    def _matching(self, query: matching.Query, limit: int | None = None) -> Iterator[Json]:
+        """What matches: first that of which all that is asked for is known, then the rest (C.2.2.1.2).
+
+        Many archives have thousands of studies without accession number, and the one that is sought would be
+        the last, or cut off.
+        """
+        if not matching.may_be_unknown(query):
             yield from self._archive.find(replace(query, limit=limit), self._goes_on)
             return
-        seen: set[tuple[matching.Key, ...]] = set()
-        entity = replace(query, limit=1, matches_unknown=False)
-        for one in self._archive.find(query.below, self._goes_on):
-            identity = matching.identity_keys(query.level, one)
-            if identity not in seen:
-                seen.add(identity)
-                yield from self._archive.find(replace(entity, keys=identity), self._goes_on)
-            if len(seen) == limit:
-                return
+        known = replace(query, matches_unknown=False)
+        yield from self._archive.find(replace(known, limit=limit), self._goes_on)
+        is_known = matching.matcher(known)
+        yield from (one for one in self._archive.find(query, self._goes_on) if not is_known(one))
+
+    def _identities(self, below: matching.Query, level: matching.Level) -> Iterator[tuple[matching.Key, ...]]:
+        """What tells of each entity of *level* above what matches *below*, each once."""
+        seen: set[bytes] = set()
+        for one in self._matching(below):
+            identity = matching.identity_keys(level, one)
+            digest = hashlib.blake2b(repr(identity).encode(), digest_size=16).digest()
+            if digest not in seen:  # keys themselves would take ten times the room
+                seen.add(digest)
+                yield identity
+
+    def _entity(self, query: matching.Query, identity: tuple[matching.Key, ...]) -> Iterator[Json]:
+        """The one that *identity* tells of, which namesakes with more groups in the name match as well."""
+        returns = query.returns and query.returns | matching.identity_tags(query.level)
+        asked = replace(query, keys=identity, returns=returns, matches_unknown=False)
+        found = self._archive.find(asked, self._goes_on)
+        same = (one for one in found if matching.identity_keys(query.level, one) == identity)
+        return islice(same, 1)
 
     def _goes_on(self) -> bool:
         if not self._cancelled:
@@ -237,6 +278,7 @@ class _End(NamedTuple):
     status: int
     reason: str = ""
     offending: tuple[int, ...] = ()
+    is_private: bool = False
 
 
 class _RefusalError(RefusedError):
@@ -349,7 +391,7 @@ def _values(vr: str, value: bytes, texts: charset.CharacterSet, little: bool) ->
         ]
     text = value.decode("latin-1")
     if vr in _TEXT_VRS:
-        text, clean = charset.decode(value, texts, b"\\^=" if vr == "PN" else b"\\")
+        text, clean = charset.decode(value, texts, _DELIMITERS.get(vr, b"\\" + _LINE_ENDS))
         if not clean:
             raise matching.IdentifierError(
                 "The identifier's text is not of its Specific Character Set", CHARACTER_SET
@@ -389,10 +431,8 @@ def carrier(text: str, terms: tuple[str, ...]) -> tuple[str, ...]:
     if not all(any(_carries(character, encoding) for encoding in encodings) for character in set(text)):
         return (_UNICODE,)
     # Not every combination of code extensions that pydicom writes can be read again.
-    encoded = encode_string(text, encodings)
-    return (
-        terms if charset.decode(encoded, charset.character_set(terms), b"") == (text, True) else (_UNICODE,)
-    )
+    read = charset.decode(_extended(encodings, text), charset.character_set(terms), _DELIMITERS["PN"])
+    return terms if read == (text, True) else (_UNICODE,)
 
 
 def _encodings(terms: tuple[str, ...]) -> list[str]:
@@ -435,13 +475,22 @@ def _dataset(dataset: Json, form: _Form, encode: _Encode) -> bytes:
     parts: list[bytes] = []
     for key in sorted(dataset):
         element = dataset[key]
-        vr = element["vr"]
-        value = _value(vr, element.get("Value", ()), form, encode)
+        vr, values = element["vr"], element.get("Value", ())
+        if _is_misframed(key, vr):
+            vr, values = ("UN", ()) if vr == "SQ" else ("SQ", ())
+        value = _value(vr, values, form, encode)
         head, length = _head(key, vr, form)
         if length.size == 2 and len(value) > 0xFFFF:
             head, length = _head(key, "UN", form)  # PS3.5 section 6.2.2
         parts += (head, length.pack(len(value)), value)
     return b"".join(parts)
+
+
+@lru_cache(maxsize=4096)
+def _is_misframed(key: str, vr: str) -> bool:
+    """Whether a sequence was written where none is, or text for one: no reader of implicit VR copes."""
+    known = public_vr(int(key, 16))
+    return known != "UN" and (known == "SQ") != (vr == "SQ")
 
 
 @lru_cache(maxsize=4096)
@@ -477,7 +526,14 @@ def _ascii(text: str) -> bytes:
 
 def _extended(encodings: list[str], text: str) -> bytes:
     """One value, piece by piece, for what delimits ends a code extension (PS3.5 section 6.1.2.5.3)."""
-    return b"^".join(encode_string(piece, encodings) for piece in text.split("^"))
+    return b"".join(_escaped(encodings, piece) for piece in _PIECES.split(text) if piece)
+
+
+def _escaped(encodings: list[str], piece: str) -> bytes:
+    encoded: bytes = encode_string(piece, encodings)
+    # The one code extension that pydicom writes without its escape sequence.
+    is_bare = _GB_2312 in encodings[1:] and encoded == piece.encode(_GB_2312, "replace")
+    return _TO_GB_2312 + encoded if is_bare and not encoded.isascii() else encoded
 
 
 def _numbers(vr: str, value: Any) -> tuple[Any, ...]:

@@ -62,6 +62,8 @@ log = structlog.get_logger()
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _BUFFER_BYTES = 1 << 18
+# Responses of a query that are sent at once: a cancel is heard behind them.
+_GATHERED_BYTES, _GATHERED_SECONDS = 16 << 10, 0.005
 _WAITING = 64  # connections beyond the associations: to be rejected, about to ask, closing
 _ACCEPT_WAKE_SECONDS = 0.1  # how soon a drain is noticed while nobody connects
 _EXHAUSTED_SECONDS = 0.1  # pause when the process has no descriptors or threads left
@@ -329,7 +331,7 @@ class Listener:
 
     def _refuse(self, association: "Association", reason: str) -> None:
         log.warning("connection_refused", address=association.address, reason=reason)
-        self.metrics.rejected("connections")
+        self.metrics.rejected("connections", reason, address=association.address)
         association.close()
 
     def _finish(self, deadline: float) -> None:
@@ -376,6 +378,7 @@ class Association:
         self._answers: Iterator[tuple[bytes, bytes]] | None = None  # of a query
         self._finding: Find | None = None
         self._agreed: Mapping[str, bytes] = {}  # extended negotiation, by SOP class
+        self._gathered = bytearray()  # responses that are not sent yet
         self._heard: deque[Fact] = deque()  # while a query was under way, and not yet acted on
         self._counts = _Counts()
         self._received = 0
@@ -450,8 +453,7 @@ class Association:
             if self._ending.is_set():
                 self._lost()
                 return
-            limit = self._settings.association_seconds if self._seated else self._settings.accept_seconds
-            if time.monotonic() > self._counts.began + limit:
+            if self._is_overdue():
                 self._time_out("open for too long")
                 return
 
@@ -460,6 +462,7 @@ class Association:
 
         Anything else waits until the query is through, and no more is heard until then.
         """
+        self._send_gathered()  # what is next may take long
         while not self._heard and self._finding is not None and self._is_readable():
             data = memoryview(bytearray(_BUFFER_BYTES))
             size = self._socket.recv_into(data)
@@ -479,6 +482,10 @@ class Association:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
+
+    def _is_overdue(self) -> bool:
+        limit = self._settings.association_seconds if self._seated else self._settings.accept_seconds
+        return time.monotonic() > self._counts.began + limit
 
     def _time_out(self, how: str) -> None:
         """What came too late ends the association; before there is one, only the connection (AA-2)."""
@@ -530,7 +537,9 @@ class Association:
             ae = self._seat() or ae
         if isinstance(ae, Rejection):
             self._is_said = True
-            self._listener.metrics.rejected(ae.reason.partition(":")[0])
+            self._listener.metrics.rejected(
+                ae.reason.partition(":")[0], ae.reason, calling_ae=request.calling_ae, address=self.address
+            )
             self._log.warning("association_rejected", reason=ae.reason, result=ae[:3])
             self._send(self._upper.reject(ae))
             return
@@ -569,8 +578,13 @@ class Association:
             self._how = f"command {command_field:04X} is no request"
             self._abort(SERVICE_USER)
             return
-        while self._answers is not None:  # a new request before the last is answered: one after the other
+        # A new request before the last is answered: one after the other.  Nothing is listened to meanwhile,
+        # because what came with this one is still to be acted on.
+        self._finding = None
+        while self._answers is not None:
             self._answer()
+        if self._upper.is_closing:
+            return
         self._context_id = context_id
         self._operation = self._operation_of(context_id, command_field, command)
         if not has_dataset:
@@ -589,6 +603,7 @@ class Association:
                 command,
                 self._source,
                 authorised=self._ae.store,
+                address=self.address,
                 metrics=self._listener.metrics,
                 log=self._log,
             )
@@ -623,12 +638,28 @@ class Association:
         self._send(self._upper.message(self._context_id, reply))
 
     def _answer(self) -> None:
-        """Send the next response of the query under way."""
-        answer = next(self._answers, None) if self._answers is not None else None
-        if answer is None or self._upper.is_closing:
-            self._answers = self._finding = None
-            return
-        self._send(self._upper.message(self._context_id, *answer))
+        """Send the next responses of the query under way, some at once.
+
+        Each send costs a system call, and a turn of the interpreter among the threads that receive.
+        """
+        until = time.monotonic() + _GATHERED_SECONDS
+        while self._answers is not None and len(self._gathered) < _GATHERED_BYTES:
+            answer = next(self._answers, None)
+            if answer is None or self._upper.is_closing:
+                self._answers = self._finding = None
+                break
+            self._gathered += self._upper.message(self._context_id, *answer)
+            if time.monotonic() >= until:
+                break
+        self._send_gathered()
+        if self._is_overdue():
+            self._heard.clear()
+            self._time_out("open for too long")
+
+    def _send_gathered(self) -> None:
+        if self._gathered and not self._upper.is_closing:
+            self._send(bytes(self._gathered))
+        self._gathered.clear()
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────
 

@@ -106,12 +106,13 @@ class Store:
         source: Source,
         *,
         authorised: bool,
+        address: str,
         metrics: ListenerMetrics,
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         self.status, self.reason, self.size = SUCCESS, "", 0
         self._archive, self._command, self._source = archive, command, source
-        self._metrics, self._log = metrics, log
+        self._address, self._metrics, self._log = address, metrics, log
         self._incoming: Incoming | None = None
         self._sop_uid = uid(command, AFFECTED_SOP_UID)
         sop_class_uid = uid(command, AFFECTED_SOP_CLASS_UID)
@@ -150,7 +151,12 @@ class Store:
             self._metrics.received(self._source.calling_ae, self.size, time.perf_counter() - began)
             self._log.debug("instance_stored", sop_uid=self._sop_uid, size=self.size)
         else:
-            self._metrics.refused(_KINDS.get(self.status, "refused"))
+            self._metrics.refused(
+                _KINDS.get(self.status, "refused"),
+                self.reason,
+                calling_ae=self._source.calling_ae,
+                address=self._address,
+            )
             self._log.warning(
                 "instance_refused", sop_uid=self._sop_uid, status=f"{self.status:04X}", reason=self.reason
             )

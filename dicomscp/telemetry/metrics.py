@@ -10,16 +10,24 @@ Labels are of bounded number and never hold a UID.
 import os
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from dicomscp.telemetry.refusals import Refusals
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # where prometheus_client looks
-_KINDS = ("counter", "gauge_livesum", "histogram")
+_KINDS = ("counter", "gauge_livesum", "gauge_max", "histogram")
 _FILE_BYTES = 1 << 18  # several times what all metrics of a process take
+_RECEIVED = {
+    "dicomscp_received_instances": "instances",
+    "dicomscp_received_bytes": "bytes",
+    "dicomscp_last_received_timestamp_seconds": "last_at",
+}
 _CALLING_AES = 64  # distinct in a process; what calls after them is "other"
 _STORE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 _PUBLISH_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -71,6 +79,39 @@ def exposition(directory: Path) -> bytes:
     return generate_latest(registry)
 
 
+class Received(NamedTuple):
+    """What came from one calling AE since the gateway started, and when last, in seconds since 1970."""
+
+    instances: float = 0.0
+    bytes: float = 0.0
+    last_at: float = 0.0
+
+
+class Counted(NamedTuple):
+    """What all processes together took in since the gateway started, and what they did not, by why."""
+
+    received: dict[str, Received]
+    refused: dict[str, int]
+    rejected: dict[str, int]
+
+
+def counted(directory: Path) -> Counted:
+    """What the processes that share *directory* have counted of what comes in, by calling AE and kind."""
+    files = [str(path) for kind in ("counter", "gauge_max") for path in directory.glob(f"{kind}_*.db")]
+    found = Counted({}, {}, {})
+    for metric in MultiProcessCollector.merge(files):  # type: ignore[no-untyped-call] # not annotated there
+        for sample in metric.samples:
+            labels, value = sample.labels, sample.value
+            if field := _RECEIVED.get(metric.name):
+                before = found.received.get(labels["calling_ae"], Received())
+                found.received[labels["calling_ae"]] = before._replace(**{field: value})
+            elif metric.name == "dicomscp_refused_instances":
+                found.refused[labels["kind"]] = int(value)
+            elif metric.name == "dicomscp_rejected_associations":
+                found.rejected[labels["reason"]] = int(value)
+    return found
+
+
 def _counter(name: str, what: str, *labels: str) -> Counter:
     return Counter(f"dicomscp_{name}", what, labels, registry=None)
 
@@ -85,12 +126,29 @@ def _gauge(name: str, what: str) -> Gauge:
     return gauge
 
 
+class _OfAe(NamedTuple):
+    """The metrics of one calling AE."""
+
+    instances: Counter
+    bytes: Counter
+    last_at: Gauge
+
+
 class IntakeMetrics:
     """What a process that takes instances in counts: listeners, drop folder, web."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusals: Refusals | None = None) -> None:
+        """What is not taken is noted in *refusals*, too, with its reason."""
+        self._refusals = refusals
         self._instances = _counter("received_instances", "Instances taken into custody.", "calling_ae")
-        self._bytes = _counter("received_bytes", "Bytes of datasets taken into custody.")
+        self._bytes = _counter("received_bytes", "Bytes of datasets taken into custody.", "calling_ae")
+        self._last_at = Gauge(
+            "dicomscp_last_received_timestamp_seconds",
+            "When an instance was last taken into custody.",
+            ("calling_ae",),
+            registry=None,
+            multiprocess_mode="max",
+        )
         self._refused = _counter("refused_instances", "Instances not taken, by why.", "kind")
         self._seconds = Histogram(
             "dicomscp_store_seconds",
@@ -99,37 +157,44 @@ class IntakeMetrics:
             registry=None,
         )
         self._sync_errors = _sync_errors()
-        self._known: dict[str, Counter] = {}
+        self._known: dict[str, _OfAe] = {}
         self._lock = threading.Lock()
 
     def received(self, calling_ae: str, size: int, seconds: float) -> None:
         """One instance of *size* bytes is in custody, *seconds* after its last byte came."""
-        (self._known.get(calling_ae) or self._of(calling_ae)).inc()
-        self._bytes.inc(size)
+        of_ae = self._known.get(calling_ae) or self._of(calling_ae)
+        of_ae.instances.inc()
+        of_ae.bytes.inc(size)
+        of_ae.last_at.set_to_current_time()
         self._seconds.observe(seconds)
 
-    def refused(self, kind: str) -> None:
+    def refused(self, kind: str, reason: str, *, calling_ae: str = "", address: str = "") -> None:
         """One instance was not taken; *kind* is the error's family: refused, mismatch, busy."""
         self._refused.labels(kind).inc()
+        self._note(kind, reason, calling_ae, address)
 
     def sync_failed(self) -> None:
         """One sync or write failed."""
         self._sync_errors.inc()
 
-    def _of(self, calling_ae: str) -> Counter:
+    def _note(self, kind: str, reason: str, calling_ae: str, address: str) -> None:
+        if self._refusals is not None:
+            self._refusals.note(kind, reason, calling_ae=calling_ae, address=address)
+
+    def _of(self, calling_ae: str) -> _OfAe:
         with self._lock:
             name = calling_ae if len(self._known) < _CALLING_AES else "other"
-            counter = self._instances.labels(name)
+            of_ae = _OfAe(self._instances.labels(name), self._bytes.labels(name), self._last_at.labels(name))
             if name == calling_ae:
-                self._known[name] = counter
-            return counter
+                self._known[name] = of_ae
+            return of_ae
 
 
 class ListenerMetrics(IntakeMetrics):
     """What a listener counts besides."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, refusals: Refusals | None = None) -> None:
+        super().__init__(refusals)
         self._open = _gauge("open_associations", "Associations open now.")
         self._accepted = _counter("accepted_associations", "Associations accepted.")
         self._rejected = _counter("rejected_associations", "Associations rejected, by why.", "reason")
@@ -146,9 +211,10 @@ class ListenerMetrics(IntakeMetrics):
         if not released:
             self._aborted.inc()
 
-    def rejected(self, reason: str) -> None:
-        """An association was rejected; *reason* is one of a few words."""
-        self._rejected.labels(reason).inc()
+    def rejected(self, kind: str, reason: str, *, calling_ae: str = "", address: str = "") -> None:
+        """An association was rejected; *kind* is one of a few phrases, *reason* says it in full."""
+        self._rejected.labels(kind).inc()
+        self._note("rejected", reason, calling_ae, address)
 
 
 class InboxMetrics(IntakeMetrics):
@@ -161,6 +227,24 @@ class InboxMetrics(IntakeMetrics):
     def quarantined(self) -> None:
         """A file was put into the quarantine."""
         self._quarantined.inc()
+
+
+class AccessMetrics:
+    """What the web server counts of who asks."""
+
+    def __init__(self) -> None:
+        self._granted = _counter("granted_accesses", "Credentials found right, by scheme.", "scheme")
+        self._refused = _counter(
+            "refused_accesses", "Credentials found wrong, by scheme; or right ones without a scope.", "kind"
+        )
+
+    def granted(self, scheme: str) -> None:
+        """Credentials were found right; they are not looked at again for a while."""
+        self._granted.labels(scheme).inc()
+
+    def refused(self, kind: str) -> None:
+        """Credentials were found wrong; *kind* is a scheme, or "scope"."""
+        self._refused.labels(kind).inc()
 
 
 class PipelineMetrics:

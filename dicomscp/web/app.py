@@ -2,20 +2,26 @@
 
     /            studies, for people             /dicomweb/...  studies, for programs
     /wado        instances and images, by WADO-URI
+    /status      how the gateway stands
     /changes     which were published since, for systems that follow
     /healthz     this process answers            /metrics       Prometheus
     /readyz      the gateway does its work
 
-Every request passes the guard, in this order: the Host header must be one that is ours (a page of
-another site that rebinds its name to this machine is refused), then origins allowed by list get
-their CORS headers, then the resource answers.  Whatever escapes a resource ends here: logged once,
-told without internals.  Logs hold the path, never the query: people search by patient.
+Every request passes the guard, in this order: the Host header must be one that is ours (a page of another
+site that rebinds its name to this machine is refused), then origins allowed by list get their CORS headers
+and their preflights an answer, then who asks is looked at (`web/access`, if anybody is to be asked), then
+the resource answers.  Whatever escapes a resource ends here: logged once, told without internals.  Logs
+hold the path, never the query: people search by patient.
+
+A browser sends what it has of us (cookies it has none, but passwords, and the loopback address) with
+requests that pages of others make.  They cannot read the answers; that they cannot store either is seen to
+here.
 """
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -39,6 +45,8 @@ import dicomscp
 from dicomscp.archive.archive import Archive
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.errors import DamagedError, DicomscpError
+from dicomscp.telemetry.metrics import AccessMetrics
+from dicomscp.web.access import OPEN_PATHS, READING, Access, Scheme
 from dicomscp.web.changes import Changes
 from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.documents import Documents
@@ -58,9 +66,13 @@ _SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
 }
+_CORS_METHODS = ("GET", "HEAD", "POST")
 _CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Range")
 _CORS_EXPOSED = ("Content-Range", "ETag", "Retry-After", "Warning")
 _HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(:[0-9]*)?", re.ASCII)
+_WITHOUT_CONTENT = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
+_LAST = {"connection": "close"}  # what follows on the connection may be part of it
+_HEAD_BYTES = 64 << 10  # of all header fields; tokens with many roles take 8 KiB, a long query as much
 _SENTENCES = {
     404: "There is nothing at this address.",
     405: "This resource is there, but not for this method.",
@@ -72,17 +84,22 @@ class WebSettings:
     """What the application is told.
 
     *hosts*: names by which the gateway is reached, beside loopback names and addresses; "*" takes any.
-    *cors_origins*: origins whose pages may read, such as "https://viewer.example.org"; "*" is any.
+    *cors_origins*: origins whose pages may ask, such as "https://viewer.example.org"; "*" is any.
+    *schemes*: how people say who they are (`access.Access`); with none nobody is asked.
+    *open_paths*: where nobody is asked all the same.
     *request_publish*: called from a worker thread with a study UID that somebody waits for.
     *max_results*, *empty_status*, *local*: of searches (`search.Search`).
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
     *ready*: whether the gateway does its work, and facts about it.  *stopping*: whether it is to end.
-    *metrics*: Prometheus text.
+    *metrics*: Prometheus text.  *status*: how the gateway stands, as `dicomscp status --json` says it; {} is
+    not told.  *viewer_url*: where the study of a UID can be viewed, None if nowhere.
     """
 
     base_url: str = "/dicomweb"
     hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    open_paths: frozenset[str] = OPEN_PATHS
     wait_seconds: float = 10.0
     max_results: int = 1000
     empty_status: int = 200
@@ -95,6 +112,8 @@ class WebSettings:
     ready: Callable[[], tuple[bool, dict[str, Any]]] | None = None
     stopping: Callable[[], bool] = lambda: False
     metrics: Callable[[], bytes] = prometheus_client.generate_latest
+    status: Callable[[], Mapping[str, Any]] = dict
+    viewer_url: Callable[[str], str | None] = lambda _: None
 
 
 def create_app(
@@ -131,10 +150,18 @@ def create_app(
         empty_status=settings.empty_status,
         local=settings.local,
     )
-    page = Page(archive, state, settings.base_url, settings.ae_title, settings.version)
+    page = Page(
+        archive,
+        state,
+        settings.base_url,
+        ae_title=settings.ae_title,
+        version=settings.version,
+        status=settings.status,
+        viewer_url=settings.viewer_url,
+    )
     return Starlette(
         routes=[
-            Route("/", page.show, methods=["GET"]),
+            *page.routes(),
             *_probes(settings),
             *Changes(archive, settings.stopping).routes(),
             *search.routes(),
@@ -143,7 +170,11 @@ def create_app(
             *rendering.routes(),
             *WadoUri(archive, instances, rendering).routes(),
         ],
-        middleware=[Middleware(Guard, hosts=settings.hosts), *_cors(settings.cors_origins)],
+        middleware=[
+            Middleware(Guard, hosts=settings.hosts, origins=settings.cors_origins),
+            *_cors(settings.cors_origins),
+            *_access(settings),
+        ],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},
     )
 
@@ -155,10 +186,20 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=("GET", "HEAD"),
+            allow_methods=_CORS_METHODS,
             allow_headers=_CORS_HEADERS,
+            # A page that is listed may use the password that its reader has given the browser for us.
+            allow_credentials="*" not in origins,
             expose_headers=_CORS_EXPOSED,
         )
+    ]
+
+
+def _access(settings: WebSettings) -> list[Middleware]:
+    if not settings.schemes:
+        return []
+    return [
+        Middleware(Access, schemes=settings.schemes, open_paths=settings.open_paths, metrics=AccessMetrics())
     ]
 
 
@@ -200,11 +241,12 @@ def _problem(error: Exception) -> Problem:
 
 
 class Guard:
-    """Every request's first and last resort: the Host header, security headers, and what escapes."""
+    """Every request's first and last resort: its form, its host, security headers, and what escapes."""
 
-    def __init__(self, app: ASGIApp, *, hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], origins: Iterable[str]) -> None:
         self._app = app
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -213,26 +255,64 @@ class Guard:
             return
         answer = _Answer(send)
         try:
-            problem = self._host_problem(Headers(scope=scope).getlist("host"))
+            problem = self._problem(scope)
             app = response_of(problem) if problem else self._app
             await app(scope, receive, answer.send)
         except Exception:  # one request is one unit of work
-            log.exception("request_failed", method=scope["method"], path=scope["path"])
+            log.exception(
+                "request_failed", method=scope["method"], path=scope["path"], user=scope.get("user")
+            )
             if not answer.begun:
                 sentence = "The gateway failed at this request; its log says why."
                 await response_of(Problem(500, sentence))(scope, receive, answer.send)
             # Begun, it ends short of its Content-Length, and the client knows.
 
+    def _problem(self, scope: Scope) -> Problem | None:
+        headers = Headers(scope=scope)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD_BYTES:
+            return Problem(431, f"The header fields of a request take at most {_HEAD_BYTES >> 10} KiB.")
+        if problem := self._host_problem(headers.getlist("host")):
+            return problem
+        return self._content_problem(scope["method"], headers) or self._origin_problem(
+            scope["method"], headers
+        )
+
+    def _content_problem(self, method: str, headers: Headers) -> Problem | None:
+        """Content whose length others might see otherwise: so requests are smuggled (RFC 9112 11.2)."""
+        codings = ",".join(headers.getlist("transfer-encoding")).lower()
+        if codings not in {"", "chunked"}:  # RFC 9112 6.1
+            return Problem(501, "Content is transferred as it is, or in chunks.", _LAST)
+        if method in _WITHOUT_CONTENT and (codings or headers.get("content-length", "0") != "0"):
+            return Problem(413, "This method takes no content.", _LAST)
+        return None
+
     def _host_problem(self, hosts: list[str]) -> Problem | None:
         written = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if written is None:
             return Problem(400, "A request names the host that it is for, once, in its Host header.")
-        name = (written["address"] or written["name"]).lower().rstrip(".")
-        if "*" in self._hosts or name in self._hosts or _is_local(name):
+        if self._is_ours(_host_name(written)):
             return None
-        log.warning("host_refused", host=name[:253])
+        log.warning("host_refused", host=_host_name(written)[:253])
         return Problem(
             421, "This gateway does not go by that host name. Its operator may add it to web.hosts."
+        )
+
+    def _is_ours(self, name: str) -> bool:
+        return "*" in self._hosts or name in self._hosts or _is_local(name)
+
+    def _origin_problem(self, method: str, headers: Headers) -> Problem | None:
+        """A page of elsewhere that would have its reader's browser store something."""
+        origin = headers.get("origin")
+        if method in READING or origin is None or "*" in self._origins or origin in self._origins:
+            return None
+        scheme, _, place = origin.partition("://")
+        written = _HOST.fullmatch(place) if scheme in {"http", "https"} else None
+        # A proxy may speak to us by another name, or without encryption, than browsers to it.
+        if written and (place == headers["host"] or _host_name(written) in self._hosts):
+            return None
+        log.warning("origin_refused", origin=origin[:253])
+        return Problem(
+            403, "Pages of this origin may not store. The gateway's operator may add it to web.cors_origins."
         )
 
 
@@ -250,6 +330,10 @@ class _Answer:
             for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
         await self._send(message)
+
+
+def _host_name(written: re.Match[str]) -> str:
+    return (written["address"] or written["name"]).lower().rstrip(".")
 
 
 def _is_local(name: str) -> bool:

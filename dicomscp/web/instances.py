@@ -18,7 +18,7 @@ from starlette.routing import Route
 from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Held
 from dicomscp.dicom.bulk import is_video
-from dicomscp.dicom.elements import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, is_deflated
+from dicomscp.dicom.elements import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from dicomscp.dicom.multipart import part_head, part_type, tail
 from dicomscp.dicom.pixels import is_decodable
 from dicomscp.errors import DamagedError, RefusedError
@@ -41,7 +41,8 @@ from dicomscp.web.exchange import (
 )
 from dicomscp.web.media import DICOM, Offer
 
-_UNCOMPRESSED = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, "1.2.840.113619.5.2"})
+_DEFLATED, _BIG_PIXELS = "1.2.840.10008.1.2.1.99", "1.2.840.113619.5.2"
+_UNCOMPRESSED = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, _DEFLATED, _BIG_PIXELS})
 
 
 class Instances:
@@ -155,7 +156,7 @@ def dicom_offers(held: Iterable[Held], *, single: bool) -> list[Offer]:
 
 def is_transcodable(transfer_syntax_uid: str) -> bool:
     """Whether what is stored in that transfer syntax can be made Explicit VR Little Endian."""
-    if transfer_syntax_uid in _UNCOMPRESSED or is_deflated(transfer_syntax_uid):
+    if transfer_syntax_uid in _UNCOMPRESSED:
         return True
     return not is_video(transfer_syntax_uid) and is_decodable(transfer_syntax_uid)
 

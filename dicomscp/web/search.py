@@ -47,6 +47,9 @@ from dicomscp.web.problem import Problem
 MOST_REMAINING = 10_000
 """Nobody pages further to know more; counting costs about a page for each thousand."""
 
+MOST_IGNORED = 8
+"""Parameters that are named as ignored; of more their number is told: clients and proxies bound headers."""
+
 OFFERS = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 """How results can be had, the default first (PS3.18 table 10.6.4-1)."""
 
@@ -105,13 +108,16 @@ class Search:
     def _answer(self, request: Request, level: Level, gone: threading.Event) -> Response:
         """The answer; what is given once whoever asked is *gone*, nobody reads."""
         offer = negotiate(request, OFFERS, default=True)
-        query, told = self._asked(request, level)
+        query, ignored = self._asked(request, level)
+        told = ignored[:MOST_IGNORED]
+        if len(ignored) > MOST_IGNORED:
+            told.append(f"{len(ignored) - MOST_IGNORED} more parameters were ignored")
         found = self._archive.find(query, lambda: not gone.is_set())
         matches = _Matches((narrowed(one, query.parts) for one in found), offer)
         begun, ended = _begun(matches)
         if matches.replaced and ended:
             told.append(f"{matches.replaced} characters that XML cannot hold are given as U+FFFD")
-        if remaining := self._remaining(query, len(begun) if ended else None):
+        if remaining := self._remaining(query, len(begun) if ended else None, gone):
             told.append(f"There are {remaining} additional results that can be requested")
         answer = (
             self._whole(request, offer, begun) if ended else _streamed(request, offer, chain(begun, matches))
@@ -135,13 +141,13 @@ class Search:
             local=self._local,
         )
 
-    def _remaining(self, query: Query, given: int | None) -> int:
+    def _remaining(self, query: Query, given: int | None, gone: threading.Event) -> int:
         """How many matches lie behind those that are given, counted to the bound."""
         limit = query.limit or 0
         if given is not None and given < limit:
             return 0
         end = query.offset + limit
-        return max(self._archive.count(query, end + MOST_REMAINING) - end, 0)
+        return max(self._archive.count(query, end + MOST_REMAINING, lambda: not gone.is_set()) - end, 0)
 
     def _whole(self, request: Request, offer: Offer, matches: list[bytes]) -> Response:
         digest = hashlib.sha256(offer.content_type().encode())
@@ -180,7 +186,8 @@ class _Matches(Iterator[bytes]):
     def __next__(self) -> bytes:
         found = next(self._found)
         if not self._as_xml:
-            return orjson.dumps(found)
+            # A copy: what orjson gives keeps the room in which it was made, several times its length.
+            return bytes(memoryview(orjson.dumps(found)))
         encoded = native_model(found)
         self.replaced += encoded.replaced
         return encoded.document

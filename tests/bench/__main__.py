@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dicomscp.errors import DicomscpError
 from tests.bench.crew import CrewError
 from tests.bench.instances import SIZES
 from tests.bench.lean_sender import SenderError
@@ -30,7 +31,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="dicomscp-bench-", dir=options.directory) as directory:
         try:
             _run(options, Path(directory), report)
-        except (KeyboardInterrupt, GoneError, CrewError, SenderError) as error:
+        except (KeyboardInterrupt, GoneError, CrewError, SenderError, DicomscpError) as error:
             failure = error  # what was measured before is shown all the same
         report.show(as_json=options.json)
     if isinstance(failure, KeyboardInterrupt):
@@ -77,7 +78,17 @@ def _run(options: argparse.Namespace, directory: Path, report: Report) -> None:
         from tests.bench import find
 
         find.run(
-            find.Options(directory, options.index, options.studies, options.rounds, options.questions),
+            find.Options(
+                directory=directory,
+                index=options.index,
+                database=options.database,
+                studies=options.studies,
+                rounds=options.rounds,
+                questions=options.questions,
+                instances=options.instances,
+                beside=options.beside,
+                only=tuple(options.only),
+            ),
             report,
         )
     else:
@@ -98,6 +109,7 @@ def _run(options: argparse.Namespace, directory: Path, report: Report) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from tests.bench.find import PARTS
     from tests.bench.serve import SERVERS
     from tests.bench.store import RECEIVERS, STUDIES
 
@@ -136,8 +148,19 @@ def _parser() -> argparse.ArgumentParser:
     finding.add_argument(
         "--index", type=Path, help="the folder that keeps the archive; default: it is made anew"
     )
+    finding.add_argument(
+        "--database",
+        default="",
+        metavar="URL",
+        help="PostgreSQL, empty or with that folder's archive, or the word temporary; default: SQLite",
+    )
     finding.add_argument("--studies", type=_count, default=100_000, help="in the archive, of ten instances")
     finding.add_argument("--questions", type=_count, default=300, help="of each kind, a round")
+    finding.add_argument("--instances", type=_count, default=1000, help="sent an association, a turn")
+    finding.add_argument(
+        "--beside", type=_count, default=1000, metavar="STUDIES", help="that Orthanc and dcmqrscp are given"
+    )
+    _some_of(finding, "--only", PARTS)
     return parser
 
 

@@ -13,7 +13,7 @@ import itertools
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tests.bench.crew import run_crew, take_part
@@ -34,7 +34,8 @@ _APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 _PDU = struct.Struct(">BBL")
 _PDV = struct.Struct(">LBB")
 _ELEMENT = struct.Struct("<HHL")
-_STATUS, _RESPONDED_TO = 0x0900, 0x0120
+STATUS = 0x0900  # an element of group 0000, as are the next two
+_RESPONDED_TO, _DATA_SET_TYPE, _NO_DATA_SET = 0x0120, 0x0800, 0x0101
 
 
 class SenderError(Exception):
@@ -42,27 +43,36 @@ class SenderError(Exception):
 
 
 class Association:
-    """An association that proposes CT Image Storage in Explicit VR Little Endian, and no more."""
+    """An association that proposes each of *sop_class_uids* in Explicit VR Little Endian, and no more.
 
-    def __init__(self, port: int, called_ae: str, calling_ae: str = "LEAN") -> None:
+    Their contexts are numbered as they come: 1, 3, 5 and so on.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        called_ae: str,
+        calling_ae: str = "LEAN",
+        sop_class_uids: Sequence[str] = (CT_IMAGE_STORAGE,),
+    ) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_SECONDS)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._waiting = b""
-        self._socket.sendall(_associate_rq(called_ae, calling_ae))
+        self._waiting, self._at = b"", 0
+        self._socket.sendall(_associate_rq(called_ae, calling_ae, sop_class_uids))
         kind, body = self._read_pdu()
         if kind != 2:
             raise SenderError(f"association not accepted: PDU type {kind}, {body[:4].hex()}")
-        self.max_pdu_bytes = _accepted(body)
+        self.max_pdu_bytes = _accepted(body, len(sop_class_uids))
 
     def store(self, request: Iterable[bytes], message_id: int) -> None:
         """Send the PDUs of one request and return when Success is heard.  Raises SenderError for all else."""
         for part in request:
-            self._socket.sendall(part)
-        command = self._read_command()
-        if command.get(_RESPONDED_TO) != message_id or command.get(_STATUS) != 0:
+            self.send(part)
+        command = self.response()
+        if command.get(_RESPONDED_TO) != message_id or command.get(STATUS) != 0:
             raise SenderError(
                 f"message {message_id}: the response is to {command.get(_RESPONDED_TO)}, "
-                f"its status 0x{command.get(_STATUS, 0xFFFF):04X}"
+                f"its status 0x{command.get(STATUS, 0xFFFF):04X}"
             )
 
     def release(self) -> None:
@@ -71,32 +81,40 @@ class Association:
         self._read_pdu()
         self._socket.close()
 
-    def _read_command(self) -> dict[int, int]:
-        """The elements of a command set that are two bytes long."""
-        encoded, last = b"", False
-        while not last:
+    def send(self, pdus: bytes) -> None:
+        """Send whole PDUs."""
+        self._socket.sendall(pdus)
+
+    def response(self) -> dict[int, int]:
+        """The elements of the next response's command set that are two bytes long; its dataset is skipped."""
+        encoded, command, waits = b"", {}, True
+        while waits:
             kind, body = self._read_pdu()
             if kind != 4:
                 raise SenderError(f"PDU type {kind} in place of a response: {body[:4].hex()}")
             for control, fragment in _pdvs(body):
-                encoded += fragment
-                last = control == 3
-        return dict(_short_elements(encoded))
+                if control & 1:
+                    encoded += fragment
+                if control == 3:
+                    command = dict(_short_elements(encoded))
+                if control & 2:
+                    waits = control == 3 and command.get(_DATA_SET_TYPE) != _NO_DATA_SET
+        return command
 
     def _read_pdu(self) -> tuple[int, bytes]:
         kind, _, length = _PDU.unpack(self._read(6))
         return kind, self._read(length)
 
     def _read(self, length: int) -> bytes:
-        while len(self._waiting) < length:
+        while len(self._waiting) - self._at < length:
             received = self._socket.recv(65536)
             if not received:
                 raise SenderError("the receiver closed the connection")
             # A receiver that leaves Nagle's algorithm on and writes a response in two parts waits for this.
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            self._waiting += received
-        read, self._waiting = self._waiting[:length], self._waiting[length:]
-        return read
+            self._waiting, self._at = self._waiting[self._at :] + received, 0
+        began, self._at = self._at, self._at + length
+        return self._waiting[began : self._at]
 
 
 def send(port: int, called_ae: str, size: str, study_uids: list[str], count: int) -> dict[str, Any]:
@@ -137,33 +155,43 @@ def send_multiframe(port: int, called_ae: str, study_uid: str, length: int) -> f
     return seconds
 
 
-def encode_request(dataset: bytes, instance_uid: str, message_id: int, max_pdu_bytes: int) -> bytes:
-    """The PDUs of one C-STORE request."""
+def encode_request(
+    dataset: bytes,
+    instance_uid: str,
+    message_id: int,
+    max_pdu_bytes: int,
+    *,
+    sop_class_uid: str = CT_IMAGE_STORAGE,
+    context_id: int = _CONTEXT_ID,
+) -> bytes:
+    """The PDUs of one C-STORE request; of one C-FIND request if there is no *instance_uid*."""
     step = max_pdu_bytes - 6
     data = (
-        _data_pdu(dataset[at : at + step], last=at + step >= len(dataset))
+        _data_pdu(dataset[at : at + step], context_id, last=at + step >= len(dataset))
         for at in range(0, len(dataset), step)
     )
-    return b"".join((_command_pdu(instance_uid, message_id), *data))
+    return b"".join((_command_pdu(instance_uid, message_id, sop_class_uid, context_id), *data))
 
 
-def _command_pdu(instance_uid: str, message_id: int) -> bytes:
+def _command_pdu(
+    instance_uid: str, message_id: int, sop_class_uid: str = CT_IMAGE_STORAGE, context_id: int = _CONTEXT_ID
+) -> bytes:
     command = b"".join(
         (
-            _element(0x0002, _padded(CT_IMAGE_STORAGE)),
-            _element(0x0100, b"\1\0"),  # C-STORE-RQ
+            _element(0x0002, _padded(sop_class_uid)),
+            _element(0x0100, b"\x01\0" if instance_uid else b"\x20\0"),  # C-STORE-RQ, C-FIND-RQ
             _element(0x0110, message_id.to_bytes(2, "little")),
             _element(0x0700, b"\0\0"),
-            _element(0x0800, b"\0\0"),  # a dataset follows
-            _element(0x1000, _padded(instance_uid)),
+            _element(_DATA_SET_TYPE, b"\0\0"),  # a dataset follows
+            _element(0x1000, _padded(instance_uid)) if instance_uid else b"",
         )
     )
     command = _element(0x0000, len(command).to_bytes(4, "little")) + command
-    return _PDU.pack(4, 0, len(command) + 6) + _PDV.pack(len(command) + 2, _CONTEXT_ID, 3) + command
+    return _PDU.pack(4, 0, len(command) + 6) + _PDV.pack(len(command) + 2, context_id, 3) + command
 
 
-def _data_pdu(fragment: bytes, *, last: bool) -> bytes:
-    head = _PDU.pack(4, 0, len(fragment) + 6) + _PDV.pack(len(fragment) + 2, _CONTEXT_ID, 2 * last)
+def _data_pdu(fragment: bytes, context_id: int = _CONTEXT_ID, *, last: bool) -> bytes:
+    head = _PDU.pack(4, 0, len(fragment) + 6) + _PDV.pack(len(fragment) + 2, context_id, 2 * last)
     return head + fragment
 
 
@@ -199,12 +227,13 @@ def _item(kind: int, value: bytes) -> bytes:
     return struct.pack(">BBH", kind, 0, len(value)) + value
 
 
-def _associate_rq(called_ae: str, calling_ae: str) -> bytes:
-    syntaxes = _item(0x30, CT_IMAGE_STORAGE.encode()) + _item(0x40, EXPLICIT_VR_LITTLE_ENDIAN.encode())
+def _associate_rq(called_ae: str, calling_ae: str, sop_class_uids: Sequence[str]) -> bytes:
+    syntax = _item(0x40, EXPLICIT_VR_LITTLE_ENDIAN.encode())
     user = _item(0x51, MAX_PDU_BYTES.to_bytes(4, "big")) + _item(0x52, b"2.25.1")
     body = struct.pack(">HH16s16s32x", 1, 0, called_ae.encode().ljust(16), calling_ae.encode().ljust(16))
     body += _item(0x10, _APPLICATION_CONTEXT.encode())
-    body += _item(0x20, bytes((_CONTEXT_ID, 0, 0, 0)) + syntaxes)
+    for number, uid in enumerate(sop_class_uids):
+        body += _item(0x20, bytes((2 * number + 1, 0, 0, 0)) + _item(0x30, uid.encode()) + syntax)
     body += _item(0x50, user)
     return _PDU.pack(1, 0, len(body)) + body
 
@@ -217,13 +246,13 @@ def _items(encoded: bytes) -> Iterator[tuple[int, bytes]]:
         at += 4 + length
 
 
-def _accepted(body: bytes) -> int:
-    """The PDU length to send by, from an A-ASSOCIATE-AC.  Raises SenderError if our context was refused."""
-    items = dict(_items(body[68:]))
-    context = items.get(0x21, bytes(4))
-    if context[0] != _CONTEXT_ID or context[2] != 0:
-        raise SenderError(f"presentation context refused: result {context[2]}")
-    stated = int.from_bytes(dict(_items(items.get(0x50, b""))).get(0x51, b""), "big")
+def _accepted(body: bytes, contexts: int) -> int:
+    """The PDU length to send by, from an A-ASSOCIATE-AC.  Raises SenderError if a context was refused."""
+    items = list(_items(body[68:]))
+    results = {value[0]: value[2] for kind, value in items if kind == 0x21}
+    if results != {2 * number + 1: 0 for number in range(contexts)}:
+        raise SenderError(f"not all presentation contexts were accepted: {results}")
+    stated = int.from_bytes(dict(_items(dict(items).get(0x50, b""))).get(0x51, b""), "big")
     return min(stated or MAX_PDU_BYTES, MAX_PDU_BYTES)
 
 

@@ -1,16 +1,33 @@
 """A hospital's archive, made up: studies of eight years as arrivals, of any size and the same each time.
 
-What matters for questions is distributed as hospitals have it: family and given names by Zipf over a few
-thousand, some with accents, ideographic and phonetic groups, or missing; patients who come once and patients
-who come twenty times; modalities with their own numbers of series and instances, several in a study; dates
-that thicken in the day; and one study in a thousand with a value that is none, or with two where one belongs.
+What matters for questions is distributed as hospitals have it, or so that questions are harder:
+
+- Family names by Zipf over 3,000, flattened.  The most common has 0.8 % of the people, as Smith has in the
+  census of the United States of 2010; but there the 239 most common have a quarter of the people, and here
+  half, so a name finds more.  Half of the names in capitals, some with accents, with ideographic and
+  phonetic groups, or missing.
+- Kinds of studies between what is done and what fills an archive.  Of 42.9 million examinations that NHS
+  England counted in 2013/14, 54 % were radiographs, 23 % ultrasound, 12 % CT, 6 % MR, 3 % fluoroscopy, 1 %
+  nuclear medicine; here 47, 13, 21, 14, 2 and 3 %, because CT and MR have grown since, and much
+  ultrasound is never archived.  Reports, presentation states and segmentations make some studies have two
+  modalities.
+- Ten instances a study on average: radiographs, mammograms and ultrasound have as many as they have, CT and
+  MR a tenth; no question for studies meets their instances.
+- Patients who come once, and patients who come twenty times; times of day that thicken at noon; as many
+  studies on each day, and no weekends, because a span of so many days is then of so many studies.
+- Accession numbers and IDs of one length, 5 % without accession number; one study in a thousand with a value
+  that is none, or with two where one belongs.
+
+Sources: U.S. Census Bureau, Frequently Occurring Surnames in the 2010 Census; NHS England, Annual Imaging and
+Radiodiagnostics Statistics 2013-14.  The rest is judgement.
 """
 
 import bisect
 import hashlib
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any, NamedTuple
 
@@ -19,6 +36,7 @@ import orjson
 from dicomscp.archive.index import Arrival
 from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dicom.identity import InstanceKey
+from dicomscp.dimse.query import encode_identifier
 from dicomscp.study import layout
 
 INSTANCES_PER_STUDY = 10
@@ -26,6 +44,7 @@ FIRST_DAY, DAYS = date(2018, 1, 1), 8 * 365
 
 _ROOT = "1.2.826.0.1.3680043.8.498"
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+_AVAILABLE_TRANSFER_SYNTAX = 0x00083002  # of what is held, not of what is sent
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 
 
@@ -152,6 +171,69 @@ def some_studies(studies: int, count: int) -> list[Study]:
     return list(itertools.islice(_Made(studies, 0).studies(), 0, every * count, every))
 
 
+def spans(studies: int, modalities: Sequence[str], most: int) -> list[tuple[date, date]]:
+    """A span of days for each of *modalities*, within which at most *most* studies have it; for some a day.
+
+    Days are drawn, and how many of them: one, a week, a month or a year, halved until they are few enough.
+    """
+    made, chance = _Made(studies, 0), random.Random("spans")
+    sums = {modality: made.sums(modality) for modality in set(modalities)}
+    found = []
+    for modality in modalities:
+        day, length = chance.randrange(DAYS - 400), chance.choice((1, 7, 31, 366))
+        while length > 1 and made.between(sums[modality], day, day + length) > most:
+            length //= 2
+        first = FIRST_DAY + timedelta(days=day)
+        found.append((first, first + timedelta(days=length - 1)))
+    return found
+
+
+def name_prefixes(studies: int, count: int, most: int, *, accents: bool = True) -> list[str]:
+    """How names of patients begin, in capitals, each such that at most *most* studies are of one.
+
+    Each is a common family name whole, and as many letters of what follows as that takes; a name that has
+    more studies in full is left out, as is, without *accents*, where a name with an accent begins so.
+    """
+    made = [study.patient.name["Alphabetic"] for study in _Made(studies, 0).studies() if study.patient.name]
+    names = sorted(map(plain, made))
+    accented = {plain(name) for name in made if not name.isascii()}
+    prefixes = []
+    for family in map(plain, family_names()):
+        first = bisect.bisect_left(names, family)
+        end = bisect.bisect_left(names, family + "\uffff")
+        if first == end:
+            continue
+        whole = names[(first + end) // 2]
+        for length in range(len(family), len(whole) + 1):
+            prefix = whole[:length]
+            begin_so = names[bisect.bisect_left(names, prefix) : bisect.bisect_left(names, prefix + "\uffff")]
+            if len(begin_so) <= most:
+                prefixes += [prefix] if accents or accented.isdisjoint(begin_so) else []
+                break
+        if len(prefixes) == count:
+            break
+    return prefixes
+
+
+def plain(name: str) -> str:
+    """A name in capitals without accents."""
+    return "".join(
+        char for char in unicodedata.normalize("NFKD", name) if not unicodedata.combining(char)
+    ).upper()
+
+
+def one_a_series(arrivals: Iterable[Arrival]) -> Iterator[Arrival]:
+    """Those of *arrivals* that are the first of their series: all that studies and series are known by."""
+    return (arrival for arrival in arrivals if arrival.key.sop_uid == f"{arrival.key.series_uid}.1")
+
+
+def dataset(arrival: Arrival) -> bytes:
+    """An instance that says what *arrival* says and has nothing else, in Explicit VR Little Endian."""
+    said = {tag: text for tag, text in arrival.attributes.items() if tag != _AVAILABLE_TRANSFER_SYNTAX}
+    header = orjson.loads(b"{%b}" % b",".join(said.values()))
+    return encode_identifier(header, _EXPLICIT_LITTLE, ())
+
+
 def given_names(count: int = 1000) -> list[str]:
     """The most common given names."""
     return _made_up(_GIVEN.split(), count)
@@ -209,6 +291,16 @@ class _Made:
         middle = f"^{self._given.choose(chance)}" if chance.random() < 0.2 else ""
         name = f"{family}^{given}{middle}"
         return {"Alphabetic": name.upper() if chance.random() < 0.5 else name}
+
+    def sums(self, modality: str) -> list[int]:
+        """For each number of first studies, how many of them may have *modality*."""
+        have = {kind for kind in _KINDS if modality in (kind.modality, *(also[1] for also in kind.also))}
+        return [0, *itertools.accumulate(kind in have for kind in self._kinds)]
+
+    def between(self, sums: Sequence[int], first: int, end: int) -> int:
+        """Of the studies that *sums* counts, those made on the days from *first* and before *end*."""
+        low, high = (-(-day * self._count // DAYS) for day in (first, end))
+        return sums[min(high, self._count)] - sums[low]
 
     def studies(self) -> Iterator[Study]:
         """All studies, by the days they were made on."""

@@ -398,6 +398,24 @@ def test_the_feed_has_each_study_once_where_it_last_changed(index):
     assert feed(index)[0] == [("1", "a"), ("3", "a"), ("2", "b")]
 
 
+def test_the_newest_studies_are_those_that_changed_last_and_first_those_that_wait(index):
+    for number, uid in enumerate(("1", "2", "3", "4", "5")):
+        index.apply([arrival(uid, uid, uid)], {})
+        if number < 4:
+            index.mark_published(1, publication(uid, "a"))
+    assert index.newest(10) == ["5", "4", "3", "2", "1"]
+    assert (index.newest(2), index.count_due()) == (["5", "4"], 1)
+
+    index.apply([arrival("2", "2", "2.2")], {})
+    assert (index.newest(3), index.count_due()) == (["5", "2", "4"], 2)
+    index.mark_published(2, publication("2", "b"))
+    index.mark_published(1, publication("5", "a"))
+    assert (index.newest(3), index.count_due()) == (["5", "2", "4"], 0)
+
+    index.mark_published(1, publication("5", "", 0))  # withdrawn
+    assert index.newest(2) == ["2", "4"]
+
+
 def test_the_feed_is_read_in_pages_while_studies_move(index):
     for uid in "12345":
         index.mark_published(1, publication(uid, "a"))
@@ -826,11 +844,24 @@ PEOPLE = [
     "^",
     "a",
 ]
+PATTERNS_OF_NAMES = [
+    "DOE^J?N*",
+    "*山*",
+    "ångström^*",
+    "doe^*",
+    "doe^^^*",
+    "*^*",
+    "d*=山*",
+    "山*=",
+    "*太*=",
+    "doe*^^^^^",
+    "*doe*^^^^^",
+]
 people = st.sampled_from(PEOPLE)
 person_matches = st.one_of(
     people.map(Single),
     wildcards(people),
-    st.sampled_from(["DOE^J?N*", "*山*", "ångström^*", "doe^*", "doe^^^*", "*^*", "d*=山*"]).map(Wildcard),
+    st.sampled_from(PATTERNS_OF_NAMES).map(Wildcard),
 )
 bounds = {
     "DA": ["19991231", "20200101", "20200131"],
@@ -995,11 +1026,63 @@ def test_what_is_found_is_what_the_matcher_takes_of_everything(database, archive
         assert list(index.find(query)) == expected[query.offset : end]
 
 
+MANY = 1500  # a database nests conditions a thousand deep
+
+
+@pytest.mark.parametrize(
+    ("tag", "match"),
+    [
+        (PATIENT_ID, AnyOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (PATIENT_ID, AnyOf(tuple(Wildcard(f"{n}*") for n in range(MANY)))),
+        (PATIENT_ID, Wildcard("*" + "7*" * MANY)),
+        (PATIENT_NAME, AnyOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (PATIENT_NAME, Wildcard("*" + "7*" * MANY)),
+        (PATIENT_NAME, Fuzzy(" ".join(f"{n}" for n in range(MANY)))),
+        (STUDY_DATE, AnyOf(tuple(Range(f"20{n:06}", None) for n in range(MANY)))),
+        (SERIES_NUMBER, AnyOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (MODALITY, AnyOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (matching.MODALITIES_IN_STUDY, AllOf(tuple(Single(f"{n}") for n in range(MANY)))),
+        (SERIES_UID, UIDList(tuple(f"1.{n}" for n in range(20 * MANY)))),
+    ],
+)
+def test_keys_of_any_size_are_answered(index, tag, match):
+    seven = {"PATIENT_ID": "7" * MANY, "PATIENT_NAME": name("7"), "STUDY_DATE": "20200101"}
+    instances = [
+        arrival(SERIES_NUMBER=7, MODALITY="7", **seven),
+        arrival(series="7", sop="7", SERIES_NUMBER="x"),
+    ]
+    index.apply(instances, {})
+    everything = found(index, Level.SERIES, returns=matching.STANDARD.supported(Level.SERIES))
+    query = Query(Level.SERIES, (key(tag, match),), None, None)
+    expected = [one for one in everything if matching.matcher(query)(one)]
+    assert values(index.find(query), SERIES_UID) == values(expected, SERIES_UID)
+    assert index.count(query, 10) == len(expected)
+
+
 def test_a_name_that_is_not_the_patient_s_is_found_by_its_sound(index):
     index.apply([arrival(PATIENT_NAME=name("Doe^Jane"), REFERRING=name("Smith^John"))], {})
     for asked, count in (("smyth", 1), ("doe", 0)):
         fuzzy = Query(Level.STUDY, (key(REFERRING, Fuzzy(asked)),), None, None)
         assert len(list(index.find(fuzzy))) == index.count(fuzzy, 10) == count
+
+
+@pytest.mark.parametrize(
+    ("pattern", "studies"),
+    [("doe*", ["1", "2"]), ("doe*=", ["2"]), ("*oe*=", ["2"]), ("=doe*", ["1"]), ("doe*^^^^^", [])],
+)
+def test_a_pattern_with_an_equals_sign_is_of_the_groups_that_it_names(index, pattern, studies):
+    """And one of more components than there are fits none."""
+    index.apply(
+        [
+            arrival(PATIENT_NAME=name("Smith^John", "Doe")),
+            arrival("2", "2.1", "2.1.1", PATIENT_NAME=name("Doe^John")),
+        ],
+        {},
+    )
+    asked = Query(Level.STUDY, (key(PATIENT_NAME, Wildcard(pattern)),), None, None)
+    assert values(index.find(asked), STUDY_UID) == studies
+    assert index.count(asked, 10) == len(studies)
+    assert index.count(asked, 10, lambda: False) == 0  # nobody waits for it
 
 
 def test_a_value_of_any_length_is_held_and_found(index):
@@ -1408,3 +1491,9 @@ def test_what_has_no_value_for_a_key_is_found_if_unknown_values_match(index):
     asked = Query(Level.STUDY, (key(ACCESSION, Single("A")),), None, None)
     assert values(index.find(asked), STUDY_UID) == ["1"]
     assert sorted(values(index.find(replace(asked, matches_unknown=True)), STUDY_UID)) == ["1", "2"]
+
+
+def test_a_series_without_modality_is_found_if_unknown_values_match_whatever_its_study_has(index):
+    index.apply([arrival(MODALITY="MR"), arrival(series="1.2", sop="1.1.2")], {})
+    asked = Query(Level.SERIES, (key(MODALITY, Single("CT")),), None, None, matches_unknown=True)
+    assert values(index.find(asked), SERIES_UID) == ["1.2"]

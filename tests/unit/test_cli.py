@@ -11,18 +11,22 @@ import struct
 import subprocess
 import sys
 import termios
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from dicomscp import __version__, cli
+from dicomscp.web import users
 from tests.bench.instances import SIZES, Template
+from tests.certificates import certified
 from tests.processes import Server
 
 PROJECT = Path(__file__).parents[2]
 COMMANDS = [
-    "serve", "check-config", "import", "remove", "status", "verify", "rebuild", "echo", "send", "find",
+    "serve", "check-config", "password", "import", "remove", "status", "verify", "rebuild",
+    "echo", "send", "find",
 ]  # fmt: skip
 DONE, FAILED, MISCONFIGURED = 0, 1, 2
 CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"
@@ -40,9 +44,9 @@ def run(*arguments, **environ):
     )
 
 
-def invoke(*arguments, env=None):
+def invoke(*arguments, env=None, typed=None):
     """The same within this process, for what neither logs nor takes long."""
-    return CliRunner(env=env).invoke(cli.cli, [str(argument) for argument in arguments])
+    return CliRunner(env=env).invoke(cli.cli, [str(argument) for argument in arguments], input=typed)
 
 
 def test_the_commands_are_listed_in_the_order_of_use():
@@ -92,7 +96,7 @@ def test_every_error_in_the_configuration_is_one_line_and_exit_status_2(tmp_path
     assert result.stdout == ""
     first, second = result.stderr.splitlines()
     assert first == f"dicomscp: {file}: dran_seconds: unknown key; did you mean drain_seconds?"
-    assert second.startswith(f"dicomscp: {file}: web.host: is not this machine's loopback")
+    assert second.startswith(f"dicomscp: {file}: web.host: is reached by other machines")
 
 
 def test_a_configuration_that_is_wrong_ends_serve_before_it_begins(tmp_path):
@@ -101,6 +105,95 @@ def test_a_configuration_that_is_wrong_ends_serve_before_it_begins(tmp_path):
     assert result.returncode == MISCONFIGURED
     assert result.stderr.startswith("dicomscp: command line: web.host: ")
     assert not (tmp_path / "root").exists()
+
+
+def test_a_password_is_read_from_standard_input_and_lets_in(tmp_path):
+    environ = {"DICOMSCP_WEB__USERS_FILE": str(tmp_path / "users")}
+    typed = "a good password\nrest\n"
+    result = invoke("password", "anna", "--scope", "read,write", env=environ, typed=typed)
+    assert (result.exit_code, result.output) == (
+        DONE,
+        "anna has a new password and may read and write; a new user\n",
+    )
+    user = users.read(tmp_path / "users")["anna"]
+    assert user.principal.scopes == {"read", "write"}
+    assert user.has("a good password")
+
+    result = invoke("password", "anna", env=environ, typed="another password\n")
+    assert result.output == "anna has a new password and may read\n"
+    assert users.read(tmp_path / "users")["anna"].has("another password")
+
+    assert invoke("password", "anna", "--remove", env=environ).exit_code == DONE
+    assert users.read(tmp_path / "users") == {}
+    assert invoke("password", "anna", "--remove", env=environ).exit_code == FAILED
+
+
+def test_a_password_is_typed_twice_at_a_terminal_and_not_shown(tmp_path):
+    """A pseudo-terminal, for whether letters are echoed is the terminal's doing."""
+    ours, theirs = pty.openpty()
+    environ = os.environ | {"DICOMSCP_WEB__USERS_FILE": str(tmp_path / "users"), "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "dicomscp", "password", "anna"],
+        env=environ,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    ) as command:
+        shown = b""
+        for typed in (b"a good password\n", b"a good password\n"):
+            before = shown.count(b":")
+            while shown.count(b":") <= before:
+                shown += os.read(ours, 1024)
+            os.write(ours, typed)
+        assert command.wait(60) == DONE
+    os.close(theirs)
+    with contextlib.suppress(OSError):  # nobody is left at the other side
+        while more := os.read(ours, 1024):
+            shown += more
+    os.close(ours)
+    assert b"a good password" not in shown
+    assert users.read(tmp_path / "users")["anna"].has("a good password")
+
+
+def test_what_a_password_cannot_be_is_said(tmp_path):
+    environ = {"DICOMSCP_WEB__USERS_FILE": str(tmp_path / "users")}
+    asks = [
+        ({}, ["password", "anna"], "long enough\n", MISCONFIGURED, "web.users_file names no file"),
+        (environ, ["password", "anna"], "short\n", MISCONFIGURED, "at least 8 characters"),
+        (environ, ["password", "an:na"], "long enough\n", MISCONFIGURED, "without a colon"),
+        (environ, ["password", "anna", "--scope", "all"], "", MISCONFIGURED, "is not read, write"),
+        (environ, ["password", "anna", "--remove"], "", MISCONFIGURED, "cannot be read"),
+    ]
+    for env, arguments, typed, status, sentence in asks:
+        result = invoke(*arguments, env=env, typed=typed)
+        assert result.exit_code == status
+        assert sentence in result.output
+    assert not (tmp_path / "users").exists()
+
+
+def test_files_that_the_web_server_lives_by_are_looked_at(tmp_path):
+    certificate_file, key_file = certified(tmp_path, ends=timedelta(days=5))
+    file = tmp_path / "web.toml"
+    file.write_text(
+        f'[web]\nusers_file = "{tmp_path}/users"\ncertificate_file = "{certificate_file}"\n'
+        f'key_file = "{key_file}"\n'
+    )
+    result = invoke("check-config", "--config", file)
+    assert result.exit_code == MISCONFIGURED
+    assert "web.users_file" in result.stderr
+
+    users.set_password(tmp_path / "users", "anna", ["read"], "a good password", cost=users.Cost(10, 8, 1))
+    result = invoke("check-config", "--config", file)
+    assert result.exit_code == DONE
+    assert "renew it and restart" in result.stderr
+    assert "The configuration is good" in result.stdout
+
+    key_file.write_text("none")
+    (tmp_path / "users").chmod(0o666)
+    result = invoke("check-config", "--config", file)
+    assert result.exit_code == MISCONFIGURED
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == ["web.users_file", "web.key_file"]
 
 
 def test_all_settings_in_force_are_one_json_object():
@@ -177,7 +270,7 @@ def test_a_report_is_lines_for_people():
         "serve": None,
         "disk_free_bytes": 3 << 30,
         "held": {"studies": 1, "series": 0, "bytes": 10},
-        "set_aside": [{"study": "1.2", "attempts": 3}],
+        "set_aside": [{"study": "1.2", "attempts": 3, "bytes": 2048, "last_at": None, "file": "a\x1b[2J"}],
     }
 
     assert list(cli._flat(report)) == [
@@ -188,7 +281,7 @@ def test_a_report_is_lines_for_people():
         ("held series", "0"),
         ("held in all", "10 bytes"),
         ("set aside", "1"),
-        ("", "study 1.2, attempts 3"),
+        ("", "study 1.2, attempts 3, bytes 2.0 KiB, last at -, file a�[2J"),
     ]
 
 

@@ -158,13 +158,57 @@ def test_a_loopback_web_host_needs_nothing(host):
     assert config.load(None, {"web.host": host}, {}).web.host == host
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "gateway.example.org"])
-def test_another_web_host_is_refused_until_it_is_opened(host):
+ELSEWHERE = pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "gateway.example.org"])
+TOKENS = {"web.tokens.keys": "keys.json", "web.tokens.issuer": "https://i", "web.tokens.audience": "a"}
+TLS = {"web.certificate_file": "c.pem", "web.key_file": "k.pem"}
+
+
+@ELSEWHERE
+def test_another_web_host_is_refused_until_it_is_said_twice(host):
     (line,) = errors(overrides={"web.host": host})
 
     assert line.startswith("command line: web.host: ")
-    assert "web.open = true" in line
+    for way_out in ("web.users_file", "web.tokens", "127.0.0.1", "a second time, with web.open = true"):
+        assert way_out in line
     assert config.load(None, {"web.host": host, "web.open": True}, {}).web.host == host
+
+
+@ELSEWHERE
+@pytest.mark.parametrize("asking", [{"web.users_file": "users"}, TOKENS])
+def test_where_people_are_asked_another_web_host_needs_encryption_or_a_word(host, asking):
+    (line,) = errors(overrides={"web.host": host} | asking)
+
+    assert line.startswith("command line: web.host: ")
+    for way_out in ("web.certificate_file", "127.0.0.1", "web.plain_http = true"):
+        assert way_out in line
+    for enough in (TLS, {"web.plain_http": True}):
+        assert config.load(None, {"web.host": host} | asking | enough, {}).web.asks
+
+
+def test_to_ask_nobody_and_to_name_who_may_contradict_each_other():
+    for asking in ({"web.users_file": "users"}, TOKENS):
+        (line,) = errors(overrides={"web.open": True} | asking)
+        assert "take one of them away" in line
+
+
+@pytest.mark.parametrize("given", [["certificate_file"], ["key_file"]])
+def test_a_certificate_and_its_key_come_together(given):
+    (line,) = errors(overrides={f"web.{name}": "x.pem" for name in given})
+    assert "belong together" in line
+
+
+@pytest.mark.parametrize("left_out", sorted(TOKENS))
+def test_tokens_need_keys_issuer_and_audience(left_out):
+    (line,) = errors(overrides={name: value for name, value in TOKENS.items() if name != left_out})
+    assert line.startswith("command line: web.tokens: ")
+    assert "belong together" in line
+
+
+def test_tokens_may_be_set_in_the_environment():
+    environ = {config.variable(key): value for key, value in TOKENS.items()}
+    environ |= {"DICOMSCP_WEB__TOKENS__READ": "a, b", "DICOMSCP_WEB__TOKENS__ALGORITHMS": "PS256,EdDSA"}
+    tokens = config.load(None, {}, environ).web.tokens
+    assert (tokens.read, tokens.algorithms) == (("a", "b"), ("PS256", "EdDSA"))
 
 
 def test_the_two_servers_take_different_ports():
@@ -199,6 +243,14 @@ def test_the_two_servers_take_different_ports():
             ["sqlite:///x", "postgresql://", "mysql://h/x", "h/x", "postgresql://[::1/x"],
             ["postgresql://u@h:5432/x?sslmode=require", "postgres:///x", "postgresql://?service=x", ""],
         ),
+        (
+            "web.tokens.algorithms",
+            [["none"], ["HS256"], [], ["RS256", "HS512"], ["ES256K"]],
+            [["RS512", "EdDSA"]],
+        ),
+        ("web.tokens.leeway_seconds", [-1, 301, "nan"], [0]),
+        ("web.max_connections", [0, 15], [16]),
+        ("web.stall_seconds", [0, "inf"], [1]),
         ("log.level", ["loud"], ["debug"]),
     ],
 )
@@ -207,6 +259,28 @@ def test_values_are_checked(key, bad, good):
         assert key in errors(overrides={key: one})[0]
     for one in good:
         config.load(None, {key: one}, {})
+
+
+@pytest.mark.parametrize(
+    ("keys", "good"),
+    [
+        ("https://idp.example.org/keys", True),
+        ("http://127.0.0.1:8081/keys", True),
+        ("/etc/dicomscp/keys.json", True),
+        ("http://idp.example.org/keys", False),
+        ("ftp://idp.example.org/keys", False),
+        ("file:///etc/passwd", False),
+        ("https://", False),
+        ("https://[::1/keys", False),
+        ("https://user:secret@idp.example.org/keys", False),
+    ],
+)
+def test_keys_come_from_a_file_or_by_a_safe_way(keys, good):
+    told = TOKENS | {"web.tokens.keys": keys}
+    if good:
+        assert config.load(None, told, {}).web.tokens.keys == keys
+    else:
+        assert errors(overrides=told)[0].startswith("command line: web.tokens.keys: ")
 
 
 @pytest.mark.parametrize("url", ["postgresql://u:S3CRET@h/x", "postgresql://u@h/x?password=S3CRET"])

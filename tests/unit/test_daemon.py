@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 from datetime import datetime, timedelta
 
 import pytest
@@ -50,6 +51,20 @@ def test_a_time_zone_knows_its_summer(timezone, month, hours):
 def test_without_a_time_zone_that_of_the_machine_is_taken():
     moment = datetime(2020, 7, 1, 12)  # noqa: DTZ001 - local time
     assert local_offset("")(moment) == moment.astimezone().utcoffset()
+
+
+@pytest.mark.parametrize("timezone", ["", "Europe/Berlin"])
+@pytest.mark.parametrize("here", ["America/New_York", "Asia/Tokyo"])
+def test_the_ends_of_the_calendar_have_an_offset_in_every_zone(monkeypatch, timezone, here):
+    """Devices that know no date write the first or the last that there is."""
+    monkeypatch.setenv("TZ", here)
+    time.tzset()
+    try:
+        for moment in (datetime.min, datetime.max):  # noqa: DTZ901 - local time
+            assert abs(local_offset(timezone)(moment)) < timedelta(hours=15)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_the_index_knows_the_extra_keys_of_the_configuration(tmp_path):

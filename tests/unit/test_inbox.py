@@ -17,7 +17,7 @@ from dicomscp.dicom import part10
 from dicomscp.dicom.part10 import Origin
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, RefusedError
-from dicomscp.inbox import Inbox, Quarantine, admit_file
+from dicomscp.inbox import Inbox, Quarantine, admit_file, quarantined
 from tests.processes import wait_until
 
 SETTLE, RESCAN = 2.0, 10.0
@@ -226,6 +226,22 @@ def test_what_cannot_be_taken_is_kept_with_its_reason(gateway):
     assert reason_line == "reason: The file is not DICOM but gzip."
     assert "not DICOM" in gateway.kept()["empty"]
     assert gateway.taken() == set()
+
+
+def test_what_is_in_the_quarantine_is_told_with_its_reasons_the_last_first(gateway):
+    names = ["a", "b\nreason: made up", "c"]
+    for number, name in enumerate(names):
+        (gateway.folder / name).touch()
+        gateway.settle()
+        for path in gateway.quarantine.glob(f"{name}*.reason.txt"):
+            os.utime(path, (number, number))
+
+    count, last = quarantined(gateway.quarantine, 2)
+
+    assert count == 3
+    assert [one.file for one in last] == ["c", "b\nreason: made up"]
+    assert {one.reason for one in last} == {gateway.kept()["a"]}
+    assert all(one.time.startswith("20") for one in last)
 
 
 def test_a_dataset_that_is_cut_short_is_kept_with_its_reason(gateway, ct_small):

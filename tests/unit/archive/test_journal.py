@@ -56,6 +56,30 @@ def test_what_is_synced_is_read_back_in_order(tmp_path):
     assert reader.read(alive=True, limit_bytes=1 << 20) == []
 
 
+def test_who_only_looks_is_told_how_far_a_journal_is_and_leaves_nothing_behind(tmp_path):
+    writing = writer(tmp_path)
+    for number in range(2000):  # several segments
+        ticket = writing.append(*inline(number))
+    writing.sync(ticket)
+    (writing.directory / "applied").unlink()
+    before = sorted(writing.directory.iterdir())
+
+    progress = journal.progress(writing.directory)
+
+    assert progress.synced == (ticket.segment.number, ticket.end)
+    assert progress.applied == (0, 0)
+    assert sorted(writing.directory.iterdir()) == before
+    reader = JournalReader(writing.directory)
+    assert progress.waiting_bytes == reader.unapplied_bytes() > 2000 * 100
+    while entries := reader.read(alive=True, limit_bytes=1 << 16):
+        reader.mark_applied(entries[-1].end)
+        told = journal.progress(writing.directory)
+        assert told == (reader.synced(), entries[-1].end, reader.unapplied_bytes())
+    assert told.waiting_bytes == 0
+    reader.close()
+    assert journal.progress(tmp_path / "gone").waiting_bytes == 0
+
+
 def test_of_a_living_writer_nothing_is_seen_before_it_is_synced(tmp_path):
     writing = writer(tmp_path)
     ticket = writing.append(*inline(1))

@@ -1,4 +1,5 @@
 import re
+import time
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 
@@ -227,11 +228,11 @@ def test_no_value_or_a_lone_star_matches_everything(tag, values):
         (STUDY_TIME, ["101530.5"], Range("101530.500000", "101530.599999")),
         (STUDY_TIME, ["1015-11"], Range("101500.000000", "115959.999999")),
         (STUDY_TIME, ["10:15:30-"], Range("101530.000000", None)),
-        (ACQUISITION, ["2020"], Range("2020", "2020")),
-        (ACQUISITION, ["20200101-0500"], Range("20200101-0500", "20200101-0500")),
-        (ACQUISITION, ["2020-2021"], Range("2020", "2021")),
-        (ACQUISITION, ["20200101-0500-20200102-0500"], Range("20200101-0500", "20200102-0500")),
-        (ACQUISITION, ["-20200102+0100"], Range(None, "20200102+0100")),
+        (ACQUISITION, ["2020"], Adjusted(Range("2020+0000", "2020+0000"))),
+        (ACQUISITION, ["20200101-0500"], Adjusted(Range("20200101-0500", "20200101-0500"))),
+        (ACQUISITION, ["2020-2021"], Adjusted(Range("2020+0000", "2021+0000"))),
+        (ACQUISITION, ["20200101-0500-20200102-0500"], Adjusted(Range("20200101-0500", "20200102-0500"))),
+        (ACQUISITION, ["-20200102+0100"], Adjusted(Range(None, "20200102+0100"))),
         (INSTANCE_NUMBER, ["05"], Single("05")),
     ],
 )
@@ -253,6 +254,9 @@ def test_a_value_asks_for_what_its_vr_says(tag, values, expected):
         (ACQUISITION, "20200230"),
         (ACQUISITION, "0000"),
         (INSTANCE_NUMBER, "first"),
+        (INSTANCE_NUMBER, "1_0"),
+        (INSTANCE_NUMBER, "\uff11"),
+        (INSTANCE_NUMBER, "nan"),
         (SOP_UID, "1.2.*"),
         (SOP_UID, "1.2 3"),
         (SOP_UID, "1" * 65),
@@ -317,7 +321,8 @@ def test_a_value_that_nothing_can_equal_is_an_error_that_names_the_key(tag, valu
         (ACQUISITION, "20200101120000+0000", ["20200101130000+0100"], True),
         (ACQUISITION, "20200101120000+0000", ["20200101120000+0100"], False),
         (ACQUISITION, "20200101120000+0000", ["20200101120000"], True),
-        (ACQUISITION, "20200101120000", ["20200101120000-0500"], True),
+        (ACQUISITION, "20200101120000", ["20200101120000-0500"], False),
+        (ACQUISITION, "20200101120000", ["20200101070000-0500"], True),
         (ACQUISITION, "20200101-", ["20191231235959.9"], False),
         (ACQUISITION, "20200229", ["20200229101530.25"], True),
         (ACQUISITION, "9999", ["99991231+0500"], True),
@@ -372,6 +377,37 @@ def test_wildcards_are_star_and_question_mark_and_nothing_else(pattern, text):
 
 def test_a_pattern_of_many_stars_is_decided_at_once():
     assert not fits(STUDY_DESCRIPTION, "*a" * 30 + "*b", "a" * 5000)
+
+
+LONG = 1 << 18  # characters, of 1 MiB that an identifier may have
+
+
+@pytest.mark.parametrize(
+    ("tag", "values"),
+    [
+        (STUDY_DATE, ["-" * LONG]),
+        (ACQUISITION, ["-" * LONG]),
+        (STUDY_DESCRIPTION, ["*a" * LONG]),
+        (PATIENT_NAME, ["a?" * LONG]),
+        (ACCESSION, [str(n) for n in range(LONG)]),
+    ],
+)
+def test_what_would_keep_others_waiting_is_refused_at_once(tag, values):
+    began = time.thread_time()
+    with pytest.raises(BadValueError, match=f"{tag >> 16:04X},{tag & 0xFFFF:04X}"):
+        key(tag, *values)
+    assert time.thread_time() - began < 0.5  # and not the seconds that it took to read them
+
+
+def test_fuzzy_names_have_bounds_too():
+    for names, multiple in ((["a " * LONG], False), (["b", "a " * LONG], True)):
+        with pytest.raises(BadValueError, match="longer"):
+            question(Options(fuzzy=True, multiple=multiple), OTHER_NAMES=names)
+
+
+def test_a_number_held_is_none_that_only_python_takes_for_one():
+    assert not ask(key(INSTANCE_NUMBER, "10"))(element(INSTANCE_NUMBER, "1_0"))
+    assert ask(key(INSTANCE_NUMBER, "10"))(element(INSTANCE_NUMBER, "10"))
 
 
 @given(st.text(max_size=40))
@@ -479,10 +515,37 @@ def _flat(level):
     return level[0] if level and isinstance(level[0], list) else level
 
 
-def test_a_time_zone_in_an_identifier_is_not_matched():
-    query = query_from_identifier(identifier("STUDY", TIMEZONE="+0100"), root="STUDY")
-    assert query.keys == ()
-    assert TIMEZONE in query.returns
+def test_a_time_zone_in_an_identifier_is_a_key_unless_dates_are_adjusted_by_it():
+    """C.2.2.2."""
+    asked = identifier("STUDY", TIMEZONE="+0100")
+    for adjusts in (False, True):
+        query = query_from_identifier(asked, root="STUDY", options=Options(timezone=adjusts))
+        assert [one.tag for one in query.keys] == ([] if adjusts else [TIMEZONE])
+        assert TIMEZONE in query.returns
+
+
+@pytest.mark.parametrize(
+    ("local", "own", "held", "is_match"),
+    [
+        (0, None, "19980128073000-0300", True),
+        (0, None, "19980128103000", True),
+        (2, None, "19980128103000", True),
+        (2, None, "19980128103000+0200", True),
+        (2, None, "19980128073000-0300", False),
+        (2, "+0000", "19980128083000", True),
+        (2, "+0000", "19980128103000", False),
+    ],
+)
+def test_a_date_time_without_offset_is_in_the_zone_of_its_entity_or_the_local_one(local, own, held, is_match):
+    """C.2.2.2.5.3 d; the first is the example of C.2.2.2.1.3, where the local zone is UTC's."""
+    query = query_from_identifier(
+        identifier("IMAGE", STUDY_UID="1", SERIES_UID="1", ACQUISITION="19980128103000"),
+        root="STUDY",
+        local=lambda _: timedelta(hours=local),
+    )
+    found = element(STUDY_UID, "1") | element(SERIES_UID, "1") | element(ACQUISITION, held)
+    assert {STUDY_UID, SERIES_UID, ACQUISITION, TIMEZONE} <= query.returns
+    assert matcher(query)(found | (element(TIMEZONE, own) if own else {})) is is_match
 
 
 # ── beyond the baseline ──────────────────────────────────────────────────────────────────────────
@@ -906,7 +969,7 @@ def test_keys_below_the_level_make_a_query_below_with_all_keys():
         (
             Level.PATIENT,
             {"PATIENT_NAME": person("A", "", "C")},
-            {PATIENT_ID: Empty(), PATIENT_NAME: Single("A==C"), BIRTH_DATE: Empty()},
+            {PATIENT_ID: Empty(), PATIENT_NAME: Single("a==c"), BIRTH_DATE: Empty()},
         ),
     ],
 )

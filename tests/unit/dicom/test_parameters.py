@@ -96,6 +96,7 @@ def test_limit_and_offset_are_kept_within_bounds():
         ("fuzzymatching", "perhaps"),
         ("StudyDate", "yesterday"),
         ("StudyInstanceUID", "1.2.*"),
+        ("OtherPatientIDsSequence", "1"),
     ],
 )
 def test_a_bad_value_is_an_error_that_names_its_parameter(name, value):
@@ -123,6 +124,13 @@ def test_what_is_not_done_is_warned_of():
         "patientid",
         "Nonsense",
     ]
+
+
+def test_a_path_that_leads_deeper_than_anything_nests_is_warned_of():
+    deep = ".".join(["OtherPatientIDsSequence"] * 2000)
+    query, warnings = parameters(Level.STUDY, (f"{deep}.PatientID", "1"), ("includefield", deep))
+    assert query.keys == ()
+    assert len(warnings) == 2
 
 
 @pytest.mark.parametrize(
@@ -162,7 +170,7 @@ def test_what_is_matched_is_returned():
 )
 def test_a_plus_that_came_as_a_space_is_a_plus_again(value, low):
     query, _ = parameters(Level.IMAGE, ("AcquisitionDateTime", value))
-    assert query.keys[0].match.low == low
+    assert query.keys[0].match.match.low == low
 
 
 def test_includefield_into_a_sequence_returns_that_attribute_of_its_items_alone():

@@ -63,11 +63,11 @@ class MemoryArchive:
 
     def find(self, query: Query, goes_on: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
         for one in filter(matcher(query), self.known):
+            if not goes_on():  # before each page, as an archive asks
+                return
             if self.yielded:
                 assert self.gate.wait(10)
             self.yielded += 1
-            if not goes_on():
-                return
             yield one
 
 

@@ -119,6 +119,39 @@ def test_an_unsupported_key_is_a_warning_and_not_returned(listen: Listen):
     assert "RouteOfAdmissions" not in answers[0][1]
 
 
+def test_what_is_known_to_match_comes_before_what_may_match(listen: Listen):
+    """C.2.2.1.2 has both answered; of many that have no value the one that is sought must not be the last."""
+    unknown = [study(f"1.2.{n}") for n in range(9)]
+    wanted = study("1.2.99", **{"00080050": ("SH", ["A1"])})
+    gateway = listen(MemoryArchive([*unknown, wanted]), answering=Answering(max_results=5))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        answers = ask(peer, identifier(AccessionNumber="A1", StudyInstanceUID=""))
+    uids = [answer.StudyInstanceUID for status, answer in answers if status == 0xFF00]
+    assert (uids[0], len(set(uids)), answers[-1][0]) == ("1.2.99", 5, 0xA700)
+
+
+def test_a_time_zone_that_is_not_known_is_not_sent(listen: Listen):
+    """C.4.1.1.3.2."""
+    gateway = listen(MemoryArchive([study()]))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        answers = ask(peer, identifier(PatientName="", TimezoneOffsetFromUTC=""))
+    assert [status for status, _ in answers] == [0xFF00, 0]
+    assert "TimezoneOffsetFromUTC" not in answers[0][1]
+
+
+def test_a_value_that_is_refused_is_told_to_whoever_asked_and_to_no_log(listen: Listen):
+    gateway = listen(MemoryArchive([study()]))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        ((status, _),) = ask(peer, identifier(PatientBirthDate="born in may"))
+    assert status == 0xA900
+    (line,) = gateway.logged("query_answered")
+    assert (line["status"], line["offending"]) == ("A900", ["(0010,0030)"])
+    assert "may" not in str(line)
+
+
 @pytest.mark.parametrize(
     ("sop_class_uid", "dataset"),
     [
@@ -314,6 +347,21 @@ def test_a_request_before_the_last_answer_waits_for_it(listen: Listen):
     assert fields == [0x8020] * 50 + [0x8030]
 
 
+def test_a_request_that_comes_in_two_parts_before_the_last_answer_waits_for_it(listen: Listen):
+    archive = MemoryArchive([study("1.2.1"), study("1.2.2")])
+    archive.gate.clear()
+    gateway = listen(archive)
+    asked = wire.find(encode(identifier(PatientName="")))
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(asked + asked[:-5])
+        statuses = [peer.status()[0]]
+        peer.send(asked[-5:])
+        archive.gate.set()
+        statuses += [peer.status()[0] for _ in range(5)]
+    assert statuses == [0xFF00, 0xFF00, 0] * 2
+
+
 def test_a_release_ends_a_query_under_way(listen: Listen):
     archive = MemoryArchive([study(f"1.2.{n}") for n in range(1, 900)])
     gateway = listen(archive)
@@ -500,6 +548,28 @@ def test_patients_are_found_by_what_they_have_below_each_once(associate):
     assert status == 0
 
 
+def test_of_patients_without_id_that_one_is_found_whose_name_it_is(
+    listen: Listen, tmp_path: Path, ct_small: Path
+):
+    archive = FilledArchive(tmp_path)
+    named = (("Doe^John", "CT"), ("doe^john", "PT"), ("Doe^John=\u5c71^", "MR"))
+    for number, (name, modality) in enumerate(named):
+        uid = f"1.2.{number}"
+        dataset = dcmread(ct_small)
+        dataset.SpecificCharacterSet, dataset.PatientName, dataset.Modality = "ISO_IR 192", name, modality
+        dataset.PatientID, dataset.StudyDate = "", f"202{number}0101"
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = uid, uid, uid
+        archive.add(dataset)
+    gateway = listen(archive)
+    with Wire(gateway.port) as peer:
+        peer.associate([(5, PATIENT_FIND, [wire.EXPLICIT])], extended=[(PATIENT_FIND, b"\1")])
+        for modality, name in (("CT", "doe^john"), ("MR", "Doe^John=\u5c71^"), ("PT", "doe^john")):
+            asked = identifier("PATIENT", Modality=modality, PatientName="")
+            (_, patient), (status, _) = ask(peer, asked, sop_class_uid=PATIENT_FIND)
+            assert (str(patient.PatientName), status) == (name, 0)
+    archive.engine.dispose()
+
+
 def test_more_matches_of_keys_below_than_are_allowed_end_in_out_of_resources(listen: Listen, filled):
     gateway = listen(filled, answering=Answering(1))
     with Wire(gateway.port) as peer:
@@ -570,6 +640,15 @@ def test_sequences_of_undefined_length_are_read():
     assert decoded[0x00400275][1] == [{0x00400009: ("SH", ["STEP"])}] * 2
 
 
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+def test_a_sequence_that_a_device_took_for_text_is_answered_without_a_value(syntax: str):
+    odd = {"00400275": ("LO", ["12345"]), "00081030": ("SQ", [{"00100010": {"vr": "PN"}}])}
+    decoded = decode_identifier(encode_identifier(study(**odd), syntax, ()), syntax)
+    assert decoded[0x00400275] == ("SQ", [])
+    assert decoded[0x00081030][1] == []
+    assert decoded[0x00100010] == ("PN", ["Doe^John"])
+
+
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG, DEFLATED])
 def test_answers_are_read_again_as_they_were(syntax: str):
     known = study(
@@ -608,6 +687,8 @@ def test_answers_are_read_again_as_they_were(syntax: str):
         ("Müller^Jörg", ("NONSENSE",), ("ISO_IR 192",)),
         (JAPANESE, ("", "ISO 2022 IR 87"), ("", "ISO 2022 IR 87")),
         ("Kim^김희중", ("", "ISO 2022 IR 149"), ("", "ISO 2022 IR 149")),
+        ("Hong^Gildong=洪^吉洞=홍^길동", ("", "ISO 2022 IR 149"), ("", "ISO 2022 IR 149")),
+        ("Dion=Διον=Διον", ("ISO 2022 IR 100", "ISO 2022 IR 126"), ("ISO 2022 IR 100", "ISO 2022 IR 126")),
         ("Müller^山田", ("", "ISO 2022 IR 87"), ("ISO_IR 192",)),
     ],
 )
@@ -617,6 +698,23 @@ def test_text_goes_back_in_the_requestors_set_if_that_carries_it(name: str, term
     assert decode_identifier(encoded, EXPLICIT)[0x00100010] == ("PN", [name])
     read = decode(encoded)
     assert str(read.PatientName) == name
+
+
+def test_chinese_goes_back_in_its_code_extension():
+    """Which pydicom does not read."""
+    terms, name = ("", "ISO 2022 IR 58"), "Zhang^XiaoDong=张^小东"
+    encoded = encode_identifier(study(name=name), EXPLICIT, terms)
+    assert b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab" in encoded
+    assert decode_identifier(encoded, EXPLICIT)[0x00100010] == ("PN", [name])
+
+
+def test_a_code_extension_is_begun_again_on_each_line():
+    """PS3.5 section 6.1.2.5.3."""
+    comments = "첫째 줄\r\n둘째 줄"
+    terms = ("", "ISO 2022 IR 149")
+    encoded = encode_identifier({"00104000": {"vr": "LT", "Value": [comments]}}, EXPLICIT, terms)
+    assert decode(encoded).PatientComments == comments
+    assert decode_identifier(encoded, EXPLICIT)[0x00104000] == ("LT", [comments])
 
 
 def test_a_query_in_latin_1_is_answered_in_latin_1(listen: Listen):

@@ -350,6 +350,19 @@ def test_an_association_ends_when_its_time_is_over(listen: Listen):
     assert gateway.logged("association_ended")[0]["how"] == "open for too long"
 
 
+def test_an_association_ends_when_its_time_is_over_in_the_middle_of_answers_too(listen: Listen):
+    level = b"\x08\x00\x52\x00CS\x06\x00STUDY "
+    endless = Answering(1_000_000)
+    gateway = listen(MemoryArchive([study()] * 1_000_000), association_seconds=0.2, answering=endless)
+    with Wire(gateway.port) as peer:
+        peer.associate()
+        peer.send(wire.find(level))
+        while (answer := peer.pdu())[0] == 4:
+            pass
+        assert answer == IDLE_ABORT
+    assert gateway.logged("association_ended")[0]["how"] == "open for too long"
+
+
 def test_an_abort_after_success_keeps_what_was_acknowledged(listen: Listen, ct_dataset: bytes, ct_uid: str):
     gateway = listen()
     with Wire(gateway.port) as peer:

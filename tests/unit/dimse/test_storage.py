@@ -5,6 +5,8 @@ import pytest
 from dicomscp.dimse.server import KnownAe
 from dicomscp.dimse.storage import comment
 from dicomscp.errors import BusyError, DamagedError, MismatchError, RefusedError
+from dicomscp.telemetry.metrics import ListenerMetrics
+from dicomscp.telemetry.refusals import Refusals, recent
 from tests.unit.dimse import wire
 from tests.unit.dimse.conftest import Listen
 from tests.unit.dimse.held import MemoryArchive
@@ -36,6 +38,27 @@ def test_an_error_family_has_its_status_and_comment(listen: Listen, ct_dataset: 
     (refused,) = gateway.logged("instance_refused")
     assert (refused["status"], refused["reason"]) == (f"{status:04X}", str(error))
     assert (refused["calling_ae"], refused["sop_uid"]) == ("MODALITY", CT_UID)
+
+
+def test_what_is_refused_is_noted_with_its_reason_and_its_sender(listen: Listen, ct_dataset: bytes, tmp_path):
+    archive, noting = MemoryArchive(), Refusals(tmp_path / "listener-0")
+    archive.admit_fault = BusyError("Disk below its reserve; resend later")
+    gateway = listen(archive, called_ae_titles=("GATEWAY",))
+    gateway.listener.metrics = ListenerMetrics(noting)
+    with Wire(gateway.port) as peer, Wire(gateway.port) as other:
+        peer.associate(called_ae="GATEWAY")
+        for _ in range(2):
+            peer.send(wire.store(ct_dataset, CT_UID)).status()
+        other.send(wire.request(called_ae="ELSEWHERE")).pdu()
+        gateway.logged("association_rejected")
+    noting.close()
+
+    told = {(one.calling_ae, one.address, one.kind, one.reason, one.times) for one in recent(tmp_path, 10)}
+
+    assert told == {
+        ("MODALITY", "127.0.0.1", "busy", "Disk below its reserve; resend later", 2),
+        ("MODALITY", "127.0.0.1", "rejected", "called AE title not recognized", 1),
+    }
 
 
 def test_an_unforeseen_error_costs_one_status_and_is_logged(listen: Listen, ct_dataset: bytes, ct_uid: str):

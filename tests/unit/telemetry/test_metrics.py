@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from dicomscp.telemetry import metrics
+from dicomscp.telemetry.refusals import Refusals, recent
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_processes_are_added_up(directory):
     run(directory, "listener-1", "m.ListenerMetrics().received('CT1', 50, 0.3)")
 
     assert sample(directory, 'dicomscp_received_instances_total{calling_ae="CT1"}') == 2
-    assert sample(directory, "dicomscp_received_bytes_total") == 150
+    assert sample(directory, 'dicomscp_received_bytes_total{calling_ae="CT1"}') == 150
     assert sample(directory, 'dicomscp_store_seconds_bucket{le="0.005"}') == 1
     assert sample(directory, "dicomscp_store_seconds_count") == 2
 
@@ -93,7 +95,7 @@ def test_refusals_and_rejections_are_counted_by_why(directory):
     run(
         directory,
         "listener-0",
-        "l = m.ListenerMetrics(); l.refused('busy'); l.rejected('limit'); "
+        "l = m.ListenerMetrics(); l.refused('busy', 'full'); l.rejected('limit', 'limit: 4'); "
         "l.opened(); l.ended(released=False)",
     )
 
@@ -119,3 +121,32 @@ def test_without_a_directory_metrics_live_in_the_process():
 def test_a_part_with_an_underscore_would_be_misread(directory):
     with pytest.raises(ValueError, match="underscore"):
         metrics.share(directory, "a_b")
+
+
+def test_what_each_ae_sent_is_told_over_all_processes(directory):
+    for part, calls in (
+        ("listener-0", "received('CT1', 100, 0.1); l.received('CT1', 100, 0.1); l.refused('busy', 'full')"),
+        ("listener-1", "received('CT1', 50, 0.1); l.received('MR', 7, 0.1); l.rejected('limit', 'limit: 4')"),
+    ):
+        run(directory, part, f"l = m.ListenerMetrics(); l.{calls}")
+
+    counted = metrics.counted(directory)
+
+    assert {ae: one[:2] for ae, one in counted.received.items()} == {"CT1": (3, 250), "MR": (1, 7)}
+    assert all(abs(one.last_at - time.time()) < 60 for one in counted.received.values())
+    assert (counted.refused, counted.rejected) == ({"busy": 1}, {"limit": 1})
+
+
+def test_a_refusal_is_counted_and_noted_with_its_reason(tmp_path):
+    noting = Refusals(tmp_path / "listener-0")
+    counting = metrics.ListenerMetrics(noting)
+    counting.refused("mismatch", "not what was claimed", calling_ae="CT1", address="10.0.0.1")
+    counting.rejected("limit", "limit: 4", calling_ae="CT2", address="10.0.0.2")
+    noting.close()
+
+    noted = {one[:4] for one in recent(tmp_path, 10)}
+
+    assert noted == {
+        ("CT1", "10.0.0.1", "mismatch", "not what was claimed"),
+        ("CT2", "10.0.0.2", "rejected", "limit: 4"),
+    }

@@ -5,6 +5,7 @@ import email.parser
 import email.policy
 import socket
 import threading
+import tracemalloc
 
 import httpx
 import orjson
@@ -18,7 +19,7 @@ from structlog.testing import capture_logs
 from dicomscp.dicom.matching import STANDARD
 from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.exchange import WHOLE_BYTES
-from dicomscp.web.search import MOST_REMAINING, OFFERS
+from dicomscp.web.search import MOST_IGNORED, MOST_REMAINING, OFFERS
 from dicomscp.web.server import bind, serve
 from tests.unit.dicom.nativemodel import as_text, read
 from tests.unit.web.held import SOURCES, FilledArchive
@@ -309,6 +310,12 @@ def test_each_warning_is_a_line_of_its_own(ask):
     assert all("," not in warning for warning in warnings(response))
 
 
+def test_of_many_parameters_that_are_ignored_some_are_named(ask):
+    told = warnings(ask("/studies", {f"unknown{n}": "1" for n in range(500)}))
+    assert len(told) == MOST_IGNORED + 1
+    assert f"{500 - MOST_IGNORED} more parameters were ignored" in told[-1]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -550,7 +557,7 @@ class Counting:
                 "00081030": {"vr": "LO", "Value": ["x" * 2000]},
             }
 
-    def count(self, query, bound):
+    def count(self, query, bound, goes_on):
         self.bound = bound
         return min(self.studies, bound)
 
@@ -619,6 +626,18 @@ def test_requests_as_no_library_sends_them():
                 answer = connection.recv(65536).decode("latin-1")
             assert begins in answer.splitlines()[0], (asked, answer)
             assert answer.endswith(ends), (asked, answer)
+
+
+def test_what_is_held_of_an_answer_takes_no_more_room_than_it_is_long():
+    with Served(ManyStudies()) as server, httpx.Client() as client:
+        tracemalloc.start()
+        try:
+            with client.stream("GET", f"{server.url}/studies") as response:
+                next(response.iter_raw())
+                held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert held < 1.5 * WHOLE_BYTES
 
 
 @pytest.mark.parametrize("accept", ["application/dicom+json", XML])

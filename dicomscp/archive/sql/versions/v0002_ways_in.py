@@ -160,6 +160,11 @@ def _make_instances() -> None:
         *_keys("series_id", "statement_id"),
     )
     op.create_index("instance_order", "instance", ["series_id", "ordinal", "sop_uid"])
+    for table in ("series", "instance"):
+        where = sa.text("irregular != 0")
+        op.create_index(
+            f"{table}_irregular", table, ["irregular"], sqlite_where=where, postgresql_where=where
+        )
     where = sa.text("leaving IS NOT NULL")
     op.create_index("instance_leaving", "instance", ["leaving"], sqlite_where=where, postgresql_where=where)
 
