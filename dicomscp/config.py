@@ -298,6 +298,18 @@ class Query(_Table):
     timezone: Annotated[str, AfterValidator(_timezone)] = ""  # IANA name; empty: this machine's
 
 
+class Store(_Table):
+    """What may be stored over HTTP (STOW-RS)."""
+
+    enabled: bool = True
+    max_requests: Annotated[int, Field(ge=1, le=256)] = 8
+    block_seconds: PositiveSeconds = 60
+    max_body: Annotated[ByteSize, Field(ge=_MIB)] = ByteSize(64 * _GIB)
+    max_part: Annotated[ByteSize, Field(ge=_MIB)] = ByteSize(16 * _GIB)
+    max_parts: Count = 100_000
+    calling_ae: Annotated[str, AfterValidator(_ae_title)] = "STOW-RS"
+
+
 class Tokens(_Table):
     """Bearer tokens: whose, for whom, and what their scopes are called."""
 
@@ -346,6 +358,7 @@ class Web(_Table):
     wait_seconds: Seconds = 10
     max_results: Count = 1000
     empty_search: Annotated[Literal[200, 204], BeforeValidator(_number)] = 200  # HTTP status
+    store: Store = Field(default_factory=Store)
 
     @property
     def asks(self) -> bool:

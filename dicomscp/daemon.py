@@ -51,6 +51,7 @@ from dicomscp.web import server as web_server
 from dicomscp.web.access import Scheme
 from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.decoders import Decoders, Limits
+from dicomscp.web.store import StoreSettings
 from dicomscp.web.users import Users
 
 log = structlog.get_logger()
@@ -810,6 +811,7 @@ def _run_web(life: Life) -> None:
             max_pixels=config.render.max_pixels,
         )
     )
+    storing = _Storing(config)
     status = make_status(config, listed=_LISTED)
     threading.Thread(target=status.follow, args=(life.stop,), name="rates", daemon=True).start()
     app = create_app(
@@ -830,6 +832,7 @@ def _run_web(life: Life) -> None:
             ready=ready,
             stopping=life.stop.is_set,
             metrics=lambda: metrics.exposition(config.root / "run" / "metrics"),
+            store=_store_settings(config, storing) if config.web.store.enabled else None,
             status=status.report,
         ),
         config.root / "dicomweb",
@@ -845,6 +848,7 @@ def _run_web(life: Life) -> None:
         transport=_transport(config),
     )
     decoders.close()
+    storing.close()
 
 
 def _transport(config: Config) -> web_server.Transport:
@@ -905,6 +909,53 @@ def make_schemes(config: Config) -> dict[str, Scheme]:
         )
         schemes["bearer"] = Tokens(Keys(tokens.keys), rules)
     return schemes
+
+
+def _store_settings(config: Config, storing: "_Storing") -> StoreSettings:
+    store = config.web.store
+    return StoreSettings(
+        archive=storing,
+        aside=config.root / "incoming",
+        metrics=storing.metrics,
+        max_requests=store.max_requests,
+        wait_seconds=config.web.wait_seconds,
+        block_seconds=store.block_seconds,
+        max_body_bytes=store.max_body,
+        max_part_bytes=store.max_part,
+        max_parts=store.max_parts,
+        calling_ae=store.calling_ae,
+    )
+
+
+class _Storing:
+    """The archive that the web server stores into, with its journal made when the first instance comes.
+
+    So a gateway whose disk is full starts and answers, and one that nobody stores into by HTTP has no journal
+    more.  Safe to share between threads.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._archive: Archive | None = None
+        self.metrics = metrics.IntakeMetrics(_refusals(config, "web"))
+
+    def __call__(self) -> Archive:
+        """The archive.  Raises BusyError if its journal cannot be made now."""
+        with self._lock:
+            if self._archive is None:
+                try:
+                    intake = make_intake(self._config, "web", self.metrics.sync_failed)
+                except OSError as error:
+                    raise BusyError(f"No journal can be made: {error.strerror}") from error
+                self._archive = make_archive(self._config, intake)
+            return self._archive
+
+    def close(self) -> None:
+        """End the journal, if there is one."""
+        with self._lock:
+            if self._archive is not None:
+                self._archive.close()
 
 
 def _run_inbox(life: Life) -> None:

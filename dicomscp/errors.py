@@ -2,8 +2,9 @@
 
     DicomscpError
     ├── RefusedError      the object will never be taken: do not resend
-    │   ├── MismatchError     it is not what its sender claimed
-    │   └── CrowdedError      as many variants of it are held as may be
+    │   ├── MismatchError        it is not what its sender claimed
+    │   ├── CrowdedError         as many variants of it are held as may be
+    │   └── TransferSyntaxError  it is encoded as nothing can be held here
     ├── BusyError         not now: resend later
     ├── UnreachableError  a peer is away: we retry
     ├── DamagedError      what we hold is not as we left it: a person must look
@@ -27,6 +28,10 @@ class MismatchError(RefusedError):
 
 class CrowdedError(RefusedError):
     """As many variants are held of the instance as may be; a person must remove one first."""
+
+
+class TransferSyntaxError(RefusedError):
+    """The object's transfer syntax is none that instances are held in."""
 
 
 class BusyError(DicomscpError):

@@ -48,11 +48,11 @@ def require(program: str, package: str) -> str:
     return path
 
 
-def dcmjs_dimse() -> Path:
-    """The folder of the npm package dcmjs-dimse; without it as `require`."""
-    package = REPOSITORY / "tests/conformance/node_modules/dcmjs-dimse"
+def npm_package(name: str) -> Path:
+    """The folder of the npm package *name*; without it as `require`."""
+    package = REPOSITORY / "tests/conformance/node_modules" / name
     if not package.is_dir():
-        missed("dcmjs-dimse is not installed (npm install --prefix tests/conformance)")
+        missed(f"{name} is not installed (npm install --prefix tests/conformance)")
     return package
 
 

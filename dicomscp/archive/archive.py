@@ -47,11 +47,12 @@ _INFLATING = 2  # deflated datasets at a time: each may take 16 MiB to be recogn
 
 
 class Claim(NamedTuple):
-    """What a sender says it sends."""
+    """What a sender says it sends; it need not say of which study."""
 
     sop_class_uid: str
     sop_uid: str
     transfer_syntax_uid: str
+    study_uid: str = ""
 
 
 class Source(NamedTuple):
@@ -135,6 +136,13 @@ class Removable(NamedTuple):
     variants: list[Held]
 
 
+class _Unsynced(threading.local):
+    """What a thread has admitted without sync: what others sync says nothing of it."""
+
+    def __init__(self) -> None:
+        self.tickets: list[Ticket] = []
+
+
 class Archive:
     """All instances held under one root; safe to share between threads."""
 
@@ -157,12 +165,16 @@ class Archive:
         self._inflating = threading.Semaphore(_INFLATING)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._words: dict[str, tuple[Word, Word]] = {}
-        self._unsynced: list[Ticket] = []
+        self._unsynced = _Unsynced()
 
     @property
     def model(self) -> Model:
         """The attributes that can be asked for.  Raises BusyError if the index cannot be read now."""
         return self._index.askable()
+
+    def check_space(self) -> None:
+        """Raise BusyError while the disk is below its reserve."""
+        self._taking().check_space()
 
     def receive(self, claim: Claim, source: Source) -> Incoming:
         """Begin to receive a dataset: write to what is returned, then `admit` it.
@@ -191,7 +203,7 @@ class Archive:
     def admit(self, incoming: Incoming, *, sync: bool = True) -> Identity:
         """Take custody: once this returns, the instance survives loss of power and Success may be said.
 
-        Without *sync* that holds only once `sync` has returned, which one thread may call for many.
+        Without *sync* that holds only once the same thread's `sync` has returned, which it may call for many.
         On any error nothing is kept.  Raises RefusedError if the dataset cannot be read or is cut
         short, MismatchError if it is not what was claimed, CrowdedError if too many variants of it are
         held, BusyError if the disk does not take it.
@@ -208,12 +220,12 @@ class Archive:
         return identity
 
     def sync(self) -> None:
-        """Return once what was admitted without sync survives loss of power.
+        """Return once what this thread admitted without sync survives loss of power.
 
         Raises BusyError if that cannot be said of all of it.
         """
-        unsynced, self._unsynced = self._unsynced, []
-        for ticket in unsynced:
+        tickets, self._unsynced.tickets = self._unsynced.tickets, []
+        for ticket in tickets:
             self._taking().journal.sync(ticket)
 
     def find(self, query: Query, goes_on: Callable[[], bool] = lambda: True) -> Iterator[dict[str, Any]]:
@@ -355,6 +367,8 @@ class Archive:
             raise MismatchError("SOP Instance UID of dataset and request differ")
         if identity.sop_class_uid != claim.sop_class_uid:
             raise MismatchError("SOP Class UID of dataset and request differ")
+        if claim.study_uid not in ("", identity.key.study_uid):
+            raise MismatchError("Study Instance UID of dataset and request differ")
         return identity
 
     def _check_variants(self, key: InstanceKey, spool: Spool) -> None:
@@ -407,7 +421,7 @@ class Archive:
         if sync:
             intake.journal.sync(ticket)
         else:
-            self._unsynced.append(ticket)
+            self._unsynced.tickets.append(ticket)
 
     def _journal_words(self) -> list[tuple[Word, Word]]:
         there = {directory.name: directory for directory in writers(self._root / "journal")}

@@ -29,7 +29,16 @@ from dicomscp.dicom.elements import (
 )
 from dicomscp.errors import RefusedError
 
-__all__ = ["Buffer", "Identity", "InstanceKey", "PrefixError", "is_filable", "is_regular", "read_identity"]
+__all__ = [
+    "Buffer",
+    "Identity",
+    "InstanceKey",
+    "PrefixError",
+    "is_filable",
+    "is_filable_syntax",
+    "is_regular",
+    "read_identity",
+]
 
 _SOP_CLASS_UID, _SOP_UID, _STUDY_UID, _SERIES_UID = 0x00080016, 0x00080018, 0x0020000D, 0x0020000E
 _WANTED = {
@@ -38,6 +47,10 @@ _WANTED = {
     _STUDY_UID: "Study Instance UID",
     _SERIES_UID: "Series Instance UID",
 }
+# No datasets of their own: MIME, XML, live video.
+_UNFILABLE = ("1.2.840.10008.1.2.6.", "1.2.840.10008.1.2.7.")
+_SYNTAX_ROOT = "1.2.840.10008.1.2"
+_PRIVATE_SYNTAXES = frozenset({"1.2.840.113619.5.2", "1.2.840.10008.1.20", "1.3.46.670589.33.1.4.1"})
 _CUT_SHORT = "The dataset is cut short: it ends within an element. Send it again from where it is whole."
 
 
@@ -74,6 +87,14 @@ def is_filable(uid: str) -> bool:
         and uid.isprintable()
         and not any(character in uid for character in " /\\")
     )
+
+
+def is_filable_syntax(transfer_syntax_uid: str) -> bool:
+    """Whether instances in that transfer syntax can be held: those of the standard that encode datasets."""
+    if transfer_syntax_uid in _PRIVATE_SYNTAXES:
+        return True
+    standard = f"{transfer_syntax_uid}.".startswith(f"{_SYNTAX_ROOT}.") and is_regular(transfer_syntax_uid)
+    return standard and not transfer_syntax_uid.startswith(_UNFILABLE)
 
 
 def read_identity(

@@ -1211,6 +1211,8 @@ def answerer(query: Query) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         chosen = {tag: element for tag, element in chosen.items() if tag in asked}
         if zone is not None:
             chosen[f"{TIMEZONE:08X}"] = {"vr": "SH", "Value": [_offset_text(zone.offset)]}
+        elif not _values(chosen, f"{TIMEZONE:08X}"):  # it is not sent without a value (C.4.1.1.3.2)
+            chosen.pop(f"{TIMEZONE:08X}", None)
         return chosen
 
     return answer

@@ -244,8 +244,8 @@ def _receipt(values: dict[int, bytes]) -> Receipt | None:
     ):
         return None
     _, origin, received_at, digest = _RECEIPT.unpack_from(private)
-    if origin not in Origin.__members__.values():
+    charset = private[_RECEIPT.size :].rstrip(b"\0")
+    if origin not in Origin.__members__.values() or not charset.isascii():
         return None
-    charset = private[_RECEIPT.size :].rstrip(b"\0").decode("ascii", "replace")
     calling_ae, called_ae = _text(values, _SENDING_AE), _text(values, _RECEIVING_AE)
-    return Receipt(received_at, Origin(origin), calling_ae, called_ae, digest, charset)
+    return Receipt(received_at, Origin(origin), calling_ae, called_ae, digest, charset.decode())

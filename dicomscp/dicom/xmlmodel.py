@@ -1,4 +1,4 @@
-"""DICOM JSON objects as the Native DICOM Model in XML (PS3.19 section A.1; PS3.18 F.1 maps the two).
+"""DICOM JSON objects as the Native DICOM Model in XML and back (PS3.19 section A.1; PS3.18 F.1 maps the two).
 
 One object makes one document in UTF-8.  No white space is added: `xml:space="preserve"` makes it content.
 
@@ -14,11 +14,14 @@ One object makes one document in UTF-8.  No white space is added: `xml:space="pr
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
+from xml.parsers import expat
 
 from pydicom.datadict import keyword_for_tag
+
+from dicomscp.errors import RefusedError
 
 Attributes: TypeAlias = Mapping[str, Mapping[str, Any]]
 """A DICOM JSON object: by tag, as eight upper-case hex digits, VR and value."""
@@ -30,6 +33,9 @@ _HEAD = (
 _TAIL = "</NativeDicomModel>"
 _GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _COMPONENTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffix")
+
+_MAX_NODES = 200  # an attribute and an item are two; datasets nest at most 64 levels
+_MAX_GAP = 100  # values without content between two that have some
 
 # XML 1.0, production 2 (Char), turned round.
 _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -120,3 +126,122 @@ def _named(tag: str, creator: str | None) -> str:
         return f'tag="{tag[:4]}00{tag[6:]}" privateCreator="{_escaped(creator)}"'
     keyword = keyword_for_tag(int(tag, 16))
     return f'tag="{tag}" keyword="{keyword}"' if keyword else f'tag="{tag}"'
+
+
+class _Node:
+    """One XML element."""
+
+    __slots__ = ("attributes", "children", "name", "text")
+
+    def __init__(self, name: str, attributes: dict[str, str]) -> None:
+        self.name, self.attributes = name, attributes
+        self.children: list[_Node] = []
+        self.text: list[str] = []
+
+
+def read_native_model(document: bytes) -> dict[str, dict[str, Any]]:
+    """The attributes that a Native DICOM Model has, as a DICOM JSON object, its numbers as text.
+
+    A private element is put into the block of its creator, or into a new one.  Raises RefusedError.
+    """
+    root = _parsed(document)
+    if root.name != "NativeDicomModel":
+        raise RefusedError("The metadata are no Native DICOM Model.")
+    return _read_dataset(root)
+
+
+def _parsed(document: bytes) -> _Node:
+    """The root element; names have no namespace.  A document type, which entities come from, is refused."""
+    parser = expat.ParserCreate(namespace_separator=" ")
+    top = _Node("", {})
+    open_nodes = [top]
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        if len(open_nodes) > _MAX_NODES:
+            raise RefusedError("The metadata nest too deep.")
+        node = _Node(name.rpartition(" ")[2], attributes)
+        open_nodes[-1].children.append(node)
+        open_nodes.append(node)
+
+    def content(text: str) -> None:
+        open_nodes[-1].text.append(text)
+
+    def refuse(*_: object) -> None:
+        raise RefusedError("The metadata have a document type, which is not read.")
+
+    parser.StartElementHandler, parser.StartDoctypeDeclHandler = start, refuse
+    parser.EndElementHandler = lambda _: open_nodes.pop()
+    parser.CharacterDataHandler = content
+    try:
+        parser.Parse(document, True)
+    except expat.ExpatError as error:
+        raise RefusedError(f"The metadata are not XML: {error}.") from error
+    return top.children[0]
+
+
+def _read_dataset(node: _Node) -> dict[str, dict[str, Any]]:
+    public: dict[str, dict[str, Any]] = {}
+    private: list[tuple[str, str, dict[str, Any]]] = []
+    for child in node.children:
+        if child.name == "DicomAttribute":
+            tag, creator = child.attributes.get("tag", ""), child.attributes.get("privateCreator")
+            attribute = _read_attribute(child)
+            if creator is None:
+                public[tag] = attribute
+            else:
+                private.append((tag, creator, attribute))
+    for tag, creator, attribute in private:
+        public[f"{tag[:4]}{_block(public, tag[:4], creator)}{tag[6:]}"] = attribute
+    return public
+
+
+def _block(attributes: dict[str, dict[str, Any]], group: str, creator: str) -> str:
+    """The block that *creator* reserved in *group*; without one, the first that is free is reserved."""
+    blocks = [f"{number:02X}" for number in range(0x10, 0x100)]
+    for block in blocks:
+        if attributes.get(f"{group}00{block}", {}).get("Value") == [creator]:
+            return block
+    free = next((block for block in blocks if f"{group}00{block}" not in attributes), None)
+    if free is None:
+        raise RefusedError("A group has no block left for private elements.")
+    attributes[f"{group}00{free}"] = {"vr": "LO", "Value": [creator]}
+    return free
+
+
+def _read_attribute(node: _Node) -> dict[str, Any]:
+    attribute: dict[str, Any] = {"vr": node.attributes.get("vr", "")}
+    values: dict[int, Any] = {}
+    for child in node.children:
+        text = "".join(child.text)
+        if child.name == "BulkData":
+            attribute["BulkDataURI"] = child.attributes.get("uri") or child.attributes.get("uuid", "")
+        elif child.name == "InlineBinary":
+            attribute["InlineBinary"] = text
+        elif child.name in _READ_VALUE:
+            values[_number_of(child, len(values))] = _READ_VALUE[child.name](child)
+    if values:
+        attribute["Value"] = [values.get(number) for number in range(1, max(values) + 1)]
+    return attribute
+
+
+def _number_of(node: _Node, before: int) -> int:
+    """Which value it is; without a number the next one.  A number that few values lead to is none."""
+    number = node.attributes.get("number", str(before + 1))
+    if not (number.isascii() and number.isdecimal() and 0 < int(number) <= before + _MAX_GAP):
+        raise RefusedError("A value has a number that it cannot have.")
+    return int(number)
+
+
+def _read_name(node: _Node) -> dict[str, str]:
+    groups: dict[str, str] = {}
+    for group in node.children:
+        components = {child.name: "".join(child.text) for child in group.children}
+        groups[group.name] = "^".join(components.get(name, "") for name in _COMPONENTS).rstrip("^")
+    return groups
+
+
+_READ_VALUE: dict[str, Callable[[_Node], Any]] = {
+    "Value": lambda node: "".join(node.text) or None,
+    "Item": _read_dataset,
+    "PersonName": _read_name,
+}

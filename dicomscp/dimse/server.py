@@ -28,7 +28,7 @@ from pydicom._uid_dict import UID_dictionary
 from pynetdicom import AllStoragePresentationContexts
 
 from dicomscp.archive.archive import Archive, Source
-from dicomscp.dicom.identity import is_regular
+from dicomscp.dicom.identity import is_filable_syntax, is_regular
 from dicomscp.dicom.part10 import Origin
 from dicomscp.dimse.query import C_CANCEL_RQ, C_FIND_RQ, ROOTS, Answering, Find, granted, options_of
 from dicomscp.dimse.storage import C_STORE_RQ, SUCCESS, Store, response
@@ -90,10 +90,6 @@ _LOSSLESS = frozenset(
     "1.2.840.10008.1.2." + suffix
     for suffix in ("1.98", "4.57", "4.70", "4.80", "4.90", "4.92", "4.110", "4.201", "4.202", "5", "8.1")
 )
-# No datasets of their own: MIME, XML, live video.
-_UNFILABLE = ("1.2.840.10008.1.2.6.", "1.2.840.10008.1.2.7.")
-_SYNTAX_ROOT = "1.2.840.10008.1.2"
-_PRIVATE_SYNTAXES = frozenset({"1.2.840.113619.5.2", "1.2.840.10008.1.20", "1.3.46.670589.33.1.4.1"})
 
 # PS3.4 section B.3.1: storage level 2 (full), signatures kept bit by bit (3), no element is coerced.
 _FULL_STORAGE = bytes((2, 0, 3, 0, 0, 0))
@@ -216,15 +212,8 @@ def choose_transfer_syntax(service: Service, proposed: Sequence[str], settings: 
         return next((syntax for syntax in _PLAIN if syntax in proposed), "")
     if settings.transfer_syntaxes:
         return next((syntax for syntax in settings.transfer_syntaxes if syntax in proposed), "")
-    filable = [syntax for syntax in proposed if _is_filable(syntax)]
+    filable = [syntax for syntax in proposed if is_filable_syntax(syntax)]
     return min(filable, key=_preference, default="")
-
-
-def _is_filable(transfer_syntax_uid: str) -> bool:
-    if transfer_syntax_uid in _PRIVATE_SYNTAXES:
-        return True
-    standard = f"{transfer_syntax_uid}.".startswith(f"{_SYNTAX_ROOT}.") and is_regular(transfer_syntax_uid)
-    return standard and not transfer_syntax_uid.startswith(_UNFILABLE)
 
 
 def _preference(transfer_syntax_uid: str) -> int:

@@ -55,6 +55,7 @@ from dicomscp.web.page import Page
 from dicomscp.web.problem import Problem, problem_of, response_of
 from dicomscp.web.render import Rendering
 from dicomscp.web.search import Search
+from dicomscp.web.store import Store, StoreSettings
 from dicomscp.web.studies import Studies
 from dicomscp.web.wado_uri import WadoUri
 
@@ -66,9 +67,8 @@ _SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
 }
-_CORS_METHODS = ("GET", "HEAD", "POST")
 _CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Range")
-_CORS_EXPOSED = ("Content-Range", "ETag", "Retry-After", "Warning")
+_CORS_EXPOSED = ("Content-Range", "ETag", "Location", "Retry-After", "Warning")
 _HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(:[0-9]*)?", re.ASCII)
 _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 _LAST = {"connection": "close"}  # what follows on the connection may be part of it
@@ -92,7 +92,8 @@ class WebSettings:
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
     *ready*: whether the gateway does its work, and facts about it.  *stopping*: whether it is to end.
     *metrics*: Prometheus text.  *status*: how the gateway stands, as `dicomscp status --json` says it; {} is
-    not told.  *viewer_url*: where the study of a UID can be viewed, None if nowhere.
+    not told.  *viewer_url*: where the study of a UID can be viewed, None if nowhere.  *store*: how instances
+    are stored; without it they are not.
     """
 
     base_url: str = "/dicomweb"
@@ -112,6 +113,7 @@ class WebSettings:
     ready: Callable[[], tuple[bool, dict[str, Any]]] | None = None
     stopping: Callable[[], bool] = lambda: False
     metrics: Callable[[], bytes] = prometheus_client.generate_latest
+    store: StoreSettings | None = None
     status: Callable[[], Mapping[str, Any]] = dict
     viewer_url: Callable[[str], str | None] = lambda _: None
 
@@ -150,6 +152,7 @@ def create_app(
         empty_status=settings.empty_status,
         local=settings.local,
     )
+    store = Store(settings.store, base_url=settings.base_url).routes() if settings.store else []
     page = Page(
         archive,
         state,
@@ -169,24 +172,25 @@ def create_app(
             *instances.routes(),
             *rendering.routes(),
             *WadoUri(archive, instances, rendering).routes(),
+            *store,
         ],
         middleware=[
             Middleware(Guard, hosts=settings.hosts, origins=settings.cors_origins),
-            *_cors(settings.cors_origins),
+            *_cors(settings.cors_origins, ("GET", "HEAD", "POST") if store else ("GET", "HEAD")),
             *_access(settings),
         ],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},
     )
 
 
-def _cors(origins: tuple[str, ...]) -> list[Middleware]:
+def _cors(origins: tuple[str, ...], methods: tuple[str, ...]) -> list[Middleware]:
     if not origins:
         return []
     return [
         Middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=_CORS_METHODS,
+            allow_methods=methods,
             allow_headers=_CORS_HEADERS,
             # A page that is listed may use the password that its reader has given the browser for us.
             allow_credentials="*" not in origins,

@@ -76,6 +76,18 @@ def uids_of(request: Request) -> dict[str, str]:
     return found
 
 
+def service_url(request: Request, base_url: str) -> str:
+    """The base URL of the service, as whoever asks sees it."""
+    if urlsplit(base_url).netloc:
+        return base_url
+    return f"{request.url.scheme}://{request.url.netloc}{base_url}"
+
+
+def header_text(text: str) -> str:
+    """*text*, which may quote what was sent, as a header field can hold it."""
+    return quote(text, safe=" !#$&'()*+./:;=?@_-[]~")
+
+
 def is_known(request: Request, etag: str) -> bool:
     """Whether the client says that it has this representation (RFC 9110 13.1.2)."""
     listed = ",".join(request.headers.getlist("if-none-match"))
@@ -179,15 +191,3 @@ def answer(
         return Response(b"".join(pieces), status, headers)
     chunks = (bytes(piece) for piece in pieces)
     return StreamingResponse(chain((next(chunks),), chunks), status, headers)
-
-
-def service_of(request: Request, base_url: str) -> str:
-    """The base URI of the service, as whoever asks sees it."""
-    if urlsplit(base_url).netloc:
-        return base_url
-    return f"{request.url.scheme}://{request.url.netloc}{base_url}"
-
-
-def warning_of(service: str, sentence: str) -> str:
-    """A Warning header field; it may quote what was sent."""
-    return quote(f"299 {service}: {sentence}", safe=" !#$&'()*+./:;=?@_-[]~")

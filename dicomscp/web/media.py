@@ -1,4 +1,4 @@
-"""Which representation a client gets: pure functions.
+"""Which representation a client gets, and what it says of one it sends: pure functions.
 
 A client names media ranges in Accept; a resource makes offers, the preferred one first.  Each offer has the
 weight of the most specific range that fits it, so what is excluded (q=0) or less wanted by name stays so
@@ -229,3 +229,19 @@ def byte_range(header: str, size: int) -> slice | None:
     if last and end <= start:
         return None
     return slice(min(start, size), min(end, size))
+
+
+class ContentType(NamedTuple):
+    """What a Content-Type field says, its names in lower case."""
+
+    media_type: str
+    parameters: dict[str, str]
+
+
+def content_type(field: str) -> ContentType | None:
+    """What the Content-Type *field* says; None if it cannot be read."""
+    begun = _MEDIA_TYPE.match(field)
+    parameters = _parameters(field[begun.end() :]) if begun else None
+    if begun is None or parameters is None:
+        return None
+    return ContentType(begun[0].lower(), parameters)

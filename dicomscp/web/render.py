@@ -56,14 +56,14 @@ from dicomscp.web.exchange import (
     STUDY,
     digest_of,
     frame_numbers,
+    header_text,
     headers_of,
     held_of,
     is_known,
     key_of,
     negotiate,
-    service_of,
+    service_url,
     uids_of,
-    warning_of,
 )
 from dicomscp.web.imaging import Picture, View, Which
 from dicomscp.web.media import DOCUMENT_TYPES, Offer
@@ -279,7 +279,7 @@ class Rendering:
         if not passed_over:
             return {}
         sentence = f"The following parameters were passed over: {' and '.join(sorted(passed_over))}"
-        return {"warning": warning_of(service_of(request, self._base_url), sentence)}
+        return {"warning": header_text(f"299 {service_url(request, self._base_url)}: {sentence}")}
 
 
 def _from_the_middle(series: list[Held]) -> list[Held]:

@@ -23,7 +23,7 @@ from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Held
 from dicomscp.dicom.identity import is_filable
 from dicomscp.dicom.render import Window
-from dicomscp.web.exchange import accepted, held_of, service_of, warning_of
+from dicomscp.web.exchange import accepted, header_text, held_of, service_url
 from dicomscp.web.imaging import Picture, View, Which
 from dicomscp.web.instances import Instances, dicom_offers
 from dicomscp.web.media import DICOM, Offer, choose, ranges
@@ -196,4 +196,4 @@ def _warned(request: Request, told: Mapping[str, str]) -> dict[str, str]:
     if not passed_over:
         return {}
     sentence = f"The following parameters were passed over: {' and '.join(sorted(passed_over))}"
-    return {"warning": warning_of(service_of(request, ADDRESS), sentence)}
+    return {"warning": header_text(f"299 {service_url(request, ADDRESS)}: {sentence}")}

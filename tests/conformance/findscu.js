@@ -1,11 +1,11 @@
-// C-FIND by dcmjs-dimse: a JSON array of {level, elements} on standard input, one of {status, datasets} on standard output.
+// C-FIND by dcmjs-dimse: a JSON array of {model, cancel, elements} on standard input, one of {status, pending, datasets} on
+// standard output.  model is the SOP class; cancel, if it is not 0, is after how many responses a C-CANCEL is sent.
 // Arguments: the module's folder, the port, the called AE title.
 'use strict';
 
 const [folder, port, called] = process.argv.slice(2);
-const { Client, Dataset, log, requests, constants } = require(folder);
+const { Client, Dataset, log, requests } = require(folder);
 const { CFindRequest } = requests;
-const { Status } = constants;
 
 log.setLevel('silent');
 
@@ -13,19 +13,22 @@ function ask(question) {
   return new Promise((resolve, reject) => {
     const client = new Client();
     const request = new CFindRequest();
-    const elements = { QueryRetrieveLevel: question.level, ...question.elements };
-    request.setDataset(new Dataset({ SpecificCharacterSet: 'ISO_IR 192', ...elements }));
+    request.setAffectedSopClassUid(question.model);
+    request.setDataset(new Dataset({ SpecificCharacterSet: 'ISO_IR 192', ...question.elements }));
     const datasets = [];
+    const pending = new Set();
     let status;
     request.on('response', (response) => {
       status = response.getStatus();
       if (response.hasDataset()) {
+        pending.add(status);
         datasets.push(response.getDataset().getElements());
+        if (datasets.length === question.cancel) client.cancel(request);
       }
     });
     client.addRequest(request);
     client.on('networkError', reject);
-    client.on('closed', () => resolve({ status, datasets, pending: Status.Pending }));
+    client.on('closed', () => resolve({ status, pending: [...pending], datasets }));
     client.send('127.0.0.1', Number(port), 'DCMJS', called);
   });
 }

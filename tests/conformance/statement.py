@@ -17,7 +17,8 @@ from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.matching import STANDARD, Level
 from dicomscp.dimse import query
-from dicomscp.web import instances, render, search, studies, wado_uri
+from dicomscp.web import instances, render, search, store, studies, wado_uri
+from dicomscp.web.media import DICOM, DICOM_JSON, DICOM_XML
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 MARKED = re.compile(r"(<!-- made from the code: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
@@ -181,6 +182,39 @@ def wado_uri_parameters():
     return _table(("parameter", "done"), [(f"`{name}`", what) for name, what in done])
 
 
+def payloads():
+    """What the body of a request to store has in it, by its media type."""
+    had = {DICOM: "Part 10 files", DICOM_JSON: "metadata and bulk data", DICOM_XML: "metadata and bulk data"}
+    rows = [
+        (f'`multipart/related; type="{media_type}"`, `{media_type}`', had[media_type])
+        for media_type in store.PAYLOADS
+    ]
+    return _table(("Content-Type, in several parts and in one", "the body has"), rows)
+
+
+def store_media():
+    """The media types of responses."""
+    rows = [(f"`{offer.content_type('...').partition('; boundary')[0]}`",) for offer in store.OFFERS]
+    return _table(("media type, the default first",), rows)
+
+
+def store_reasons():
+    """The Failure Reasons, and of what."""
+    rows = [(f"{reason:04X}", _FAILURES[family.__name__]) for family, reason in store._FAILURE_REASON]
+    return _table(("Failure Reason", "why the instance is not stored"), rows)
+
+
+_FAILURES = {
+    "TransferSyntaxError": "its transfer syntax is none that instances are held in, or is not to be known",
+    "LimitError": "it, or the body, is larger than is taken",
+    "CrowdedError": "as many different datasets under its SOP Instance UID are held as may be",
+    "MismatchError": "it is of another study than the address has",
+    "RefusedError": "it cannot be read, is cut short, lacks a UID, or its bulk data are not there",
+    "BusyError": "the disk is too full or fails: it may be stored another time",
+    "DicomscpError": "anything else",
+}
+
+
 TABLES = {
     "keys": keys,
     "matching": matching_by_vr,
@@ -192,6 +226,9 @@ TABLES = {
     "transcoded": transcoded,
     "documents": documents,
     "wado": wado_uri_parameters,
+    "payloads": payloads,
+    "store_media": store_media,
+    "store_reasons": store_reasons,
 }
 
 

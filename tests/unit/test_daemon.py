@@ -9,8 +9,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from dicomscp import config
-from dicomscp.daemon import local_offset, make_index, prepare_root
+from dicomscp.archive.journal import is_alive
+from dicomscp.daemon import _Storing, local_offset, make_index, prepare_root
 from dicomscp.dicom.matching import Level
+from dicomscp.errors import BusyError
 from tests.gateway import REPOSITORY
 
 WAITING = """
@@ -78,3 +80,23 @@ def test_the_index_knows_the_extra_keys_of_the_configuration(tmp_path):
         Level.SERIES: {0x00180060},
         Level.IMAGE: {0x00201041},
     }
+
+
+def test_the_web_servers_journal_is_made_when_something_is_stored(tmp_path):
+    """Else a gateway on a full disk could not start, and nobody could read."""
+    settings = config.load(None, {"root": str(tmp_path), "storage.segment_size": "1MiB"}, {})
+    prepare_root(settings)
+    make_index(settings, read_only=False)
+    storing, journal = _Storing(settings), tmp_path / "journal"
+    assert list(journal.iterdir()) == []
+    journal.rmdir()
+    journal.write_text("no folder")
+    with pytest.raises(BusyError):
+        storing()
+    journal.unlink()
+    archive = storing()
+    assert storing() is archive
+    (writer,) = [path for path in journal.iterdir() if path.name.startswith("web-")]
+    assert is_alive(writer)
+    storing.close()
+    assert not is_alive(writer)

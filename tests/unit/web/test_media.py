@@ -11,6 +11,7 @@ from dicomscp.web.media import (
     bulk_offers,
     byte_range,
     choose,
+    content_type,
     frame_offers,
     ranges,
     takes_gzip,
@@ -211,3 +212,23 @@ def test_gzip_is_sent_to_those_who_take_it(accept_encoding, taken):
 )
 def test_one_range_is_read_and_what_is_no_range_is_ignored(header, part):
     assert byte_range(header, 100) == part
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("application/dicom", ("application/dicom", {})),
+        (
+            'Multipart/Related; Type="Application/DICOM"; boundary=a=b',
+            ("multipart/related", {"type": "Application/DICOM", "boundary": "a=b"}),
+        ),
+        ('image/jp2;transfer-syntax="1.2" ;;', ("image/jp2", {"transfer-syntax": "1.2"})),
+        ('a/b; c="d\\"e; f"', ("a/b", {"c": 'd"e; f'})),
+        ("", None),
+        ("application", None),
+        ("a/b; c", None),
+        ("a/b c/d", None),
+    ],
+)
+def test_a_content_type_is_read(field, said):
+    assert content_type(field) == said
