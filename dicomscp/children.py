@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver, reduction
+from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.context import ForkServerProcess
 from typing import Any, TypeAlias
 
@@ -58,9 +58,10 @@ def start(title: str, run: Callable[..., None], *given: object) -> Child:
         child = _SERVER.Process(target=_run, args=(title, run, *given))
         try:
             child.start()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, ConnectionError, FileNotFoundError) as error:
             if time.monotonic() > deadline:
                 raise _no_room(error) from error
+            _part_with_server()
             time.sleep(_PAUSE_SECONDS)
         except OSError as error:
             raise _no_room(error) from error
@@ -77,4 +78,21 @@ def _run(title: str, run: Callable[..., None], *given: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setpgid(0, 0)
     setproctitle(f"dicomscp {title}")
+    _share_server()
     run(*given)
+
+
+def _share_server() -> None:
+    """Start children of this child off what it was forked off itself.
+
+    The standard library means to do so, but does not know a server without its pid, and begins another: that
+    imports the program again.
+    """
+    server: Any = forkserver._forkserver  # noqa: SLF001
+    if server._forkserver_address:  # noqa: SLF001
+        server.ensure_running = resource_tracker.ensure_running
+
+
+def _part_with_server() -> None:
+    """It does not answer: have the standard library begin another, if it was not ours."""
+    vars(forkserver._forkserver).pop("ensure_running", None)  # noqa: SLF001

@@ -398,6 +398,17 @@ class Web(_Table):
         return self
 
 
+class Render(_Table):
+    """What decoding and rendering pixels may cost."""
+
+    processes: Annotated[int, Field(ge=1, le=64)] = 2
+    waiting: Annotated[int, Field(ge=0, le=1000)] = 32  # requests beyond those being worked on
+    seconds: PositiveSeconds = 20
+    memory: Annotated[ByteSize, Field(ge=256 * _MIB)] = ByteSize(_GIB)  # of each process
+    result_max: Annotated[ByteSize, Field(ge=_MIB)] = ByteSize(512 * _MIB)
+    max_pixels: Annotated[int, Field(ge=1 << 16)] = 1 << 26
+
+
 class Inbox(_Table):
     """The drop folder."""
 
@@ -427,6 +438,7 @@ class Config(_Table):
     index: Index = Field(default_factory=Index)
     query: Query = Field(default_factory=Query)
     web: Web = Field(default_factory=Web)
+    render: Render = Field(default_factory=Render)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
 

@@ -50,6 +50,7 @@ from dicomscp.telemetry import metrics, refusals
 from dicomscp.web import server as web_server
 from dicomscp.web.access import Scheme
 from dicomscp.web.app import WebSettings, create_app
+from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.store import StoreSettings
 from dicomscp.web.users import Users
 
@@ -800,6 +801,16 @@ def _run_web(life: Life) -> None:
         state = running(config.root) or {}
         return bool(state), {key: state[key] for key in ("started_at", "version") if key in state}
 
+    decoders = Decoders(
+        Limits(
+            processes=config.render.processes,
+            waiting=config.render.waiting,
+            seconds=config.render.seconds,
+            memory_bytes=config.render.memory,
+            result_bytes=config.render.result_max,
+            max_pixels=config.render.max_pixels,
+        )
+    )
     storing = _Storing(config)
     status = make_status(config, listed=_LISTED)
     threading.Thread(target=status.follow, args=(life.stop,), name="rates", daemon=True).start()
@@ -826,6 +837,7 @@ def _run_web(life: Life) -> None:
         ),
         config.root / "dicomweb",
         config.root / "state",
+        decoders,
     )
     life.ready()
     web_server.serve(
@@ -835,6 +847,7 @@ def _run_web(life: Life) -> None:
         drain_seconds=min(5.0, config.drain_seconds),
         transport=_transport(config),
     )
+    decoders.close()
     storing.close()
 
 

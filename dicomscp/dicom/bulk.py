@@ -172,6 +172,28 @@ def read_frame(dataset: Buffer, table: "FrameTable", number: int) -> Frame:
     return Frame(table.transfer_syntax_uid, table.pieces(memoryview(dataset), number))
 
 
+def before_pixels(dataset: Buffer, transfer_syntax_uid: str) -> tuple[memoryview, int]:
+    """What stands in *dataset*, which is not deflated, before its pixel data, and the tag of these.
+
+    Without pixel data that is all of it, and the tag is 0.
+    """
+    level = _top(dataset, transfer_syntax_uid)
+    for element in level.elements():
+        if element.tag in PIXEL_TAGS and element.length:
+            return level.view[: element.start], element.tag
+    return level.view, 0
+
+
+def after_pixels(dataset: Buffer, transfer_syntax_uid: str) -> memoryview:
+    """What stands behind the pixel data; costs a look at each of their fragments."""
+    level, passed = _top(dataset, transfer_syntax_uid), False
+    for element in level.elements():
+        if passed:
+            return level.view[element.start :]
+        passed = element.tag in PIXEL_TAGS and element.length > 0
+    return level.view[:0]
+
+
 def bulk_value(dataset: Buffer, transfer_syntax_uid: str, path: str) -> BulkValue:
     """The value at *path*, which is a tag ("7FE00010"), or tag/item/tag in sequences, items counted from 1.
 

@@ -57,9 +57,13 @@ def part_type(media_type: str, transfer_syntax_uid: str) -> str:
     return f"{media_type}; transfer-syntax={transfer_syntax_uid}" if transfer_syntax_uid else media_type
 
 
-def part_head(boundary: str, content_type: str) -> bytes:
-    """What stands before the data of a part; CRLF and the next head or the tail come after it."""
-    return f"--{boundary}\r\nContent-Type: {content_type}\r\n\r\n".encode()
+def part_head(boundary: str, content_type: str, location: str = "") -> bytes:
+    """What stands before the data of a part; CRLF and the next head or the tail come after it.
+
+    *location* is the address of the part by itself, for whoever has to tell parts apart.
+    """
+    named = f"\r\nContent-Location: {location}" if location else ""
+    return f"--{boundary}\r\nContent-Type: {content_type}{named}\r\n\r\n".encode()
 
 
 def tail(boundary: str) -> bytes:

@@ -1,6 +1,7 @@
 """The web application: who may ask, what is there, and how failures are told.
 
     /            studies, for people             /dicomweb/...  studies, for programs
+    /wado        instances and images, by WADO-URI
     /status      how the gateway stands
     /changes     which were published since, for systems that follow
     /healthz     this process answers            /metrics       Prometheus
@@ -47,12 +48,16 @@ from dicomscp.errors import DamagedError, DicomscpError
 from dicomscp.telemetry.metrics import AccessMetrics
 from dicomscp.web.access import OPEN_PATHS, READING, Access, Scheme
 from dicomscp.web.changes import Changes
+from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.documents import Documents
+from dicomscp.web.instances import Instances
 from dicomscp.web.page import Page
 from dicomscp.web.problem import Problem, problem_of, response_of
+from dicomscp.web.render import Rendering
 from dicomscp.web.search import Search
 from dicomscp.web.store import Store, StoreSettings
 from dicomscp.web.studies import Studies
+from dicomscp.web.wado_uri import WadoUri
 
 log = structlog.get_logger()
 
@@ -114,12 +119,24 @@ class WebSettings:
     viewer_url: Callable[[str], str | None] = lambda _: None
 
 
-def create_app(archive: Archive, settings: WebSettings, published: Path, state: Path) -> Starlette:
-    """The application over *archive*, the documents at *published* and the studies' records at *state*."""
+def create_app(
+    archive: Archive,
+    settings: WebSettings,
+    published: Path,
+    state: Path,
+    decoders: Decoders | None = None,
+) -> Starlette:
+    """The application over *archive*, the documents at *published* and the studies' records at *state*.
+
+    *decoders*, which the caller closes, are for pixels that are not given as they are stored; without them
+    the application has its own, whose children end with this process.
+    """
+    decoders = decoders or Decoders(Limits())
     documents = Documents(published)
     studies = Studies(
         archive,
         documents,
+        decoders,
         base_url=settings.base_url,
         wait_seconds=settings.wait_seconds,
         new_compiler=partial(
@@ -127,6 +144,8 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         ),
         request_publish=settings.request_publish,
     )
+    instances = Instances(archive, decoders, base_url=settings.base_url)
+    rendering = Rendering(archive, decoders, studies, base_url=settings.base_url)
     search = Search(
         archive,
         base_url=settings.base_url,
@@ -151,6 +170,9 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
             *Changes(archive, settings.stopping).routes(),
             *search.routes(),
             *studies.routes(),
+            *instances.routes(),
+            *rendering.routes(),
+            *WadoUri(archive, instances, rendering).routes(),
             *store,
         ],
         middleware=[

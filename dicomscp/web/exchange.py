@@ -1,19 +1,31 @@
-"""What requests for DICOMweb resources say, and how large answers are cut: the same for all of them."""
+"""What requests for DICOMweb resources say, and how they are answered: the same for all of them."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from urllib.parse import quote, urlsplit
 
 from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
-from dicomscp.dicom.identity import Buffer, is_filable
+from dicomscp import __version__
+from dicomscp.archive.archive import Archive
+from dicomscp.archive.index import Held
+from dicomscp.dicom.identity import Buffer, InstanceKey, is_filable
+from dicomscp.errors import RefusedError
 from dicomscp.web.documents import CHUNK_BYTES
-from dicomscp.web.media import Offer, choose, ranges
+from dicomscp.web.media import Offer, byte_range, choose, ranges
 from dicomscp.web.problem import Problem
+
+STUDY = "/studies/{study}"
+SERIES = STUDY + "/series/{series}"
+INSTANCE = SERIES + "/instances/{instance}"
 
 WHOLE_BYTES = 4 * 1024 * 1024
 """The largest body that is held in memory; a native frame of 1024 x 1024 x 16 bit has half of it."""
 
+_MAX_FRAMES = 10_000  # numbers in one request
 _UID_NAMES = {"study": "Study", "series": "Series", "instance": "SOP"}
 
 
@@ -32,8 +44,12 @@ def _named(request: Request) -> str:
     return re.sub("(?<=[A-Za-z]) (?=[A-Za-z])", "+", text)
 
 
-def negotiate(request: Request, offers: Sequence[Offer], *, default: bool = False) -> Offer:
+def negotiate(
+    request: Request, offers: Sequence[Offer], *, default: bool = False, wanted: str | None = None
+) -> Offer:
     """The representation asked for; raises Problem 406 if it is not among the *offers*, preferred one first.
+
+    *wanted* are media ranges in place of those that the request accepts.
 
     With *default*, a parameter that names none of them gets the first, as PS3.18 section 8.3.3.1 has it for
     resources with a default media type.  It has no wildcards: raises Problem 400 for one.
@@ -41,7 +57,7 @@ def negotiate(request: Request, offers: Sequence[Offer], *, default: bool = Fals
     named = _named(request)
     if any("*" in one.media_type and not one.multipart for one in ranges(named)):
         raise Problem(400, "accept, as a parameter, names media types without wildcards (PS3.18 8.3.3.1).")
-    offer = choose(accepted(request), offers)
+    offer = choose(accepted(request) if wanted is None else wanted, offers)
     if offer is None and default and named:
         return offers[0]
     if offer is None:
@@ -90,3 +106,88 @@ def chunked(pieces: Iterable[Buffer]) -> Iterator[bytes]:
                 pending.clear()
     if pending:
         yield bytes(pending)
+
+
+def key_of(request: Request) -> InstanceKey:
+    """The instance that the address names."""
+    uids = uids_of(request)
+    return InstanceKey(uids["study"], uids["series"], uids["instance"])
+
+
+def name_of(study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> str:
+    """What those UIDs name, in words."""
+    if sop_uid:
+        return f"instance {sop_uid} of series {series_uid} of study {study_uid}"
+    return f"series {series_uid} of study {study_uid}" if series_uid else f"study {study_uid}"
+
+
+def held_of(archive: Archive, *uids: str) -> list[Held]:
+    """What is held under those UIDs; blocking.  Raises Problem 404 if it is nothing."""
+    held = archive.held(*uids)
+    if not held:
+        raise Problem(404, f"Nothing is held here of {name_of(*uids)}.")
+    return held
+
+
+def only_as_stored(error: RefusedError) -> Problem:
+    """The answer to who asked for pixels in another transfer syntax, which *error* says cannot be made."""
+    return Problem(406, f"It can be had only as it is stored. {error}")
+
+
+def frame_numbers(text: str) -> list[int]:
+    """The frames that the address lists.  Raises Problem 400 if it is no list, or too long a one."""
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text, re.ASCII) or text.count(",") >= _MAX_FRAMES:
+        raise Problem(400, "Frames are numbers from 1, separated by commas.")
+    return [int(number) for number in text.split(",")]
+
+
+def wanted_part(request: Request, headers: dict[str, str], size: int, offer: Offer) -> tuple[slice, int]:
+    """Which of *size* bytes are wanted, and the status to give them; *headers* get what belongs to it."""
+    if offer.multipart:
+        return slice(0, size), 200
+    headers["accept-ranges"] = "bytes"
+    part = byte_range(request.headers.get("range", ""), size)
+    if part is None or request.headers.get("if-range", headers["etag"]) != headers["etag"]:
+        return slice(0, size), 200
+    if part.start == part.stop:
+        raise Problem(416, f"The value has {size} bytes.", {"content-range": f"bytes */{size}"})
+    headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+    return part, 206
+
+
+def digest_of(request: Request, held: Iterable[Held], *also: str) -> str:
+    """A name for what is asked for of *held*: a strong validator, and a boundary that content cannot hold.
+
+    Instances cannot contain a digest over their own digests.  *also* is what else the answer depends on.
+    """
+    asked = "\n".join((__version__, request.scope["path"], accepted(request), *also, ""))
+    digest = hashlib.sha256(asked.encode())
+    for one in held:
+        digest.update(one.digest)
+    return digest.hexdigest()[:40]
+
+
+def headers_of(offer: Offer, digest: str) -> dict[str, str]:
+    """The headers of an answer that is *offer*, of which *digest* is the name."""
+    return {
+        "content-type": offer.content_type(digest),
+        "etag": f'"{digest}"',
+        "cache-control": "no-cache",
+        "vary": "Accept",
+    }
+
+
+def answer(
+    request: Request, headers: dict[str, str], size: int, pieces: Iterator[Buffer], status: int = 200
+) -> Response:
+    """A response with a body of *size* bytes; blocking.
+
+    The first of many chunks is read here, so what is missing from the start has its own status.
+    """
+    headers = {**headers, "content-length": str(size)}
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    if size <= WHOLE_BYTES:
+        return Response(b"".join(pieces), status, headers)
+    chunks = (bytes(piece) for piece in pieces)
+    return StreamingResponse(chain((next(chunks),), chunks), status, headers)

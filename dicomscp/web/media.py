@@ -32,7 +32,7 @@ JSON = "application/json"
 
 # What (0042,0012) names: PDF and CDA (PS3.3 section C.24.2), STL, OBJ and MTL (section A.85.1), and what else
 # senders call these.
-_DOCUMENT_TYPES = frozenset(
+DOCUMENT_TYPES = frozenset(
     {
         "application/pdf",
         "application/sla",
@@ -187,7 +187,7 @@ def bulk_offers(transfer_syntax_uid: str, parts: int, document_type: str = "") -
     A document comes from outside and may call itself anything: what a browser would run is not offered.
     """
     offers = sorted(frame_offers(transfer_syntax_uid, parts), key=lambda offer: offer.multipart)
-    if document_type in _DOCUMENT_TYPES:
+    if document_type in DOCUMENT_TYPES:
         offers += [Offer(document_type), Offer(document_type, True)]
     return offers
 

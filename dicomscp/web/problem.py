@@ -15,6 +15,7 @@ from dicomscp.errors import (
     UnreachableError,
 )
 
+PROBLEM_TYPE = "application/problem+json"
 RETRY_SECONDS = 2
 """What a client is told to wait before it asks again for something that is not ready."""
 
@@ -55,4 +56,4 @@ def response_of(problem: Problem) -> Response:
         "detail": problem.detail,
     }
     headers = {"cache-control": "no-store", **problem.headers}
-    return Response(orjson.dumps(body), problem.status, headers, "application/problem+json")
+    return Response(orjson.dumps(body), problem.status, headers, PROBLEM_TYPE)

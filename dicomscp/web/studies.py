@@ -1,8 +1,9 @@
-"""Studies over HTTP (PS3.18): WADO-RS metadata, instances, frames and bulk data.
+"""Studies over HTTP (PS3.18): WADO-RS metadata, frames and bulk data.
 
 An edge: a resource reads the address and headers, asks the archive or the published tree in a
-worker thread (both block), and writes the answer.  Nothing is transcoded: a representation that
-names another transfer syntax than the stored one is not there (406).
+worker thread (both block), and writes the answer.  Frames go out as they are stored, or natively in
+Explicit VR Little Endian if that is asked for by its UID: then a child decodes them (`decoders`).  Any other
+transfer syntax is not there (406).
 
 Memory does not grow with what is asked for: a body of up to `WHOLE_BYTES` is sent at once, a larger one in
 chunks read as the client takes them.  Its length is told in advance, so that a body that had to end early is
@@ -17,11 +18,11 @@ has, and ask each time whether it still stands.
 import asyncio
 import hashlib
 import json
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import chain
 from urllib.parse import urlsplit
 
@@ -46,30 +47,44 @@ from dicomscp.dicom.bulk import (
 from dicomscp.dicom.elements import EXPLICIT_LITTLE, inflate, is_deflated
 from dicomscp.dicom.identity import Buffer, InstanceKey
 from dicomscp.dicom.jsonmodel import Compiler
-from dicomscp.dicom.multipart import framed, part_head, part_type, tail
+from dicomscp.dicom.multipart import framed, part_head, tail
+from dicomscp.dicom.pixels import is_decodable
 from dicomscp.dicom.xmlmodel import native_model
 from dicomscp.errors import DamagedError, RefusedError
 from dicomscp.study import layout
+from dicomscp.web.decoders import Decoders, Made, opened
 from dicomscp.web.documents import CHUNK_BYTES, Document, Documents
-from dicomscp.web.exchange import WHOLE_BYTES, accepted, chunked, is_known, negotiate, uids_of
+from dicomscp.web.exchange import (
+    INSTANCE,
+    SERIES,
+    STUDY,
+    WHOLE_BYTES,
+    answer,
+    chunked,
+    digest_of,
+    frame_numbers,
+    headers_of,
+    held_of,
+    is_known,
+    key_of,
+    name_of,
+    negotiate,
+    only_as_stored,
+    uids_of,
+    wanted_part,
+)
 from dicomscp.web.media import (
-    DICOM,
     DICOM_JSON,
     DICOM_XML,
     JSON,
     Offer,
     bulk_offers,
-    byte_range,
     frame_offers,
     takes_gzip,
 )
 from dicomscp.web.problem import RETRY_SECONDS, Problem
 
 _LOOK_SECONDS = 0.05
-_MAX_FRAMES = 10_000  # numbers in one request
-_STUDY = "/studies/{study}"
-_SERIES = _STUDY + "/series/{series}"
-_INSTANCE = _SERIES + "/instances/{instance}"
 _METADATA = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 
 
@@ -80,6 +95,7 @@ class Studies:
         self,
         archive: Archive,
         documents: Documents,
+        decoders: Decoders,
         *,
         base_url: str,
         wait_seconds: float,
@@ -95,6 +111,7 @@ class Studies:
         """
         self._archive = archive
         self._documents = documents
+        self._decoders = decoders
         self._base_url = base_url.rstrip("/")
         self._wait_seconds = wait_seconds
         self._new_compiler = new_compiler
@@ -106,14 +123,11 @@ class Studies:
         """All resources, under the path of the base URL."""
         base = urlsplit(self._base_url).path
         resources = {
-            _STUDY: self.retrieve,
-            _SERIES: self.retrieve,
-            _INSTANCE: self.retrieve,
-            f"{_STUDY}/metadata": self.metadata,
-            f"{_SERIES}/metadata": self.metadata,
-            f"{_INSTANCE}/metadata": self.instance_metadata,
-            f"{_INSTANCE}/frames/{{frames}}": self.frames,
-            f"{_STUDY}/bulkdata/{{series}}/{{instance}}/{{path:path}}": self.bulk_data,
+            f"{STUDY}/metadata": self.metadata,
+            f"{SERIES}/metadata": self.metadata,
+            f"{INSTANCE}/metadata": self.instance_metadata,
+            f"{INSTANCE}/frames/{{frames}}": self.frames,
+            f"{STUDY}/bulkdata/{{series}}/{{instance}}/{{path:path}}": self.bulk_data,
         }
         return [Route(base + path, resource, methods=["GET"]) for path, resource in resources.items()]
 
@@ -136,18 +150,18 @@ class Studies:
         self, study_uid: str, series_uid: str | None, look: Callable[[], Response | None]
     ) -> Response:
         """What *look* finds, at once or within the wait for a study that was never published."""
-        if answer := await to_thread.run_sync(look):
-            return answer
+        if found := await to_thread.run_sync(look):
+            return found
         if not await to_thread.run_sync(self._archive.held, study_uid, series_uid):
-            raise Problem(404, f"Nothing is held here of {_named(study_uid, series_uid)}.")
+            raise Problem(404, f"Nothing is held here of {name_of(study_uid, series_uid)}.")
         if self._request_publish:
             await to_thread.run_sync(self._request_publish, study_uid)
         deadline = asyncio.get_running_loop().time() + self._wait_seconds
         while asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(_LOOK_SECONDS)
-            if answer := await to_thread.run_sync(look):
-                return answer
-        sentence = f"Held, but not published yet: {_named(study_uid, series_uid)}. Ask again shortly."
+            if found := await to_thread.run_sync(look):
+                return found
+        sentence = f"Held, but not published yet: {name_of(study_uid, series_uid)}. Ask again shortly."
         raise Problem(503, sentence, {"retry-after": str(RETRY_SECONDS)})
 
     def _document(self, request: Request, relative: str, offer: Offer) -> Response | None:
@@ -171,18 +185,18 @@ class Studies:
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             size = document.size if gzip else inflated_size
-            answer = _answer(request, headers, size, _closed_after(document, gzip=gzip))
-            if isinstance(answer, StreamingResponse):
+            response = answer(request, headers, size, _closed_after(document, gzip=gzip))
+            if isinstance(response, StreamingResponse):
                 unless_streamed.pop_all()
-            return answer
+            return response
 
     async def instance_metadata(self, request: Request) -> Response:
         """The metadata of one instance, read from its file as the compiler reads it."""
         offer = negotiate(request, _METADATA, default=True)
-        held = await to_thread.run_sync(self._held, _key(request))
+        (held,) = await to_thread.run_sync(held_of, self._archive, *key_of(request))
         body = await to_thread.run_sync(self._instance_json, held)
         digest = hashlib.sha256(offer.media_type.encode() + body).hexdigest()
-        headers = _headers(offer, digest)
+        headers = headers_of(offer, digest)
         if is_known(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
         if offer.multipart:
@@ -203,73 +217,75 @@ class Studies:
                 raise DamagedError(f"A held instance cannot be read: {error}") from error
         return b"[{" + header.body + b"}]"
 
-    # Instances, PS3.18 10.4.1.1.1
-
-    async def retrieve(self, request: Request) -> Response:
-        """The instances of a study, of a series, or one instance, as Part 10 files."""
-        uids = uids_of(request)
-        return await to_thread.run_sync(self._files, request, uids)
-
-    def _files(self, request: Request, uids: dict[str, str]) -> Response:
-        held = self._archive.held(uids["study"], uids.get("series"), uids.get("instance"))
-        if not held:
-            raise Problem(404, f"Nothing is held here of {_named(*uids.values())}.")
-        syntaxes = {one.transfer_syntax_uid for one in held}
-        offers = [
-            Offer(DICOM, multipart=True, transfer_syntax_uid=syntaxes.pop() if len(syntaxes) == 1 else "")
-        ]
-        if "instance" in uids:
-            offers.append(offers[0]._replace(multipart=False))
-        offer = negotiate(request, offers)
-        boundary = _digest(request, held)
-        headers = _headers(offer, boundary)
-        if is_known(request, headers["etag"]):
-            return Response(status_code=304, headers=headers)
-        if not offer.multipart:
-            name = f"{layout.component(uids['instance'])}.dcm"
-            headers["content-disposition"] = f'attachment; filename="{name}"'
-            return _answer(request, headers, held[0].size, self._file(held[0]))
-        size = sum(one.size + len(_part_head(one, boundary)) + 2 for one in held) + len(tail(boundary))
-        return _answer(request, headers, size, chunked(self._file_parts(held, boundary)))
-
-    def _file_parts(self, held: Iterable[Held], boundary: str) -> Iterator[bytes]:
-        for one in held:
-            yield _part_head(one, boundary)
-            yield from self._file(one)
-            yield b"\r\n"
-        yield tail(boundary)
-
-    def _file(self, held: Held) -> Iterator[bytes]:
-        with self._archive.open(held) as instance, instance.path.open("rb") as file:
-            if instance.size != held.size:
-                raise DamagedError(
-                    "A held instance is not of the size it was filed with; run `dicomscp verify`."
-                )
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-
     # Frames and bulk data, PS3.18 10.4.1.1.6 and .5
 
     async def frames(self, request: Request) -> Response:
-        """Frames of one instance, in the order asked for, in the transfer syntax they are stored in."""
-        key, numbers = _key(request), _frame_numbers(request.path_params["frames"])
-        return await to_thread.run_sync(self._frames, request, key, numbers)
+        """Frames of one instance, in the order asked for, as they are stored or natively."""
+        key, numbers = key_of(request), frame_numbers(request.path_params["frames"])
+        found = await to_thread.run_sync(self._frames, request, key, numbers)
+        return found if isinstance(found, Response) else await self._native(request, *found, numbers)
 
-    def _frames(self, request: Request, key: InstanceKey, numbers: Sequence[int]) -> Response:
-        held = self._held(key)
-        boundary = _digest(request, [held])
+    def _frames(
+        self, request: Request, key: InstanceKey, numbers: Sequence[int]
+    ) -> Response | tuple[Held, Offer]:
+        """The frames as they are stored, or what they are to be decoded from and for."""
+        (held,) = held_of(self._archive, *key)
+        boundary = digest_of(request, [held])
         with self._archive.open(held) as instance:
             dataset, table = self._frames_of(held, instance)
             first = _frame(dataset, table, numbers[0])
-            offer = negotiate(request, frame_offers(first.transfer_syntax_uid, len(numbers)))
-            headers = _headers(offer, boundary)
+            offer = negotiate(request, _frame_offers(first.transfer_syntax_uid, len(numbers)))
+            headers = headers_of(offer, boundary)
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             rest = (_frame(dataset, table, number).data for number in numbers[1:])
             size, pieces = _measured(_body(offer, boundary, chain((first.data,), rest)))
+            if offer.transfer_syntax_uid != first.transfer_syntax_uid:
+                return held, offer
             if pieces is not None:
-                return _answer(request, headers, size, iter(pieces))
-        return _answer(request, headers, size, self._frame_chunks(held, offer, boundary, numbers))
+                return answer(request, headers, size, iter(pieces))
+        return answer(request, headers, size, self._frame_chunks(held, offer, boundary, numbers))
+
+    async def _native(self, request: Request, held: Held, offer: Offer, numbers: Sequence[int]) -> Response:
+        """The frames decoded, one at a time; all have the size of the first, so the length is known."""
+        boundary = digest_of(request, [held])
+        headers = headers_of(offer, boundary)
+        first = await self._decoded(held, numbers[0], patient=False)
+        size = first.size
+        if offer.multipart:
+            head = part_head(boundary, offer.part_type())
+            size = (len(head) + size + 2) * len(numbers) + len(tail(boundary))
+        headers["content-length"] = str(size)
+        if request.method == "HEAD":
+            return Response(headers=headers)
+        pieces = self._native_pieces(held, numbers, first, offer, boundary)
+        if size <= WHOLE_BYTES:
+            return Response(b"".join([piece async for piece in pieces]), headers=headers)
+        return StreamingResponse(pieces, headers=headers)
+
+    async def _native_pieces(
+        self, held: Held, numbers: Sequence[int], first: Made, offer: Offer, boundary: str
+    ) -> AsyncIterator[bytes]:
+        made: Made | None = first
+        for at, frame in enumerate(numbers):
+            if at:
+                made = None  # before the next is waited for
+                made = await self._decoded(held, frame, patient=True)
+            if offer.multipart:
+                yield part_head(boundary, offer.part_type())
+            for piece in made.chunks(CHUNK_BYTES) if made else ():
+                yield piece
+            if offer.multipart:
+                yield b"\r\n"
+        if offer.multipart:
+            yield tail(boundary)
+
+    async def _decoded(self, held: Held, frame: int, *, patient: bool) -> Made:
+        try:
+            opening = partial(opened, self._archive, held, "frame", frame=frame)
+            return await self._decoders.run(opening, patient=patient)
+        except RefusedError as error:
+            raise only_as_stored(error) from error
 
     def _frame_chunks(
         self, held: Held, offer: Offer, boundary: str, numbers: Iterable[int]
@@ -285,26 +301,41 @@ class Studies:
 
     async def bulk_data(self, request: Request) -> Response:
         """One value of one instance, as BulkDataURI names it; a byte range of it if it is a single part."""
-        return await to_thread.run_sync(self._bulk, request, _key(request), request.path_params["path"])
+        return await to_thread.run_sync(self._bulk, request, key_of(request), request.path_params["path"])
 
     def _bulk(self, request: Request, key: InstanceKey, path: str) -> Response:
-        held = self._held(key)
-        boundary = _digest(request, [held])
+        (held,) = held_of(self._archive, *key)
+        return self.value(request, held, path, _bulk_offers)
+
+    def value(
+        self,
+        request: Request,
+        held: Held,
+        path: str,
+        offers_of: Callable[[BulkValue], list[Offer]],
+        *,
+        also: Callable[[Offer], Mapping[str, str]] = lambda _: {},
+        wanted: str | None = None,
+    ) -> Response:
+        """The value at *path* of *held* as one of its offers, with the headers *also*; blocking.
+
+        *wanted* are media ranges in place of those that the request accepts.
+        """
+        boundary = digest_of(request, [held])
         with self._archive.open(held) as instance:
             value = _bulk_value(self._inflations.of(held, instance), path)
-            offers = bulk_offers(value.transfer_syntax_uid, value.count, value.media_type)
-            offer = negotiate(request, offers)
-            headers = _headers(offer, boundary)
+            offer = negotiate(request, offers_of(value), wanted=wanted)
+            headers = headers_of(offer, boundary) | dict(also(offer))
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             whole, pieces = _measured(_body(offer, boundary, _parts(value, offer, path)))
-            part, status = _wanted_part(request, headers, whole, offer)
+            part, status = wanted_part(request, headers, whole, offer)
             size = part.stop - part.start
             if size <= WHOLE_BYTES:
                 body = pieces or _body(offer, boundary, _parts(value, offer, path))
-                return _answer(request, headers, size, _cut(body, part), status)
+                return answer(request, headers, size, _cut(body, part), status)
         chunks = self._bulk_chunks(held, path, offer, boundary, part)
-        return _answer(request, headers, size, chunks, status)
+        return answer(request, headers, size, chunks, status)
 
     def _bulk_chunks(
         self, held: Held, path: str, offer: Offer, boundary: str, part: slice
@@ -312,12 +343,6 @@ class Studies:
         with self._archive.open(held) as instance:
             value = _bulk_value(self._inflations.of(held, instance), path)
             yield from chunked(_cut(_body(offer, boundary, _parts(value, offer, path)), part))
-
-    def _held(self, key: InstanceKey) -> Held:
-        held = self._archive.held(*key)
-        if not held:
-            raise Problem(404, f"Nothing is held here of {_named(*key)}.")
-        return held[0]
 
 
 class Inflations:
@@ -398,41 +423,19 @@ class _Tabled:
         return self._table.size_bytes if self._table else 0
 
 
-# What a request says
-
-
-def _key(request: Request) -> InstanceKey:
-    uids = uids_of(request)
-    return InstanceKey(uids["study"], uids["series"], uids["instance"])
-
-
-def _named(study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> str:
-    if sop_uid:
-        return f"instance {sop_uid} of series {series_uid} of study {study_uid}"
-    return f"series {series_uid} of study {study_uid}" if series_uid else f"study {study_uid}"
-
-
-def _frame_numbers(text: str) -> list[int]:
-    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text, re.ASCII) or text.count(",") >= _MAX_FRAMES:
-        raise Problem(400, "Frames are numbers from 1, separated by commas.")
-    return [int(number) for number in text.split(",")]
-
-
-def _wanted_part(request: Request, headers: dict[str, str], size: int, offer: Offer) -> tuple[slice, int]:
-    """Which of *size* bytes are wanted, and the status to give them; *headers* get what belongs to it."""
-    if offer.multipart:
-        return slice(0, size), 200
-    headers["accept-ranges"] = "bytes"
-    part = byte_range(request.headers.get("range", ""), size)
-    if part is None or request.headers.get("if-range", headers["etag"]) != headers["etag"]:
-        return slice(0, size), 200
-    if part.start == part.stop:
-        raise Problem(416, f"The value has {size} bytes.", {"content-range": f"bytes */{size}"})
-    headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
-    return part, 206
-
-
 # What is answered
+
+
+def _frame_offers(transfer_syntax_uid: str, frames: int) -> list[Offer]:
+    """Frames as they are stored, and natively if they are not and can be decoded."""
+    offers = frame_offers(transfer_syntax_uid, frames)
+    if transfer_syntax_uid != EXPLICIT_LITTLE and is_decodable(transfer_syntax_uid):
+        offers += frame_offers(EXPLICIT_LITTLE, frames)
+    return offers
+
+
+def _bulk_offers(value: BulkValue) -> list[Offer]:
+    return bulk_offers(value.transfer_syntax_uid, value.count, value.media_type)
 
 
 def _closed_after(document: Document, *, gzip: bool) -> Iterator[bytes]:
@@ -445,7 +448,7 @@ def _xml_document(request: Request, document: Document, offer: Offer) -> Respons
     """The metadata that *document* holds, each instance as a Native DICOM Model; its length is not known."""
     name = f"{__version__}\n{document.fingerprint.digest}\n{DICOM_XML}"
     boundary = hashlib.sha256(name.encode()).hexdigest()
-    headers = _headers(offer, boundary)
+    headers = headers_of(offer, boundary)
     if is_known(request, headers["etag"]):
         document.close()
         return Response(status_code=304, headers=headers)
@@ -475,42 +478,6 @@ def _native_models(lines: Iterable[bytes]) -> Iterator[bytes]:
             yield native_model(found).document
 
 
-def _digest(request: Request, held: Iterable[Held]) -> str:
-    """A name for what is asked for of *held*: a strong validator, and a boundary that content cannot hold.
-
-    Instances cannot contain a digest over their own digests.
-    """
-    digest = hashlib.sha256(f"{__version__}\n{request.scope['path']}\n{accepted(request)}\n".encode())
-    for one in held:
-        digest.update(one.digest)
-    return digest.hexdigest()[:40]
-
-
-def _headers(offer: Offer, digest: str) -> dict[str, str]:
-    return {
-        "content-type": offer.content_type(digest),
-        "etag": f'"{digest}"',
-        "cache-control": "no-cache",
-        "vary": "Accept",
-    }
-
-
-def _answer(
-    request: Request, headers: dict[str, str], size: int, pieces: Iterator[Buffer], status: int = 200
-) -> Response:
-    """A response with a body of *size* bytes; blocking.
-
-    The first of many chunks is read here, so what is missing from the start has its own status.
-    """
-    headers = {**headers, "content-length": str(size)}
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers)
-    if size <= WHOLE_BYTES:
-        return Response(b"".join(pieces), status, headers)
-    chunks = (bytes(piece) for piece in pieces)
-    return StreamingResponse(chain((next(chunks),), chunks), status, headers)
-
-
 def _frame(encoded: Encoded, table: FrameTable, number: int) -> Frame:
     try:
         return read_frame(encoded.dataset, table, number)
@@ -533,10 +500,6 @@ def _parts(value: BulkValue, offer: Offer, path: str) -> Iterator[list[Piece]]:
             yield [piece[: len(piece) - padding] for piece in part] if padding else part
     except RefusedError as error:
         raise Problem(404, f"The value at {path} is not whole: {error}") from error
-
-
-def _part_head(held: Held, boundary: str) -> bytes:
-    return part_head(boundary, part_type(DICOM, held.transfer_syntax_uid))
 
 
 def _body(offer: Offer, boundary: str, parts: Iterable[Iterable[Buffer]]) -> Iterator[Buffer]:

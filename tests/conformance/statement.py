@@ -9,13 +9,15 @@ import re
 from pathlib import Path
 
 from pydicom.datadict import dictionary_description
-from pydicom.uid import UID
+from pydicom.uid import UID, UID_dictionary
 
+from dicomscp.archive.index import Held
 from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.matching import STANDARD, Level
 from dicomscp.dimse import query
-from dicomscp.web import search, store
+from dicomscp.web import instances, render, search, store, studies, wado_uri
 from dicomscp.web.media import DICOM, DICOM_JSON, DICOM_XML
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
@@ -99,6 +101,87 @@ def media():
     return _table(("media type, the default first",), rows)
 
 
+def _types(offers):
+    """Media types in the order of preference, each once; those in parts are told so."""
+    told = [f"{'parts of ' if offer.multipart else ''}{offer.media_type}" for offer in offers]
+    return ", ".join(f"`{one}`" for one in dict.fromkeys(told))
+
+
+def retrieved():
+    """The resources of the Retrieve Transaction that give instances, frames and what is made of them."""
+    held = Held(InstanceKey("1", "2", "3"), "", _JPEG_2000, "", b"", 0, 0)
+    rows = []
+    for path, name in (("", "instances of a study"), ("/series/{series}", "of a series")):
+        offers = instances.dicom_offers([held], single=False)
+        rows.append((f"`{{base}}/studies/{{study}}{path}`", name, "`accept`", _types(offers)))
+    rows += [
+        (f"`{_INSTANCE}`", "one instance", "`accept`", _types(instances.dicom_offers([held], single=True))),
+        (
+            f"`{_INSTANCE}/frames/{{frames}}`",
+            "frames",
+            "`accept`",
+            _types(studies._frame_offers(_JPEG_2000, 1)),
+        ),
+    ]
+    for path, frames in (("", 0), ("/frames/{frames}", 1)):
+        rows.append(
+            (
+                f"`{_INSTANCE}{path}/rendered`",
+                "an image, or the document or video that it is",
+                _listed(render.PARAMETERS["rendered"]),
+                _types(render.image_offers(frames)),
+            )
+        )
+    rows.append(
+        (
+            "`.../rendered` of a study or series",
+            "images, a part a frame",
+            _listed(render.PARAMETERS["rendered"]),
+            _types(offer for offer in render.image_offers(0) if offer.multipart),
+        )
+    )
+    rows.append(
+        (
+            "`.../thumbnail` of a study, series, instance or frame",
+            "a small image",
+            _listed(render.PARAMETERS["thumbnail"]),
+            _types(offer for offer in render.image_offers(1) if not offer.multipart),
+        )
+    )
+    return _table(("resource", "gives", "parameters", "media types, the default first"), rows)
+
+
+_JPEG_2000 = "1.2.840.10008.1.2.4.90"
+_INSTANCE = "{base}/studies/{study}/series/{series}/instances/{instance}"
+
+
+def _listed(names):
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def transcoded():
+    """Transfer syntaxes of what can be had in Explicit VR Little Endian, and be rendered."""
+    rows = [(UID(uid).name, uid) for uid in sorted(UID_dictionary) if instances.is_transcodable(uid)]
+    return _table(("transfer syntax", "UID"), rows)
+
+
+def documents():
+    """What is given as what it is."""
+    rows = [(UID(uid).name, f"`{media_type}`") for uid, media_type in render._DOCUMENT_CLASSES.items()]
+    return _table(("SOP class", "media type, unless it says another of the list"), rows)
+
+
+def wado_uri_parameters():
+    """The parameters of WADO-URI."""
+    done = [("requestType", "`WADO`"), *((name, "the UIDs of the instance") for name in wado_uri.UIDS)]
+    done += [("contentType", "media types; without it the Accept header decides")]
+    done += [(name, "with `application/dicom` alone") for name in wado_uri.FOR_FILES]
+    done += [(name, "with images alone") for name in wado_uri.FOR_IMAGES]
+    done += [(name, "406: the answer would be another") for name in wado_uri.REFUSED]
+    done += [(name, "passed over, and named in a Warning") for name in wado_uri.PASSED_OVER]
+    return _table(("parameter", "done"), [(f"`{name}`", what) for name, what in done])
+
+
 def payloads():
     """What the body of a request to store has in it, by its media type."""
     had = {DICOM: "Part 10 files", DICOM_JSON: "metadata and bulk data", DICOM_XML: "metadata and bulk data"}
@@ -139,6 +222,10 @@ TABLES = {
     "negotiation": negotiation,
     "resources": resources,
     "media": media,
+    "retrieved": retrieved,
+    "transcoded": transcoded,
+    "documents": documents,
+    "wado": wado_uri_parameters,
     "payloads": payloads,
     "store_media": store_media,
     "store_reasons": store_reasons,

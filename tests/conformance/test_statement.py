@@ -27,6 +27,12 @@ def test_it_names_every_parameter_and_bound(document):
     assert f"a number of {MOST_REMAINING} means as many or more" in document
 
 
+def test_it_names_every_setting_that_bounds_rendering(document):
+    for name in ("max_pixels", "memory", "result_max", "seconds", "waiting"):
+        assert name in config.Render.model_fields
+        assert f"`render.{name}`" in document
+
+
 def test_it_says_what_is_not_there(document):
     assert "Modality Worklist and Modality Performed Procedure Step are not part of this project" in document
 

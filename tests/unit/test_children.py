@@ -58,3 +58,46 @@ def _parent_of_children() -> int:
 
 def _send_parent(connection):
     connection.send(os.getppid())
+
+
+def _grandparents(connection):
+    """Start a child from a child; which processes those were forked off."""
+    parent = os.getppid()
+    ours, theirs = Pipe()
+    with theirs:
+        child = start("grandchild", _tell_parent, theirs)
+    grandparent = ours.recv()
+    child.join()
+    ours.close()
+    connection.send((parent, grandparent))
+
+
+def _tell_parent(connection):
+    connection.send(os.getppid())
+
+
+def _asked_of_a_child(run):
+    ours, theirs = Pipe()
+    with theirs:
+        child = start("child", run, theirs)
+    said = ours.recv()
+    child.join(10)
+    ours.close()
+    return said
+
+
+def test_a_child_starts_children_off_what_it_was_forked_off_itself():
+    parent, grandparent = _asked_of_a_child(_grandparents)
+    assert parent == grandparent == _parent_of_children()
+
+
+def _grandparents_without(connection):
+    os.kill(os.getppid(), signal.SIGKILL)
+    _grandparents(connection)
+
+
+def test_a_child_can_start_children_when_what_it_was_forked_off_was_killed():
+    server = _parent_of_children()
+    _, grandparent = _asked_of_a_child(_grandparents_without)
+    assert grandparent != server
+    assert command_of(grandparent)  # it lives

@@ -7,6 +7,7 @@ import pytest
 
 from dicomscp.study import layout
 from dicomscp.web.app import WebSettings, create_app
+from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.server import bind, serve
 from tests.unit.web.held import FilledArchive
 
@@ -19,9 +20,13 @@ class Gateway:
         self.published, self.state = root / "dicomweb", root / "state"
         self.stop = threading.Event()
         self.client = None
+        self.decoders = None
 
-    def start(self, archive=None, **settings):
-        app = create_app(archive or self.archive, WebSettings(**settings), self.published, self.state)
+    def start(self, archive=None, limits=None, **settings):
+        self.decoders = Decoders(limits or Limits())
+        app = create_app(
+            archive or self.archive, WebSettings(**settings), self.published, self.state, self.decoders
+        )
         self.socket = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.thread = threading.Thread(
@@ -54,6 +59,8 @@ class Gateway:
             self.thread.join(10)
             self.socket.close()
             assert not self.thread.is_alive()
+        if self.decoders:
+            self.decoders.close()
         self.archive.engine.dispose()
 
 

@@ -151,7 +151,17 @@ def test_an_unexpected_failure_is_logged_once_and_told_without_internals(gateway
 @given(
     path=st.text(max_size=30)
     | st.sampled_from(["studies", "series", "instances", "metadata", "frames", "bulkdata"]),
-    rest=st.sampled_from(["", "/metadata", "/series/1/instances/2/frames/1", "/bulkdata/1/2/3", "/series"]),
+    rest=st.sampled_from(
+        [
+            "",
+            "/metadata",
+            "/series/1/instances/2/frames/1",
+            "/bulkdata/1/2/3",
+            "/series",
+            "/rendered",
+            "/series/1/instances/2/thumbnail",
+        ]
+    ),
     query=st.text(alphabet="abc=&%*?<>\\'\"0123456789.", max_size=30),
     headers=st.dictionaries(
         st.sampled_from(["accept", "accept-encoding", "if-none-match", "if-range", "range"]),

@@ -151,3 +151,14 @@ def test_bulk_data_on_a_static_server(tmp_path, pydicom_files):
             thread.join()
 
     assert overlay == pydicom.dcmread(pydicom_files / "examples_overlay.dcm")[0x60003000].value
+
+
+def test_images_of_instances_frames_and_series(client, ct):
+    window = {"window": "40,400,linear", "viewport": "64,64"}
+    for retrieve in (
+        partial(client.retrieve_instance_rendered, *key(ct)),
+        partial(client.retrieve_instance_frames_rendered, *key(ct), [1]),
+    ):
+        for media_type, starts in (("image/jpeg", b"\xff\xd8\xff"), ("image/png", b"\x89PNG")):
+            image = retrieve(media_types=(media_type,), params=window)
+            assert image.startswith(starts)
