@@ -104,6 +104,12 @@ def _database(value: str) -> str:
     return value
 
 
+def _path(value: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", value):
+        raise ValueError("is a path such as /ohif, of letters and digits, without a slash at its end")
+    return value
+
+
 def _character_set(value: str) -> str:
     for term in value.split("\\") if value else ():
         if term not in charset.python_encoding:
@@ -295,6 +301,14 @@ class Web(_Table):
         return value
 
 
+class Viewer(_Table):
+    """OHIF, where it is installed."""
+
+    base_path: Annotated[str, AfterValidator(_path)] = "/ohif"
+    settings: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None  # JSON
+    preload: bool = True
+
+
 class Inbox(_Table):
     """The drop folder."""
 
@@ -324,6 +338,7 @@ class Config(_Table):
     index: Index = Field(default_factory=Index)
     query: Query = Field(default_factory=Query)
     web: Web = Field(default_factory=Web)
+    viewer: Viewer = Field(default_factory=Viewer)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
 
@@ -331,6 +346,13 @@ class Config(_Table):
     def _ports_differ(self) -> "Config":
         if self.dimse.port and (self.dimse.host, self.dimse.port) == (self.web.host, self.web.port):
             raise ValueError(f"dimse.port and web.port are both {self.web.port} on {self.web.host}")
+        return self
+
+    @model_validator(mode="after")
+    def _viewer_has_a_place(self) -> "Config":
+        viewer, taken = self.viewer.base_path, urllib.parse.urlsplit(self.publish.base_url).path
+        if f"{viewer}/".startswith(f"{taken}/") or f"{taken}/".startswith(f"{viewer}/"):
+            raise ValueError(f"viewer.base_path and publish.base_url are both under {viewer}")
         return self
 
 

@@ -49,6 +49,7 @@ from dicomscp.telemetry import log as telemetry_log
 from dicomscp.telemetry import metrics
 from dicomscp.web import server as web_server
 from dicomscp.web.app import WebSettings, create_app
+from dicomscp.web.viewer import ViewerSettings, publish_site, read_settings
 
 log = structlog.get_logger()
 
@@ -75,6 +76,7 @@ def serve(config: Config) -> int:
         web = stack.enter_context(_bind("web", config.web.host, config.web.port))
         _set_on(stop, signal.SIGTERM, signal.SIGINT)
         _clear_run(root)
+        publish_site(viewer_settings(config))
         _make_or_find_index(config)
         seats = Seats(root / "run" / "associations", 0, cells=config.dimse.listeners, limit=0)
         parts = _parts(config, dimse, web, lock)
@@ -769,6 +771,7 @@ def _run_web(life: Life) -> None:
             private_un=config.publish.private_un,
             ae_title=config.dimse.ae_title,
             request_publish=request_publish,
+            viewer=viewer_settings(config),
             ready=ready,
             stopping=life.stop.is_set,
             metrics=lambda: metrics.exposition(config.root / "run" / "metrics"),
@@ -778,6 +781,17 @@ def _run_web(life: Life) -> None:
     )
     life.ready()
     web_server.serve(app, life.given, life.stop, drain_seconds=min(5.0, config.drain_seconds))
+
+
+def viewer_settings(config: Config) -> ViewerSettings:
+    """What the viewer is told.  Raises ConfigError if the operator's settings for it cannot be read."""
+    return ViewerSettings(
+        config.root,
+        config.viewer.base_path,
+        config.publish.base_url,
+        read_settings(config.viewer.settings),
+        config.viewer.preload,
+    )
 
 
 def _run_inbox(life: Life) -> None:

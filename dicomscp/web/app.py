@@ -2,6 +2,7 @@
 
     /            studies, for people             /dicomweb/...  studies, for programs
     /changes     which were published since, for systems that follow
+    /ohif/...    the viewer, if it is installed
     /healthz     this process answers            /metrics       Prometheus
     /readyz      the gateway does its work
 
@@ -44,6 +45,7 @@ from dicomscp.web.page import Page
 from dicomscp.web.problem import Problem, problem_of, response_of
 from dicomscp.web.search import Search
 from dicomscp.web.studies import Studies
+from dicomscp.web.viewer import Viewer, ViewerSettings
 
 log = structlog.get_logger()
 
@@ -71,6 +73,7 @@ class WebSettings:
     *request_publish*: called from a worker thread with a study UID that somebody waits for.
     *max_results*, *empty_status*, *local*: of searches (`search.Search`).
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
+    *viewer*: where the viewer is, if it is to be served.
     *ready*: whether the gateway does its work, and facts about it.  *stopping*: whether it is to end.
     *metrics*: Prometheus text.
     """
@@ -87,6 +90,7 @@ class WebSettings:
     ae_title: str = "DICOMSCP"
     version: str = dicomscp.__version__
     request_publish: Callable[[str], None] | None = None
+    viewer: ViewerSettings | None = None
     ready: Callable[[], tuple[bool, dict[str, Any]]] | None = None
     stopping: Callable[[], bool] = lambda: False
     metrics: Callable[[], bytes] = prometheus_client.generate_latest
@@ -120,6 +124,7 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
             *Changes(archive, settings.stopping).routes(),
             *search.routes(),
             *studies.routes(),
+            *(Viewer(settings.viewer).routes() if settings.viewer else ()),
         ],
         middleware=[Middleware(Guard, hosts=settings.hosts), *_cors(settings.cors_origins)],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},
