@@ -610,6 +610,7 @@ def make_publisher(config: Config, index: Index, folder: Path, *, contents: Path
             config.publish.inline_max,
             config.publish.private_un,
             config.publish.frames,
+            config.viewer.preload,
         ),
         attempts=config.pipeline.attempts,
         contents=contents,

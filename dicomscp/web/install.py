@@ -105,7 +105,7 @@ class Installed(NamedTuple):
 
 
 def installed(root: Path) -> Installed | None:
-    """What is installed under *root*, or None: nothing is, or by a version of this program that is too new."""
+    """What is installed under *root*; None if nothing is, or in a way that only a newer program knows."""
     try:
         form, version, integrity, source, files = orjson.loads(version_path(root).read_bytes())
     except (OSError, ValueError, TypeError):
@@ -239,8 +239,8 @@ def _fetched(folder: Path, version: str, progress: Progress) -> Path:
     found = sorted(folder.glob("*.tgz"))
     if fetching.returncode or not found:
         raise UnreachableError(
-            f"npm could not fetch {PACKAGE}@{version}: {_reason(told)}; or run 'npm pack {PACKAGE}@{version}' "
-            "elsewhere and give the file: dicomscp viewer install FILE"
+            f"npm could not fetch {PACKAGE}@{version}: {_reason(told)}; or run "
+            f"'npm pack {PACKAGE}@{version}' elsewhere and give the file: dicomscp viewer install FILE"
         )
     return found[0]
 
@@ -398,13 +398,13 @@ def _write(folder: Path, name: str, data: bytes) -> File:
 
 
 def rewritten(name: str, data: bytes) -> bytes:
-    """*data* of the file called *name* without what fixes it to the path "/"; *data* itself if nothing does."""
+    """*data* of the file called *name* without what fixes it to "/"; *data* itself if nothing does."""
     made = data
     if name == "index.html":
         made = _page(data.decode()).encode()
     elif name.endswith(".js"):
         for fixed, free in _IN_SCRIPT:
-            made = fixed.sub(lambda _, free=free: free, made)
+            made = fixed.sub(free.replace(b"\\", rb"\\"), made)
     elif name.endswith(".css"):
         made = _IN_STYLE.sub(b"url(" + b"../" * name.count("/"), made)
     elif name.endswith((".json", ".xml", ".webapp")):

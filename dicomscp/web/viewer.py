@@ -11,10 +11,10 @@ their names files are kept by browsers for good; others are asked for again, by 
 
 The policy of the page is as narrow as OHIF works with:
 
-- its own scripts, and WebAssembly, which decoders are made of; no inline script: the page has none (`install`);
+- its own scripts, and WebAssembly, which decoders are made of; no inline script: the page has none;
 - inline styles, which its libraries put into the page as they draw;
-- images, media, documents and connections of this server, of `blob:` and `data:`, which it makes itself (frames
-  of PDF, thumbnails, WebAssembly inside of scripts), and of those servers that the settings name;
+- images, media, documents and connections of this server, of `blob:` and `data:`, which it makes itself (PDF,
+  thumbnails, WebAssembly inside of scripts), and of those servers that the settings name;
 - workers of this server, and of `blob:`.
 
 A script's own policy counts when it runs as a worker: there the glue of the decoders makes functions out of
@@ -136,7 +136,7 @@ def app_config(settings: ViewerSettings) -> dict[str, Any]:
     }
     theirs = dict(settings.settings)
     sources = theirs.pop("dataSources", [])
-    merged = _merged(ours, theirs)
+    merged: dict[str, Any] = _merged(ours, theirs)
     merged["dataSources"] = _merged_sources(ours["dataSources"], sources)
     return merged
 
@@ -225,8 +225,8 @@ def page_policy(settings: ViewerSettings) -> str:
     others = " ".join(_origins(app_config(settings)))
     ours = f"'self' blob: data: {others}".strip()
     return (
-        "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'; manifest-src 'self'; "
-        "script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
+        "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'; "
+        "manifest-src 'self'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
         f"worker-src 'self' blob:; connect-src {ours}; img-src {ours}; media-src {ours}; frame-src {ours}; "
         f"object-src {ours}"
     )
@@ -236,8 +236,8 @@ def worker_policy(settings: ViewerSettings) -> str:
     """The Content-Security-Policy of scripts, which counts where they run as workers."""
     others = " ".join(_origins(app_config(settings)))
     return (
-        "default-src 'none'; script-src 'self' blob: 'wasm-unsafe-eval' 'unsafe-eval'; worker-src 'self' blob:; "
-        f"connect-src 'self' blob: data: {others}".strip()
+        "default-src 'none'; script-src 'self' blob: 'wasm-unsafe-eval' 'unsafe-eval'; "
+        f"worker-src 'self' blob:; connect-src 'self' blob: data: {others}".strip()
     )
 
 

@@ -1,115 +1,147 @@
 """A real Chromium with OHIF in it: Debian's, driven by playwright.
 
-OHIF tells of success when a viewport stays blank, and of requests that failed not always, so nothing counts
-but the pixels that its own loader has decoded (`pixels`) and what the page looks like (`screenshot`).
+OHIF tells of success when a viewport stays blank, and not of every request that failed, so nothing counts but
+the pixels that its own loader has decoded (`pixels`), and what the page looks like (`screenshot`).
 """
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import BrowserContext, Page
 
 # Software rendering: there is no graphics card where tests run, and no sandbox for root.
-OPTIONS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-dev-shm-usage"]
-_SECONDS = 60
-
-# What decides: the array that cornerstone draws from, of each frame of each display set of the studies open.
-_PIXELS = """async (wanted) => {
-  const [source] = extensionManager.getActiveDataSource();
-  const found = [];
-  for (const set of services.displaySetService.getActiveDisplaySets()) {
-    if (!set.images || !wanted.some((uid) => uid === set.StudyInstanceUID)) continue;
-    for (const id of source.getImageIdsForDisplaySet(set)) {
-      const image = await cornerstone.imageLoader.loadAndCacheImage(id);
-      const array = image.getPixelData();
-      const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
-      const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
-      const lossy = image.imageFrame?.transferSyntax ?? '';
-      found.push({
-        id, type: array.constructor.name, length: array.length, color: image.color,
-        scaled: Boolean(image.preScale?.scaled), rows: image.rows, columns: image.columns,
-        sha256: Array.from(digest, (one) => one.toString(16).padStart(2, '0')).join(''),
-        data: wanted.includes('data') ? btoa(bytes.reduce((all, one) => all + String.fromCharCode(one), '')) : '',
-      });
-    }
+OPTIONS = [
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-dev-shm-usage",
+]
+# Said once by everybody who opens the viewer; they would stand before what a screenshot is taken of.
+GREETINGS = """
+  if (window.localStorage) {
+  localStorage.setItem('ohif_tour_basicViewerTour', 'true');
+  localStorage.setItem('investigationalUseDialog', 'hidden');
   }
-  return found;
-}"""
+"""
+_SECONDS = 25
+
 _HAS_STUDIES = """(wanted) => {
   const sets = window.services?.displaySetService?.getActiveDisplaySets() ?? [];
   return wanted.every((uid) => sets.some((set) => set.StudyInstanceUID === uid));
 }"""
-_IS_DRAWN = """() => (window.cornerstone?.getEnabledElements() ?? []).some(({viewport}) =>
-  !viewport.id.startsWith('renderGPU') && viewport.getImageData?.())"""
-_SETS = """() => services.displaySetService.getActiveDisplaySets().map((set) => ({
-  uid: set.displaySetInstanceUID, study: set.StudyInstanceUID, modality: set.Modality,
-  frames: set.numImageFrames, unsupported: Boolean(set.unsupported)}))"""
-_SHOW = """(uid) => {
+_VIEWPORT = """
   const {activeViewportId} = services.viewportGridService.getState();
+  const viewport = window.cornerstone?.getEnabledElements()
+    .map((one) => one.viewport).find((one) => one.id === activeViewportId);
+"""
+_SHOW = (
+    "(uid) => {"
+    + _VIEWPORT
+    + """
   services.viewportGridService.setDisplaySetsForViewports(
     [{viewportId: activeViewportId, displaySetInstanceUIDs: [uid]}]);
+}"""
+)
+_IS_DRAWN = (
+    "(study) => {"
+    + _VIEWPORT
+    + """
+  const id = viewport?.getCurrentImageId?.() ?? '';
+  return id.includes(`/studies/${study}/`) && viewport.getImageData?.() && viewport.viewportStatus === 'rendered';
+}"""
+)
+# What decides: the arrays that cornerstone draws from, of each frame of the display sets of these studies.
+_PIXELS = """async ({studies, whole}) => {
+  const [source] = extensionManager.getActiveDataSource();
+  const sets = services.displaySetService.getActiveDisplaySets()
+    .filter((set) => set.images && studies.includes(set.StudyInstanceUID));
+  const encoded = (bytes) => {
+    let text = '';
+    for (let at = 0; at < bytes.length; at += 8192) {
+      text += String.fromCharCode.apply(null, bytes.subarray(at, at + 8192));
+    }
+    return btoa(text);
+  };
+  const load = async (id) => {
+    const image = await cornerstone.imageLoader.loadAndCacheImage(id);
+    const array = image.getPixelData();
+    const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+    const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
+    const sop = id.split('/instances/')[1].split('/')[0];
+    return {
+      id, sop, type: array.constructor.name, scaled: Boolean(image.preScale?.scaled),
+      sha256: Array.from(digest, (one) => one.toString(16).padStart(2, '0')).join(''),
+      data: whole.includes(sop) ? encoded(bytes) : '',
+    };
+  };
+  return Promise.all(sets.flatMap((set) => source.getImageIdsForDisplaySet(set)).map(load));
 }"""
 
 
 class Frame(NamedTuple):
-    """One frame as cornerstone has it."""
+    """One frame as cornerstone has it: the address it came from, and its array."""
 
     id: str
+    sop: str
     type: str
-    length: int
-    color: bool
     scaled: bool
-    rows: int
-    columns: int
     sha256: str
-    data: str
+    data: str  # base64
 
     @property
     def place(self) -> tuple[str, int]:
         """The SOP Instance UID and the frame's number."""
-        parts = self.id.split("/")
-        return parts[parts.index("instances") + 1], int(parts[-1])
+        return self.sop, int(self.id.rpartition("/")[2])
 
 
-class Viewer:
-    """A page of OHIF; what went wrong in it is in `complaints`."""
+class Ohif:
+    """A page of OHIF; what went wrong in it is in `complaints`, what it asked for in `requests`."""
 
-    def __init__(self, browser: Browser, base: str) -> None:
+    def __init__(self, context: BrowserContext, base: str) -> None:
         """*base* is the address of its study list, with a slash at its end."""
-        self.context = browser.new_context(viewport={"width": 1280, "height": 800})
-        self.context.add_init_script(
-            "localStorage.setItem('introductionTourShown', 'true');"
-            "localStorage.setItem('investigationalUseDialog', 'hidden');"
-        )
-        self.page: Page = self.context.new_page()
+        self.page: Page = context.new_page()
         self.base = base
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
-        self.page.on("requestfailed", lambda failed: self.complaints.append(f"failed: {failed.url}"))
-        self.page.on("request", lambda asked: self.requests.append(asked.url))
+        self.page.on("requestfailed", lambda one: self.complaints.append(f"{one.failure}: {one.url}"))
+        self.page.on("request", lambda one: self.requests.append(one.url))
         self.page.on("response", self._look)
         self.page.on("console", self._listen)
 
-    def open(self, path: str, studies: list[str]) -> None:
-        """Open *path* and return once the display sets of all *studies* are there and something is drawn."""
+    def open(self, path: str, studies: Sequence[str]) -> None:
+        """Open *path* and return once there are display sets of all *studies*."""
         self.page.goto(self.base + path)
-        self.page.wait_for_function(_HAS_STUDIES, arg=studies, timeout=_SECONDS * 1000)
-        self.page.wait_for_function(_IS_DRAWN, timeout=_SECONDS * 1000)
+        self.page.wait_for_function(_HAS_STUDIES, arg=list(studies), timeout=_SECONDS * 1000)
 
-    def pixels(self, studies: list[str], *, data: bool = False) -> dict[tuple[str, int], Frame]:
-        """The frames of *studies* by place, loaded and decoded by the app; with *data*, their bytes too."""
-        found = self.page.evaluate(_PIXELS, [*studies, *["data"] * data])
+    def pixels(self, studies: Sequence[str], whole: Sequence[str] = ()) -> dict[tuple[str, int], Frame]:
+        """The frames of *studies* by place, loaded and decoded by the app; with the bytes of those *whole*."""
+        found = self.page.evaluate(_PIXELS, {"studies": list(studies), "whole": list(whole)})
         return {frame.place: frame for frame in (Frame(**one) for one in found)}
 
-    def display_sets(self) -> list[dict[str, Any]]:
-        """What there is to be shown."""
-        return list(self.page.evaluate(_SETS))
+    def show(self, study_uid: str) -> None:
+        """Put the display set of a study into the viewport, and return once its image is drawn."""
+        self.page.evaluate(_SHOW, self.display_set(study_uid))
+        self.page.wait_for_function(_IS_DRAWN, arg=study_uid, timeout=_SECONDS * 1000)
 
-    def show(self, display_set: dict[str, Any]) -> None:
-        """Put a display set into the viewport."""
-        self.page.evaluate(_SHOW, display_set["uid"])
+    def show_document(self, study_uid: str) -> str:
+        """Put a PDF into the viewport; the address that the browser's own viewer is given."""
+        self.page.evaluate(_SHOW, self.display_set(study_uid))
+        shown = self.page.wait_for_selector("object[type='application/pdf'][data]", timeout=_SECONDS * 1000)
+        assert shown is not None
+        return str(shown.get_attribute("data"))
+
+    def display_set(self, study_uid: str) -> str:
+        """The UID of the first display set of a study."""
+        find = "(uid) => services.displaySetService.getActiveDisplaySets()"
+        find += ".find((set) => set.StudyInstanceUID === uid).displaySetInstanceUID"
+        return str(self.page.evaluate(find, study_uid))
+
+    def bytes_at(self, address: str) -> bytes:
+        """What the page gets at an address of its own, such as `blob:`."""
+        script = "async (url) => Array.from(new Uint8Array(await (await fetch(url)).arrayBuffer()))"
+        return bytes(self.page.evaluate(script, address))
 
     def screenshot(self, path: Path) -> None:
         """What the page looks like."""
@@ -117,12 +149,12 @@ class Viewer:
 
     def close(self) -> None:
         """Close the page."""
-        self.context.close()
+        self.page.close()
 
     def _look(self, response: Any) -> None:
         if response.status >= 400:
             self.complaints.append(f"{response.status}: {response.url}")
 
     def _listen(self, message: Any) -> None:
-        if "Content Security Policy" in message.text or "Refused to" in message.text:
+        if "Content Security Policy" in message.text:
             self.complaints.append(f"policy: {message.text}")
