@@ -348,13 +348,6 @@ class Config(_Table):
             raise ValueError(f"dimse.port and web.port are both {self.web.port} on {self.web.host}")
         return self
 
-    @model_validator(mode="after")
-    def _viewer_has_a_place(self) -> "Config":
-        viewer, taken = self.viewer.base_path, urllib.parse.urlsplit(self.publish.base_url).path
-        if f"{viewer}/".startswith(f"{taken}/") or f"{taken}/".startswith(f"{viewer}/"):
-            raise ValueError(f"viewer.base_path and publish.base_url are both under {viewer}")
-        return self
-
 
 def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
     """The settings of the file at *path* under those of *environ* under *overrides*.

@@ -70,6 +70,9 @@ _MAX_FRAMES = 10_000  # numbers in one request
 _STUDY = "/studies/{study}"
 _SERIES = _STUDY + "/series/{series}"
 _INSTANCE = _SERIES + "/instances/{instance}"
+_VIEWER = (Offer(JSON),)
+_PDF = Offer("application/pdf")
+_PDF_POLICY = "default-src 'none'; frame-ancestors 'self'"  # the viewer shows it in a frame
 _METADATA = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 
 
@@ -110,12 +113,15 @@ class Studies:
             _SERIES: self.retrieve,
             _INSTANCE: self.retrieve,
             f"{_STUDY}/metadata": self.metadata,
+            f"{_STUDY}/ohif-dicom-json": self.viewer_document,
             f"{_SERIES}/metadata": self.metadata,
             f"{_INSTANCE}/metadata": self.instance_metadata,
             f"{_INSTANCE}/frames/{{frames}}": self.frames,
             f"{_STUDY}/bulkdata/{{series}}/{{instance}}/{{path:path}}": self.bulk_data,
         }
-        return [Route(base + path, resource, methods=["GET"]) for path, resource in resources.items()]
+        routes = [Route(base + path, resource, methods=["GET"]) for path, resource in resources.items()]
+        # Also where other servers have it, so that links to them hold.
+        return [*routes, Route(f"{_STUDY}/ohif-dicom-json", self.viewer_document, methods=["GET"])]
 
     # Metadata, PS3.18 10.4.1.1.2
 
@@ -175,6 +181,13 @@ class Studies:
             if isinstance(answer, StreamingResponse):
                 unless_streamed.pop_all()
             return answer
+
+    async def viewer_document(self, request: Request) -> Response:
+        """The published document that the viewer opens a study with."""
+        offer = negotiate(request, _VIEWER, default=True)
+        study_uid = uids_of(request)["study"]
+        relative = layout.study_viewer(study_uid)
+        return await self._when_published(study_uid, None, lambda: self._document(request, relative, offer))
 
     async def instance_metadata(self, request: Request) -> Response:
         """The metadata of one instance, read from its file as the compiler reads it."""
@@ -295,6 +308,8 @@ class Studies:
             offers = bulk_offers(value.transfer_syntax_uid, value.count, value.media_type)
             offer = negotiate(request, offers)
             headers = _headers(offer, boundary)
+            if offer == _PDF:
+                headers["content-security-policy"] = _PDF_POLICY
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             whole, pieces = _measured(_body(offer, boundary, _parts(value, offer, path)))

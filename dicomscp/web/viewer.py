@@ -4,7 +4,6 @@
     <base path>/viewer?...             are places in the app
     <base path>/app-config.js          its settings, made from ours
     <base path>/...                    its files, deflated as they lie
-    /studies/<study>/ohif-dicom-json   a study as its second data source reads it
 
 A reverse proxy passes paths as they are: the base path is what browsers see.  With the package's content in
 their names files are kept by browsers for good; others are asked for again, by their digest.
@@ -224,11 +223,11 @@ def page_policy(settings: ViewerSettings) -> str:
     """The Content-Security-Policy of the page."""
     others = " ".join(_origins(app_config(settings)))
     ours = f"'self' blob: data: {others}".strip()
+    kinds = "; ".join(f"{kind}-src {ours}" for kind in ("connect", "img", "media", "frame", "object"))
     return (
         "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'; "
-        "manifest-src 'self'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
-        f"worker-src 'self' blob:; connect-src {ours}; img-src {ours}; media-src {ours}; frame-src {ours}; "
-        f"object-src {ours}"
+        "manifest-src 'self'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        f"font-src 'self' data:; worker-src 'self' blob:; {kinds}"
     )
 
 

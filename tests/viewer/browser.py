@@ -24,7 +24,7 @@ GREETINGS = """
   localStorage.setItem('investigationalUseDialog', 'hidden');
   }
 """
-_SECONDS = 25
+_SECONDS = 60  # a page takes 4 s on a machine with nothing else to do
 
 _HAS_STUDIES = """(wanted) => {
   const sets = window.services?.displaySetService?.getActiveDisplaySets() ?? [];
@@ -48,7 +48,8 @@ _IS_DRAWN = (
     + _VIEWPORT
     + """
   const id = viewport?.getCurrentImageId?.() ?? '';
-  return id.includes(`/studies/${study}/`) && viewport.getImageData?.() && viewport.viewportStatus === 'rendered';
+  const isDrawn = viewport?.viewportStatus === 'rendered' && viewport.getImageData?.();
+  return isDrawn && id.includes(`/studies/${study}/`);
 }"""
 )
 # What decides: the arrays that cornerstone draws from, of each frame of the display sets of these studies.
@@ -105,7 +106,7 @@ class Ohif:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))
-        self.page.on("requestfailed", lambda one: self.complaints.append(f"{one.failure}: {one.url}"))
+        self.page.on("requestfailed", self._failed)
         self.page.on("request", lambda one: self.requests.append(one.url))
         self.page.on("response", self._look)
         self.page.on("console", self._listen)
@@ -116,7 +117,7 @@ class Ohif:
         self.page.wait_for_function(_HAS_STUDIES, arg=list(studies), timeout=_SECONDS * 1000)
 
     def pixels(self, studies: Sequence[str], whole: Sequence[str] = ()) -> dict[tuple[str, int], Frame]:
-        """The frames of *studies* by place, loaded and decoded by the app; with the bytes of those *whole*."""
+        """The frames of *studies* by place, as the app decodes them; with the bytes of those *whole*."""
         found = self.page.evaluate(_PIXELS, {"studies": list(studies), "whole": list(whole)})
         return {frame.place: frame for frame in (Frame(**one) for one in found)}
 
@@ -150,6 +151,10 @@ class Ohif:
     def close(self) -> None:
         """Close the page."""
         self.page.close()
+
+    def _failed(self, request: Any) -> None:
+        if request.url.startswith("http"):  # the browser's own viewer of PDF goes about its business
+            self.complaints.append(f"{request.failure}: {request.url}")
 
     def _look(self, response: Any) -> None:
         if response.status >= 400:

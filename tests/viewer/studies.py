@@ -1,7 +1,7 @@
 """Studies for the viewer: what comes with pydicom, each file a study of its own, and a few made of it.
 
-Several of those files have the UIDs of one image in other encodings; here each has its own.  What a viewer has
-to show is what pydicom decodes.
+Several of those files have the UIDs of one image in other encodings; here each has its own.  What a viewer
+has to show is what pydicom decodes.
 """
 
 import base64
@@ -46,9 +46,16 @@ REAL = {  # of the collection, where there is one
     "series-ct/philips-abdomen": "Real CT",
     "series-cr-dx-mg/RG3_J2KR.dcm": "Real CR",
 }
-PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj\n"
-PDF += b"3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 100]>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"
-PDF += b"%" + b" a long remark" * 100 + b"\n"  # so that it is no value that stands in the metadata
+PDF = (
+    b"""%PDF-1.4
+1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj
+2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj
+3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 100]>>endobj
+trailer<</Root 1 0 R>>
+%%EOF
+%"""
+    + b" a long remark, so that this is no value that stands in the metadata" * 20
+)
 SLICES, FRAMES = 4, 5
 
 _TYPES = {

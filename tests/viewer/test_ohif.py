@@ -15,7 +15,7 @@ from playwright.sync_api import BrowserContext, sync_playwright
 
 from tests.gateway import REPOSITORY, Gateway, run_command, wait_for_instances
 from tests.integration.test_series import storescu_profile
-from tests.peers import DCMTK, missed, require
+from tests.peers import DCMTK, NGINX, Nginx, missed, require
 from tests.viewer.browser import GREETINGS, OPTIONS, Ohif
 from tests.viewer.studies import PDF, Study, as_drawn, of_drawn, sha256, studies, write
 
@@ -157,3 +157,72 @@ def test_frames_that_come_slowly_are_whole(ohif, held, context):
 
     check_pixels(ohif, wanted)
     assert ohif.complaints == []
+
+
+def test_pixels_are_those_of_pydicom_by_dicom_json(ohif, held, gateway):
+    asked = "dicomweb/studies/{}/ohif-dicom-json"
+    documents = [gateway.get_json(f"/{asked.format(study.uid)}") for study in held]
+    every = {"studies": [one for document in documents for one in document["studies"]]}
+    # The app opens one document; that all studies are looked at in one page, one has all of them.
+    ohif.page.route(gateway.url("/all.json"), lambda route: route.fulfill(json=every))
+
+    ohif.open("viewer/dicomjson?url=/all.json", [study.uid for study in held])
+
+    check_pixels(ohif, held)
+    show(ohif, held, "dicomjson")
+    (document,) = [study for study in held if study.name == "PDF"]
+    assert ohif.bytes_at(ohif.show_document(document.uid)) == PDF
+    assert not [one for one in ohif.requests if "/metadata" in one or "/series?" in one]
+    assert ohif.complaints == []
+
+
+def test_one_document_opens_one_study(ohif, held):
+    (study,) = [one for one in held if one.name == "Enhanced CT"]
+
+    ohif.open(f"viewer/dicomjson?url=../../studies/{study.uid}/ohif-dicom-json", [study.uid])
+
+    check_pixels(ohif, [study])
+    assert ohif.complaints == []
+
+
+class StaticNginx(Nginx):
+    """nginx with the shipped configuration, on a port of its own and over the root of a gateway."""
+
+    def __init__(self, directory: Path, root: Path) -> None:
+        super().__init__(directory)
+        self._root = root
+
+    def _settings(self) -> str:
+        shipped = (REPOSITORY / "conf/nginx.conf").read_text(encoding="utf-8")
+        # The workers of one that root started would give up root, and with it our files: so there are none.
+        ours = {
+            "user dicomscp;": f"daemon off; master_process off; pid {self.directory}/nginx.pid;",
+            "http {": f"http {{ access_log off; {self._temporary()}",
+            "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.port};",
+            "root /var/lib/dicomscp;": f"root {self._root};",
+        }
+        for line, instead in ours.items():
+            assert shipped.count(line) == 1, line
+            shipped = shipped.replace(line, instead)
+        return shipped
+
+
+@pytest.fixture(scope="module")
+def nginx(gateway, tmp_path_factory) -> Iterator[StaticNginx]:
+    require("nginx", NGINX)
+    with StaticNginx(tmp_path_factory.mktemp("nginx"), gateway.root) as running:
+        yield running
+
+
+def test_nginx_serves_what_is_published_without_us(context, nginx, held):
+    ohif = Ohif(context, f"http://127.0.0.1:{nginx.port}/ohif/")
+    ohif.open(f"viewer?StudyInstanceUIDs={','.join(one.uid for one in held)}", [one.uid for one in held])
+
+    check_pixels(ohif, held)
+    show(ohif, held, "nginx")
+    (document,) = [study for study in held if study.name == "PDF"]
+    assert ohif.bytes_at(ohif.show_document(document.uid)) == PDF
+    ohif.open(f"viewer/dicomjson?url=/studies/{document.uid}/ohif-dicom-json", [document.uid])
+    assert ohif.bytes_at(ohif.show_document(document.uid)) == PDF
+    assert ohif.complaints == []
+    ohif.close()

@@ -215,9 +215,9 @@ def test_the_sections_of_a_series_can_be_read_before_they_are_shown(tree):
     wanted = [identity(number) for number in range(100)]
     edition = Edition(tree.folder, Disk())
     contents = write_series(edition, NAMES, EMPTY, wanted, tree.make)
-    assert sum(section.size for section in sections(edition, NAMES, contents)) > 90_000
+    assert sum(section.size for section in sections(edition, NAMES, contents, NAMES.metadata)) > 90_000
     edition.show()
-    assert sum(section.size for section in sections(edition, NAMES, contents)) > 90_000
+    assert sum(section.size for section in sections(edition, NAMES, contents, NAMES.metadata)) > 90_000
 
 
 numbers = st.lists(st.integers(0, 200), unique=True, max_size=120)
