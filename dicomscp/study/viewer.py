@@ -12,6 +12,7 @@ a document and a video are given where a browser shows them from.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -155,13 +156,18 @@ def _value(fragments: Mapping[int, bytes], tag: int) -> Any:
     return next(iter(model.get("Value", ())), None)
 
 
+@lru_cache(maxsize=8192)
+def _keyword(name: str) -> str:
+    """The keyword of the tag written as *name*; "" if it has none, or is not told as an attribute."""
+    tag = int(name, 16)
+    return "" if tag in PIXEL_TAGS or tag == _DOCUMENT else keyword_for_tag(tag)
+
+
 def _natural_object(found: Mapping[str, Any]) -> dict[str, Any]:
     """A dataset by keyword."""
     made = {}
     for name, element in found.items():
-        tag = int(name, 16)
-        keyword = "" if tag in PIXEL_TAGS or tag == _DOCUMENT else keyword_for_tag(tag)
-        if keyword and (value := _natural(element)) is not None:
+        if (keyword := _keyword(name)) and (value := _natural(element)) is not None:
             made[keyword] = value
     return made
 
@@ -193,7 +199,7 @@ def _natural_long(text: bytes) -> bytes:
         items = b",".join(_natural_items(text, opening, len(text) - 2))
     except orjson.JSONDecodeError:  # it is not one sequence, or an odd one
         return _encoded(_natural_object(orjson.loads(b"{%b}" % text)))
-    keyword = keyword_for_tag(int(text[1 : begun - 1], 16))
+    keyword = _keyword(text[1 : begun - 1].decode())
     return b'"%b":[%b]' % (keyword.encode(), items) if keyword else b""
 
 
