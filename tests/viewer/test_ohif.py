@@ -150,7 +150,6 @@ def test_pixels_are_those_of_pydicom_by_dicomweb(ohif, held, gateway):
 
 def test_frames_that_come_slowly_are_whole(ohif, held, context):
     wanted = [study for study in held if study.name in ("CT series", "OT deflated", "US RGB")]
-    ohif.page.goto(ohif.base, wait_until="networkidle")
     context.new_cdp_session(ohif.page).send("Network.emulateNetworkConditions", _SLOW)
 
     ohif.open(f"viewer?StudyInstanceUIDs={','.join(one.uid for one in wanted)}", [one.uid for one in wanted])
