@@ -76,7 +76,7 @@ def serve(config: Config) -> int:
         web = stack.enter_context(_bind("web", config.web.host, config.web.port))
         _set_on(stop, signal.SIGTERM, signal.SIGINT)
         _clear_run(root)
-        publish_site(viewer_settings(config))
+        _publish_viewer(config)
         _make_or_find_index(config)
         seats = Seats(root / "run" / "associations", 0, cells=config.dimse.listeners, limit=0)
         parts = _parts(config, dimse, web, lock)
@@ -100,6 +100,14 @@ def serve(config: Config) -> int:
             (root / "run" / "state.json").unlink(missing_ok=True)
     log.info("stopped")
     return 0
+
+
+def _publish_viewer(config: Config) -> None:
+    """Let other web servers find the viewer as we serve it; on a full disk we receive all the same."""
+    try:
+        publish_site(viewer_settings(config))
+    except BusyError as error:
+        log.error("viewer_not_published", reason=str(error))
 
 
 def _make_or_find_index(config: Config) -> None:

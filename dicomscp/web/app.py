@@ -116,6 +116,7 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
         empty_status=settings.empty_status,
         local=settings.local,
     )
+    viewer = Viewer(settings.viewer) if settings.viewer else None
     page = Page(archive, state, settings.base_url, settings.ae_title, settings.version)
     return Starlette(
         routes=[
@@ -124,7 +125,7 @@ def create_app(archive: Archive, settings: WebSettings, published: Path, state: 
             *Changes(archive, settings.stopping).routes(),
             *search.routes(),
             *studies.routes(),
-            *(Viewer(settings.viewer).routes() if settings.viewer else ()),
+            *(viewer.routes() if viewer else ()),
         ],
         middleware=[Middleware(Guard, hosts=settings.hosts), *_cors(settings.cors_origins)],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},

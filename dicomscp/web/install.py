@@ -162,6 +162,7 @@ def install(
     making = folder / f".{os.getpid()}.new"
     try:
         Disk().make_directory(making)
+        _sweep(folder)
         made = _install(making, source, progress, version, integrity or INTEGRITY)
         _show(root, making / "ohif")
     except OSError as error:
@@ -206,6 +207,13 @@ def _install(
         orjson.dumps([_FORMAT, *made[:3], {name: list(file) for name, file in kept.items()}])
     )
     return made
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what an installation that was cut short left."""
+    for left in folder.glob(".*.new"):
+        if left.is_dir() and not Path("/proc", left.name.split(".")[1]).exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _show(root: Path, made: Path) -> None:

@@ -215,6 +215,7 @@ def publish_site(settings: ViewerSettings) -> None:
 
     Raises ConfigError if the operator's settings cannot be merged, BusyError if the disk takes no more.
     """
+    app_config(settings)
     if install.installed(settings.root):
         install.write_site(settings.root, site(settings, install.page(settings.root)))
 

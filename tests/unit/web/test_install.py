@@ -145,6 +145,12 @@ def test_a_folder_is_taken_as_it_is(root, tmp_path):
     assert len(made.files) == len(FILES) - 4
 
 
+def test_what_an_installation_left_that_was_cut_short_goes(root, source):
+    (root / "viewer/.999999999.new/ohif").mkdir(parents=True)
+    installed_from(root, source)
+    assert sorted(path.name for path in (root / "viewer").iterdir()) == ["ohif"]
+
+
 def test_without_npm_it_is_said_what_to_do(root, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UnreachableError, match=r"npm pack @ohif/app@3\.13\.2.*viewer install FILE"):
