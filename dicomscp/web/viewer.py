@@ -281,13 +281,10 @@ class Viewer:
             Route(f"{base}/{{path:path}}", self.show, methods=["GET"]),
         ]
 
-    @property
-    def is_installed(self) -> bool:
-        """Whether there is a viewer to link to."""
-        return self._current() is not None
-
-    def study_url(self, study_uid: str) -> str:
-        """The address at which the viewer shows the study."""
+    def study_url(self, study_uid: str) -> str | None:
+        """The address at which the viewer shows the study; None while none is installed."""
+        if self._current() is None:
+            return None
         return f"{self._settings.base_path}/viewer?StudyInstanceUIDs={quote(study_uid, safe='')}"
 
     async def show(self, request: Request) -> Response:

@@ -8,7 +8,7 @@ import pytest
 
 from dicomscp.errors import ConfigError
 from dicomscp.web import install
-from dicomscp.web.viewer import ViewerSettings, app_config, publish_site, read_settings
+from dicomscp.web.viewer import Viewer, ViewerSettings, app_config, publish_site, read_settings
 from tests.unit.web.packages import FILES, package
 
 SCRIPT = "/ohif/app.bundle.0123456789abcdef.js"
@@ -118,6 +118,15 @@ def test_it_may_be_installed_and_removed_while_we_run(viewer, tmp_path):
     assert client.get("/ohif/").status_code == 200
     install.remove(tmp_path)
     assert client.get(SCRIPT).status_code == 404
+
+
+def test_a_study_has_an_address_in_it_while_it_is_installed(tmp_path):
+    viewer = Viewer(ViewerSettings(tmp_path, base_path="/pacs/view"))
+    assert viewer.study_url("1.2") is None
+    put_in(tmp_path)
+    assert viewer.study_url("1.2&x") == "/pacs/view/viewer?StudyInstanceUIDs=1.2%26x"
+    install.remove(tmp_path)
+    assert viewer.study_url("1.2") is None
 
 
 def test_it_stands_under_any_path(viewer):
