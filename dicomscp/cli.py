@@ -31,8 +31,9 @@ from dicomscp.dicom.identity import is_filable
 from dicomscp.dimse import client
 from dicomscp.errors import ConfigError, DicomscpError, UnreachableError
 from dicomscp.telemetry import log as telemetry_log
-from dicomscp.web import users
+from dicomscp.web import install, users
 from dicomscp.web.access import SCOPES
+from dicomscp.web.viewer import publish_site
 
 FAILED, MISCONFIGURED, INTERRUPTED = 1, 2, 128 + signal.SIGINT
 
@@ -370,6 +371,59 @@ def rebuild(settings: Config, index: bool, published: bool, jobs: int | None) ->
     if report.unpublished:
         click.echo(f"{report.unpublished} studies could not be published; see the log", err=True)
     _exit(failed=bool(report.unreadable or report.unpublished))
+
+
+@cli.group()
+def viewer() -> None:
+    """OHIF, a viewer for browsers, served with the studies."""
+
+
+@viewer.command("install", epilog="Example: dicomscp viewer install ohif-app-3.13.2.tgz")
+@_settings
+@click.argument(
+    "source", required=False, type=click.Path(exists=True, path_type=Path), metavar="[FILE|FOLDER]"
+)
+@click.option("--version", default=install.VERSION, show_default=True, help="Which one is fetched.")
+@click.option("--integrity", metavar="SHA512-...", help="What the package has to be.  [default: as pinned]")
+def viewer_install(settings: Config, source: Path | None, version: str, integrity: str | None) -> None:
+    """Install the viewer, or another version of it: fetched by npm, or from the package's FILE or a FOLDER.
+
+    Works beside a running serve, too, which has it from then on under viewer.base_path.
+    """
+    told = daemon.viewer_settings(settings)
+    with _progress() as progress:
+        made = install.install(settings.root, source, progress, version=version, integrity=integrity)
+    publish_site(told)
+    click.echo(
+        f"OHIF {made.version} is installed, {len(made.files)} files, {_size(made.size)}; "
+        f"serve has it at {settings.viewer.base_path}/"
+    )
+
+
+@viewer.command("status")
+@_settings
+@_as_json
+def viewer_status(settings: Config, as_json: bool) -> None:
+    """Which viewer is installed, and where it is served.  Exit status 1 if there is none."""
+    found = install.installed(settings.root)
+    if as_json:
+        facts = found and {name: getattr(found, name) for name in ("version", "integrity", "source", "size")}
+        _print_json({"installed": facts, "base_path": settings.viewer.base_path})
+    elif found:
+        click.echo(f"OHIF {found.version} of {found.source}, {_size(found.size)}")
+        click.echo(f"Serve has it at {settings.viewer.base_path}/")
+    else:
+        click.echo("No viewer is installed; to have one: dicomscp viewer install")
+    _exit(failed=found is None)
+
+
+@viewer.command("remove")
+@_settings
+def viewer_remove(settings: Config) -> None:
+    """Take the viewer away.  Exit status 1 if there is none."""
+    there = install.remove(settings.root)
+    click.echo("The viewer is removed" if there else "No viewer is installed")
+    _exit(failed=not there)
 
 
 class _Scu(NamedTuple):

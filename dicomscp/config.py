@@ -121,6 +121,12 @@ def _database(value: str) -> str:
     return value
 
 
+def _url_path(value: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+", value):
+        raise ValueError("is a path such as /ohif, of letters and digits, without a slash at its end")
+    return value
+
+
 def _character_set(value: str) -> str:
     for term in value.split("\\") if value else ():
         if term not in charset.python_encoding:
@@ -409,6 +415,14 @@ class Render(_Table):
     max_pixels: Annotated[int, Field(ge=1 << 16)] = 1 << 26
 
 
+class Viewer(_Table):
+    """OHIF, where it is installed."""
+
+    base_path: Annotated[str, AfterValidator(_url_path)] = "/ohif"
+    settings: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None  # JSON
+    preload: bool = True
+
+
 class Inbox(_Table):
     """The drop folder."""
 
@@ -439,6 +453,7 @@ class Config(_Table):
     query: Query = Field(default_factory=Query)
     web: Web = Field(default_factory=Web)
     render: Render = Field(default_factory=Render)
+    viewer: Viewer = Field(default_factory=Viewer)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
 

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection, Pipe
@@ -48,11 +48,12 @@ from dicomscp.status import Status, is_alive, running, unknown_keys, write_parts
 from dicomscp.telemetry import log as telemetry_log
 from dicomscp.telemetry import metrics, refusals
 from dicomscp.web import server as web_server
-from dicomscp.web.access import Scheme
+from dicomscp.web.access import OPEN_PATHS, Scheme
 from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.store import StoreSettings
 from dicomscp.web.users import Users
+from dicomscp.web.viewer import ViewerSettings, publish_site, read_settings
 
 log = structlog.get_logger()
 
@@ -83,6 +84,7 @@ def serve(config: Config) -> int:
         web = stack.enter_context(_bind("web", config.web.host, config.web.port))
         _set_on(stop, signal.SIGTERM, signal.SIGINT)
         _clear_run(root)
+        _publish_viewer(config)
         _make_or_find_index(config)
         seats = Seats(root / "run" / "associations", 0, cells=config.dimse.listeners, limit=0)
         parts = _parts(config, dimse, web, lock)
@@ -106,6 +108,14 @@ def serve(config: Config) -> int:
             (root / "run" / "state.json").unlink(missing_ok=True)
     log.info("stopped")
     return 0
+
+
+def _publish_viewer(config: Config) -> None:
+    """Let other web servers find the viewer as we serve it; on a full disk we receive all the same."""
+    try:
+        publish_site(viewer_settings(config))
+    except BusyError as error:
+        log.error("viewer_not_published", reason=str(error))
 
 
 def _make_or_find_index(config: Config) -> None:
@@ -647,6 +657,7 @@ def make_publisher(config: Config, index: Index, folder: Path, *, contents: Path
             config.publish.inline_max,
             config.publish.private_un,
             config.publish.frames,
+            config.viewer.preload,
         ),
         attempts=config.pipeline.attempts,
         contents=contents,
@@ -791,6 +802,7 @@ def local_offset(timezone: str) -> Callable[[datetime], timedelta]:
 def _run_web(life: Life) -> None:
     config = life.config
     asked = config.root / "run" / "asked"
+    schemes = make_schemes(config)
 
     def request_publish(study_uid: str) -> None:
         making = asked / f".{threading.get_ident()}"
@@ -820,7 +832,8 @@ def _run_web(life: Life) -> None:
             base_url=config.publish.base_url,
             hosts=config.web.hosts,
             cors_origins=config.web.cors_origins,
-            schemes=make_schemes(config),
+            schemes=schemes,
+            open_paths=_open_paths(config, schemes),
             wait_seconds=config.web.wait_seconds,
             max_results=config.web.max_results,
             empty_status=config.web.empty_search,
@@ -829,6 +842,7 @@ def _run_web(life: Life) -> None:
             private_un=config.publish.private_un,
             ae_title=config.dimse.ae_title,
             request_publish=request_publish,
+            viewer=viewer_settings(config),
             ready=ready,
             stopping=life.stop.is_set,
             metrics=lambda: metrics.exposition(config.root / "run" / "metrics"),
@@ -849,6 +863,12 @@ def _run_web(life: Life) -> None:
     )
     decoders.close()
     storing.close()
+
+
+def _open_paths(config: Config, schemes: Mapping[str, Scheme]) -> frozenset[str]:
+    """What answers everybody: where tokens alone are taken the viewer too, as browsers send none for a page."""
+    is_viewer_open = schemes.keys() == {"bearer"}
+    return OPEN_PATHS | ({f"{config.viewer.base_path}/"} if is_viewer_open else frozenset())
 
 
 def _transport(config: Config) -> web_server.Transport:
@@ -956,6 +976,17 @@ class _Storing:
         with self._lock:
             if self._archive is not None:
                 self._archive.close()
+
+
+def viewer_settings(config: Config) -> ViewerSettings:
+    """What the viewer is told.  Raises ConfigError if the operator's settings for it cannot be read."""
+    return ViewerSettings(
+        config.root,
+        config.viewer.base_path,
+        config.publish.base_url,
+        read_settings(config.viewer.settings),
+        config.viewer.preload,
+    )
 
 
 def _run_inbox(life: Life) -> None:

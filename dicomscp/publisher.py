@@ -17,7 +17,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, groupby, islice
@@ -32,6 +32,7 @@ from dicomscp.archive.archive import OpenInstance
 from dicomscp.archive.filing import bare_attributes, read_header
 from dicomscp.archive.index import OF_STUDY, Held, Index, Publication, Snapshot
 from dicomscp.crew import Work, share
+from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.jsonmodel import Compiler, Header
 from dicomscp.dicom.matching import Level, Query
 from dicomscp.disk import Disk
@@ -48,8 +49,9 @@ from dicomscp.publish.series import (
     write_series,
 )
 from dicomscp.study import layout
-from dicomscp.study.compile import lines
+from dicomscp.study.compile import Lines, lines
 from dicomscp.study.static import bulk_paths, instance_files
+from dicomscp.study.viewer import CLOSING, SERIES_END, Entries, series_head, study_head
 
 log = structlog.get_logger()
 
@@ -69,13 +71,14 @@ class Documents(NamedTuple):
 
     *base_url* begins every link in them; binary values up to *inline_bytes* stand in them.  Private elements
     written as UN are read as *private_un* says (`Compiler`).  With *frames* "files" every frame and bulk
-    value is a file beside them, too.
+    value is a file beside them, too.  With *preload* the viewer has a document of each study.
     """
 
     base_url: str
     inline_bytes: int
     private_un: Literal["parse", "keep"] = "parse"
     frames: Literal["range", "files"] = "range"
+    preload: bool = True
 
     @property
     def made_by(self) -> str:
@@ -156,6 +159,7 @@ class Publisher:
         self._compiler = compiler or Compiler(
             inline_bytes=documents.inline_bytes, private_un=documents.private_un
         )
+        self._entries = Entries(documents.base_url)
         disk.make_directory(root / "state" / "attempts")
         self._root_descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -302,18 +306,14 @@ class Publisher:
             self._compile_series(work, study_uid, series_uid, held)
             for series_uid, held in groupby(snapshot.held, key=lambda one: one.key.series_uid)
         ]
-        for path, objects in (
-            (layout.series_index(study_uid), snapshot.series),
-            (layout.study_metadata(study_uid), None),
-            (layout.study_index(study_uid), [snapshot.study]),
-        ):
-            with edition.document(path) as document:
-                if objects is not None:
-                    document.add(deflate([orjson.dumps(one) for one in objects]))
-                    continue
-                for one in contents:
-                    for section in sections(edition, _names(one), one):
-                        document.add(section)
+        self._write_index(edition, layout.series_index(study_uid), snapshot.series)
+        with edition.document(layout.study_metadata(study_uid)) as document:
+            for one in contents:
+                names = self._names(one)
+                for section in sections(edition, names, one, names.metadata):
+                    document.add(section)
+        self._write_viewer(edition, study_uid, snapshot, contents)
+        self._write_index(edition, layout.study_index(study_uid), [snapshot.study])
         self._keep(edition, study_uid, contents)
         said = [
             f"{member.identity.sop_uid}: {warning}"
@@ -331,6 +331,32 @@ class Publisher:
             max(one.received_at for one in snapshot.held),
             0.0,
         )
+
+    def _write_index(self, edition: Edition, path: str, objects: Iterable[Mapping[str, Any]]) -> None:
+        with edition.document(path) as document:
+            document.add(deflate([orjson.dumps(one) for one in objects]))
+
+    def _write_viewer(
+        self, edition: Edition, study_uid: str, snapshot: Snapshot, contents: Sequence[Contents]
+    ) -> None:
+        """Write the document that the viewer opens the study with, or have it taken away."""
+        path = layout.study_viewer(study_uid)
+        if not self._documents.preload or snapshot.study is None or not any(one.parts for one in contents):
+            edition.withhold(path)
+            for one in contents:
+                if not self._documents.preload:
+                    edition.withhold(layout.series_viewer(study_uid, one.series_uid))
+            return
+        objects = {one["0020000E"]["Value"][0]: one for one in snapshot.series}
+        instances = sum(len(part.members) for one in contents for part in one.parts)
+        before = study_head(snapshot.study, instances, self._documents.base_url)
+        with edition.document(path, CLOSING) as document:
+            for one in contents:
+                names = self._names(one)
+                head: bytes | None = before + series_head(objects[one.series_uid])
+                for section in sections(edition, names, one, names.viewer or ""):
+                    document.add(section, head)
+                    head, before = None, SERIES_END + b",\n"
 
     def _keep(self, edition: Edition, study_uid: str, contents: Sequence[Contents]) -> None:
         """Have taken away, once all is shown, what belongs to no series and no instance of the study."""
@@ -361,7 +387,13 @@ class Publisher:
                 work.warnings.append(f"{identity.sop_uid}: not published: {error}")
                 return None
 
-        return write_series(work.edition, _names(empty), standing, list(wanted), make)
+        return write_series(work.edition, self._names(empty), standing, list(wanted), make)
+
+    def _names(self, contents: Contents) -> Names:
+        """The documents of a series."""
+        of = contents.study_uid, contents.series_uid
+        viewer = layout.series_viewer(*of) if self._documents.preload else None
+        return Names(layout.series_metadata(*of), layout.instances_index(*of), viewer)
 
     def _made(self, work: "_Work", held: Held) -> Made:
         """The lines of an instance; with its UIDs alone if its header cannot be compiled.
@@ -387,8 +419,13 @@ class Publisher:
             return self._bare(
                 work.edition, held, f"its header could not be compiled ({type(error).__name__})"
             )
-        made = lines(held.key, header.body, header.fragments, self._documents.base_url)
-        return Made(made, warnings)
+        return Made(self._lines(held.key, header.texts, header.fragments), warnings)
+
+    def _lines(self, key: InstanceKey, texts: Sequence[bytes], fragments: Mapping[int, bytes]) -> Lines:
+        made = lines(key, b",".join(texts), fragments, self._documents.base_url)
+        return (
+            made._replace(viewer=self._entries.of(key, texts, fragments)) if self._documents.preload else made
+        )
 
     def _files_written(self, edition: Edition, held: Held, header: Header) -> tuple[str, ...]:
         """Write the frames and bulk values of an instance, in place of those of another variant of it.
@@ -422,8 +459,7 @@ class Publisher:
         if self._documents.frames == "files":  # none of another variant stay
             self._begin_files(edition, held)
         fragments = bare_attributes(held.key, held.sop_class_uid)
-        body = b",".join(fragments.values())
-        return Made(lines(held.key, body, fragments, self._documents.base_url), (warning,))
+        return Made(self._lines(held.key, list(fragments.values()), fragments), (warning,))
 
     # Showing and recording
 
@@ -480,6 +516,7 @@ class Publisher:
             directory,
             layout.study_index(compiled.study_uid),
             layout.study_metadata(compiled.study_uid),
+            layout.study_viewer(compiled.study_uid),
             layout.series_index(compiled.study_uid),
         )
         state = self._root / layout.state_path(compiled.study_uid)
@@ -515,13 +552,6 @@ class Publisher:
 
 def _identity(held: Held) -> Identity:
     return Identity(held.key.sop_uid, held.digest.hex(), held.received_at)
-
-
-def _names(contents: Contents) -> Names:
-    return Names(
-        layout.series_metadata(contents.study_uid, contents.series_uid),
-        layout.instances_index(contents.study_uid, contents.series_uid),
-    )
 
 
 def _revision(snapshot: Snapshot, contents: Sequence[Contents]) -> str:

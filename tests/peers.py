@@ -217,8 +217,6 @@ class Nginx(Peer):
 
     def _settings(self) -> str:
         # No master: the workers of one that root started would give up root, and with it our files.
-        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        temporary = "\n".join(f"  {kind}_temp_path {self.directory}/{kind};" for kind in kinds)
         return f"""daemon off;
 master_process off;
 pid {self.directory}/nginx.pid;
@@ -227,10 +225,15 @@ http {{
   access_log off;
   sendfile on;
   keepalive_requests 1000000;
-{temporary}
+  {self._temporary()}
   server {{ listen 127.0.0.1:{self.port}; root {self.received}; }}
 }}
 """
+
+    def _temporary(self) -> str:
+        """Where it keeps what it keeps for a while."""
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        return " ".join(f"{kind}_temp_path {self.directory}/{kind};" for kind in kinds)
 
 
 class PostgreSql:

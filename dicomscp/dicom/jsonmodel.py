@@ -134,6 +134,11 @@ class Header:
         return b",".join([part[1] for part in self._parts])
 
     @property
+    def texts(self) -> list[bytes]:
+        """The body in pieces, of members joined by commas; what a series has in common is the same object."""
+        return [part[1] for part in self._parts]
+
+    @property
     def fragments(self) -> dict[int, bytes]:
         """The members by tag, ascending, to be changed at will: `body` does not follow."""
         if self._fragments is None:

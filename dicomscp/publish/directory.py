@@ -5,9 +5,10 @@ shown by renaming them, leaves first, so a reader sees an old document or a new 
 one.  Who publishes writes, syncs the file system, shows, and syncs again before recording that it
 did: then not even a loss of power shows part of a document.
 
-A document is a JSON array.  Its lines are deflated in *sections*, each apart from all others and ended on
-a byte, so a section can stand in any document: copying it costs no deflating.  Separators stand between
-sections in stored blocks (RFC 1951 section 3.2.4); the CRC of a document is combined from those of its parts.
+A document is a JSON array, or has arrays in it.  Its lines are deflated in *sections*, each apart from all
+others and ended on a byte, so a section can stand in any document: copying it costs no deflating.  What
+stands between sections is in stored blocks (RFC 1951 section 3.2.4); the CRC of a document is combined from
+those of its parts.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ _LEVEL = 3  # measured on CT metadata: the size of zlib's level 4 at three times
 _STEP_BYTES = 1 << 18  # given to igzip at a time: what it makes of a section depends on where it is cut
 _HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: deflate, no flags, no time, unknown system
 _SEPARATOR = b",\n"
+_STORED_BYTES = 0xFFFF  # at most, of a stored block
 
 
 class Section(NamedTuple):
@@ -66,9 +68,10 @@ def inflate(section: Section) -> list[bytes] | None:
 class Writer:
     """One document in the making.  Use it with `with`: it is whole when that ends."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        """Writes to *file* and closes it."""
+    def __init__(self, file: BinaryIO, end: bytes | None = None) -> None:
+        """Writes to *file* and closes it.  *end* ends the document; it is an array if that is None."""
         self._file = file
+        self._end = end
         self._crc = self._size = 0
         self._at = self._file_crc = 0
         self._put(_HEADER)
@@ -78,9 +81,15 @@ class Writer:
         """Length and CRC-32 of the file as it stands."""
         return self._at, self._file_crc
 
-    def add(self, section: Section) -> int:
-        """Put *section* behind what is there; returns where in the file its deflated bytes begin."""
-        self._put_stored(_SEPARATOR if self._size else b"[")
+    def add(self, section: Section, before: bytes | None = None) -> int:
+        """Put *section* behind what is there; returns where in the file its deflated bytes begin.
+
+        Between them stands *before*, or what separates the members of an array.
+        """
+        if before is None:
+            before = _SEPARATOR if self._size else b"["
+        for start in range(0, len(before), _STORED_BYTES):
+            self._put_stored(before[start : start + _STORED_BYTES])
         start = self._at
         self._put(section.deflated)
         self._count(section.crc, section.size)
@@ -94,7 +103,8 @@ class Writer:
     ) -> None:
         with self._file:
             if kind is None:
-                self._put_stored(b"]" if self._size else b"[]", final=True)
+                end = (b"]" if self._size else b"[]") if self._end is None else self._end
+                self._put_stored(end, final=True)
                 self._put(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
 
     def _put_stored(self, text: bytes, *, final: bool = False) -> None:
@@ -124,14 +134,15 @@ class Edition:
     _written: deque[str] = field(default_factory=deque)
     _folders: deque[str] = field(default_factory=deque)
     _kept: deque[tuple[str, frozenset[str]]] = field(default_factory=deque)
+    _dropped: deque[str] = field(default_factory=deque)
 
-    def document(self, path: str) -> Writer:
-        """Begin the document to be read at *path*, relative to the folder."""
+    def document(self, path: str, end: bytes | None = None) -> Writer:
+        """Begin the document to be read at *path*, relative to the folder; *end* is for the `Writer`."""
         final = self.folder / path
         final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = self._open(_making(final))
         self._written.append(path)
-        return Writer(file)
+        return Writer(file, end)
 
     def place(self, path: str) -> Path:
         """Where the bytes of a document are that will be read at *path*: new ones, or those that stand."""
@@ -151,6 +162,10 @@ class Edition:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._open(path) as file:
             file.writelines(_gzip(pieces) if name.endswith(".gz") else pieces)
+
+    def withhold(self, path: str) -> None:
+        """Once all is shown, remove the document at *path*, if there is one."""
+        self._dropped.append(path)
 
     def keep_only(self, path: str, names: Collection[str]) -> None:
         """Once all is shown, remove the folders under *path* that are not among *names*."""
@@ -174,6 +189,9 @@ class Edition:
         while self._kept:
             self._remove_others(*self._kept[0])
             self._kept.popleft()
+        while self._dropped:
+            self.disk.unlink(self.folder / self._dropped[0])
+            self._dropped.popleft()
 
     def forget(self) -> None:
         """Take away what was written and not shown, as far as the disk lets us."""
@@ -183,6 +201,7 @@ class Edition:
             while self._folders:
                 shutil.rmtree(_making(self.folder / self._folders.pop()), ignore_errors=True)
         self._kept.clear()
+        self._dropped.clear()
 
     def withdraw(self, path: str, *first: str) -> None:
         """Remove the folder *path*, the documents *first*, which name others, before the rest."""

@@ -6,7 +6,7 @@ contents, or other bytes, asks for the lines of the instances again.
 
 On disk: 32 hex digits of the SHA-256 of what follows, then JSON, places and members being arrays:
 
-    [format, made by, study, series, metadata, list, [[closed, metadata, list, [member, ...]], ...]]
+    [format, made by, study, series, [document, ...], [[closed, [place, ...], [member, ...]], ...]]
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from dicomscp.disk import Disk
 from dicomscp.publish.directory import Edition, Section, Writer, deflate, inflate
 from dicomscp.study.compile import SECTION_BYTES, Lines, ends_section
 
-_FORMAT = 1
+_FORMAT = 2
 _DIGEST = 32  # hex digits
 _BLOCK_BYTES = 1 << 18
 _MOST_INSTANCES = 1024  # of a section, and
@@ -58,11 +58,10 @@ class Member(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One section of a series; *closed* if it ends there whatever comes behind it."""
+    """One section of a series, and its place in each document; *closed* if it ends there in any case."""
 
     closed: bool
-    metadata: Place
-    listed: Place
+    places: tuple[Place, ...]
     members: tuple[Member, ...]
 
 
@@ -74,7 +73,7 @@ class Whole(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What the two documents of a series are made of, and what their files are.
+    """What the documents of a series are made of, and what their files are.
 
     *made_by* names the compiler and its settings: lines that another one made are not used.
     """
@@ -82,8 +81,7 @@ class Contents(NamedTuple):
     made_by: str
     study_uid: str
     series_uid: str
-    metadata: Whole = Whole(0, 0)
-    listed: Whole = Whole(0, 0)
+    documents: tuple[Whole, ...] = ()
     parts: tuple[Part, ...] = ()
 
     @property
@@ -100,34 +98,34 @@ class Made(NamedTuple):
 
 
 class Names(NamedTuple):
-    """The two documents of a series, relative to the published tree."""
+    """The documents of a series, relative to the published tree; without *viewer* there is none for it."""
 
     metadata: str
     listed: str
+    viewer: str | None = None
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Those that there are."""
+        return tuple(name for name in self if name is not None)
 
 
 def read_contents(path: Path, empty: Contents) -> Contents:
     """What stands at *path* of the series and the maker of *empty*; *empty* if that cannot be had."""
     with suppress(OSError, TypeError, ValueError):  # not to be read, torn, or of another format
         data = path.read_bytes()
-        form, *of, metadata, listed, parts = orjson.loads(data[_DIGEST:])
+        form, *of, documents, parts = orjson.loads(data[_DIGEST:])
         if [form, *of] == [_FORMAT, *empty[:3]] and data[:_DIGEST] == _hex(data[_DIGEST:]):
             return empty._replace(
-                metadata=Whole(*metadata), listed=Whole(*listed), parts=tuple(_part(*part) for part in parts)
+                documents=tuple(Whole(*one) for one in documents), parts=tuple(_part(*part) for part in parts)
             )
     return empty
 
 
-def _part(
-    closed: bool,
-    metadata: list[int],
-    listed: list[int],
-    members: list[tuple[str, str, int, str, list[str]]],
-) -> Part:
+def _part(closed: bool, places: list[list[int]], members: list[tuple[str, str, int, str, list[str]]]) -> Part:
     return Part(
         closed,
-        Place(*metadata),
-        Place(*listed),
+        tuple(Place(*place) for place in places),
         tuple(
             Member(Identity(sop_uid, digest, received_at), lines, tuple(warnings))
             for sop_uid, digest, received_at, lines, warnings in members
@@ -140,13 +138,13 @@ def write_contents(path: Path, contents: Contents, disk: Disk) -> None:
     parts = [
         [
             part.closed,
-            list(part.metadata),
-            list(part.listed),
+            [list(place) for place in part.places],
             [[*member.identity, member.lines, member.warnings] for member in part.members],
         ]
         for part in contents.parts
     ]
-    data = orjson.dumps([_FORMAT, *contents[:3], list(contents.metadata), list(contents.listed), parts])
+    documents = [list(one) for one in contents.documents]
+    data = orjson.dumps([_FORMAT, *contents[:3], documents, parts])
     disk.make_directory(path.parent)
     making = path.with_name(f".{path.name}.new")
     making.write_bytes(_hex(data) + data)
@@ -173,18 +171,20 @@ def write_series(
     with _Standing(edition.folder, names, standing) as there:
         if [member.identity for member in standing.members] == list(wanted) and there.is_whole():
             return standing
-        with edition.document(names.metadata) as metadata, edition.document(names.listed) as listed:
-            parts = tuple(_Making(there, make, metadata, listed, wanted).parts())
-    return standing._replace(metadata=Whole(*metadata.file), listed=Whole(*listed.file), parts=parts)
+        with ExitStack() as whole:
+            documents = [whole.enter_context(edition.document(name)) for name in names.present]
+            parts = tuple(_Making(there, make, documents, wanted).parts())
+    return standing._replace(documents=tuple(Whole(*one.file) for one in documents), parts=parts)
 
 
-def sections(edition: Edition, names: Names, contents: Contents) -> Iterator[Section]:
-    """The sections of the series' metadata, as they will be read once *edition* is shown."""
-    with edition.place(names.metadata).open("rb") as file:
+def sections(edition: Edition, names: Names, contents: Contents, name: str) -> Iterator[Section]:
+    """The sections of the document *name* of the series, as they will be read once *edition* is shown."""
+    which = names.present.index(name)
+    with edition.place(name).open("rb") as file:
         for part in contents.parts:
-            section = _read(file, part.metadata)
+            section = _read(file, part.places[which])
             if section is None:  # it was whole when it was written or looked at, a moment ago
-                raise OSError(f"a document changed while it was read: {names.metadata}")
+                raise OSError(f"a document changed while it was read: {name}")
             yield section
 
 
@@ -195,12 +195,11 @@ class _Making:
         self,
         standing: "_Standing",
         make: Callable[[Identity], Made | None],
-        metadata: Writer,
-        listed: Writer,
+        documents: Sequence[Writer],
         wanted: Sequence[Identity],
     ) -> None:
         self._standing, self._make = standing, make
-        self._metadata, self._listed = metadata, listed
+        self._documents = documents
         self._wanted = wanted
         self._at = 0
         self._ahead: tuple[Member, Lines] | None = None  # made already; begins the next section
@@ -210,16 +209,15 @@ class _Making:
         while self._at < len(self._wanted):
             stands = None if self._ahead else self._standing.part_at(self._wanted, self._at)
             if stands:
-                part, metadata, listed = stands
-                yield self._put(part.closed, part.members, metadata, listed)
+                part, found = stands
+                yield self._put(part.closed, part.members, found)
                 self._at += len(part.members)
                 continue
             closed, gathered = self._gather()
             if gathered:
-                metadata, listed = (
-                    deflate(column) for column in zip(*(lines for _, lines in gathered), strict=True)
-                )
-                yield self._put(closed, tuple(member for member, _ in gathered), metadata, listed)
+                columns = zip(*(lines.present for _, lines in gathered), strict=True)
+                members = tuple(member for member, _ in gathered)
+                yield self._put(closed, members, [deflate(column) for column in columns])
 
     def _gather(self) -> tuple[bool, list[tuple[Member, Lines]]]:
         """The instances of the next section, and whether it ends whatever comes behind it."""
@@ -232,13 +230,13 @@ class _Making:
                 self._at += 1
                 continue
             member, lines = one
-            if gathered and len(lines.metadata) >= SECTION_BYTES:
+            if gathered and lines.longest >= SECTION_BYTES:
                 self._ahead = one  # a long line stands alone, so that it is never inflated for others
                 return False, gathered
             gathered.append(one)
             self._at += 1
-            size += len(lines.metadata)
-            if ends_section(member.identity.sop_uid, len(lines.metadata)):
+            size += lines.longest
+            if ends_section(member.identity.sop_uid, lines.longest):
                 return True, gathered
             if size >= _MOST_BYTES or len(gathered) == _MOST_INSTANCES:
                 return False, gathered
@@ -250,12 +248,13 @@ class _Making:
         made = self._make(identity)
         return made and (Member(identity, _digest(made.lines), made.warnings), made.lines)
 
-    def _put(self, closed: bool, members: tuple[Member, ...], metadata: Section, listed: Section) -> Part:
-        return Part(closed, _place(self._metadata, metadata), _place(self._listed, listed), members)
+    def _put(self, closed: bool, members: tuple[Member, ...], found: Sequence[Section]) -> Part:
+        places = tuple(map(_place, self._documents, found))
+        return Part(closed, places, members)
 
 
 def _digest(lines: Lines) -> str:
-    return hashlib.sha256(b"\n".join(lines)).hexdigest()[:_DIGEST]
+    return hashlib.sha256(b"\n".join(lines.present)).hexdigest()[:_DIGEST]
 
 
 def _place(document: Writer, section: Section) -> Place:
@@ -296,7 +295,8 @@ class _Standing:
         with suppress(FileNotFoundError, NotADirectoryError):
             if self._contents.parts:
                 self._open = tuple(
-                    self._files.enter_context((self._folder / name).open("rb")) for name in self._names
+                    self._files.enter_context((self._folder / name).open("rb"))
+                    for name in self._names.present
                 )
         return self
 
@@ -306,11 +306,11 @@ class _Standing:
         self._files.close()
 
     def is_whole(self) -> bool:
-        """Whether both documents are what the contents say."""
-        return [_whole(file) for file in self._open] == [self._contents.metadata, self._contents.listed]
+        """Whether all documents are what the contents say."""
+        return bool(self._open) and tuple(map(_whole, self._open)) == self._contents.documents
 
-    def part_at(self, wanted: Sequence[Identity], at: int) -> tuple[Part, Section, Section] | None:
-        """What stands and is what a section of *wanted* from *at* on would be: its metadata and list."""
+    def part_at(self, wanted: Sequence[Identity], at: int) -> tuple[Part, list[Section]] | None:
+        """What stands and is what a section of *wanted* from *at* on would be, in each document."""
         part = self._first.get(wanted[at])
         if part is None:
             return None
@@ -320,7 +320,7 @@ class _Standing:
         if [member.identity for member in part.members] != list(wanted[at:end]):
             return None
         found = self._sections(part)
-        return (part, *found) if found else None
+        return (part, found) if found else None
 
     def lines(self, identity: Identity) -> tuple[Member, Lines] | None:
         """The instance, if its lines stand."""
@@ -334,18 +334,17 @@ class _Standing:
             return None
         return part.members[at], lines[at]
 
-    def _sections(self, part: Part) -> tuple[Section, Section] | None:
-        if not self._open:
-            return None
-        metadata, listed = self._open
-        found = _read(metadata, part.metadata), _read(listed, part.listed)
-        return None if found[0] is None or found[1] is None else (found[0], found[1])
+    def _sections(self, part: Part) -> list[Section] | None:
+        """The section in each document; None if other bytes lie there in one of them."""
+        found = [_read(file, place) for file, place in zip(self._open, part.places, strict=False)]
+        whole = [section for section in found if section is not None]
+        return whole if whole and len(whole) == len(self._names.present) else None
 
     def _inflate(self, part: Part) -> list[Lines] | None:
         found = self._sections(part)
         if found is None:
             return None
-        metadata, listed = map(inflate, found)
-        if metadata is None or listed is None or not len(metadata) == len(listed) == len(part.members):
+        columns = [inflate(section) for section in found]
+        if not all(column is not None and len(column) == len(part.members) for column in columns):
             return None
-        return [Lines(*pair) for pair in zip(metadata, listed, strict=True)]
+        return [Lines(*present) for present in zip(*filter(None, columns), strict=True)]

@@ -24,7 +24,7 @@ from dicomscp.study import layout
 Fragments = Mapping[int, bytes]
 
 SECTION_BYTES = 1 << 18
-"""About how much metadata makes a section; an instance with more of it has one for itself."""
+"""About how much of its longest document makes a section; an instance with more has one for itself."""
 
 _SECTION_INSTANCES = 64
 _CRCS = 1 << 32
@@ -32,10 +32,26 @@ _INSTANCE_LEVEL = tuple(sorted((INSTANCE_TAGS | {TIMEZONE}) - {STUDY_UID, SERIES
 
 
 class Lines(NamedTuple):
-    """Those of one instance in the metadata and in the list of instances of its series."""
+    """Those of one instance in the metadata, in its series' list, and in what the viewer opens a study with.
+
+    The last is None if there is no such document.
+    """
 
     metadata: bytes
     listed: bytes
+    viewer: bytes | None = None
+
+    @property
+    def present(self) -> tuple[bytes, ...]:
+        """Those that there are."""
+        return (
+            (self.metadata, self.listed) if self.viewer is None else (self.metadata, self.listed, self.viewer)
+        )
+
+    @property
+    def longest(self) -> int:
+        """The bytes of the longest."""
+        return max(map(len, self.present))
 
 
 def lines(key: InstanceKey, body: bytes, fragments: Fragments, base_url: str) -> Lines:
@@ -55,11 +71,11 @@ def member(tag: int, vr: str, values: Sequence[object]) -> bytes:
     return b'"%08X":%b' % (tag, orjson.dumps(model))
 
 
-def ends_section(sop_uid: str, metadata_bytes: int) -> bool:
-    """Whether a section of a document ends behind the instance, whose line has *metadata_bytes*.
+def ends_section(sop_uid: str, line_bytes: int) -> bool:
+    """Whether a section of a document ends behind the instance, whose longest line has *line_bytes*.
 
     That is so for one instance in some, the more often the longer its line; it follows from the
     instance alone, so another one that comes between moves the ends next to it and no others.
     """
-    share = max(1 / _SECTION_INSTANCES, metadata_bytes / SECTION_BYTES)
+    share = max(1 / _SECTION_INSTANCES, line_bytes / SECTION_BYTES)
     return crc32(sop_uid.encode()) < share * _CRCS

@@ -95,6 +95,16 @@ def instances_index(study_uid: str, series_uid: str) -> str:
     return f"{study_directory(study_uid)}/series/{component(series_uid)}/instances/index.json.gz"
 
 
+def study_viewer(study_uid: str) -> str:
+    """The document that the viewer opens the study with."""
+    return f"{study_directory(study_uid)}/ohif-dicom-json.gz"
+
+
+def series_viewer(study_uid: str, series_uid: str) -> str:
+    """What the series adds to that document: the entries of its instances."""
+    return f"{study_directory(study_uid)}/series/{component(series_uid)}/ohif-dicom-json.gz"
+
+
 def instance_directory(key: InstanceKey) -> str:
     """The folder of what is published of one instance beside its metadata."""
     series = f"{study_directory(key.study_uid)}/series/{component(key.series_uid)}"

@@ -4,6 +4,7 @@
     /wado        instances and images, by WADO-URI
     /status      how the gateway stands
     /changes     which were published since, for systems that follow
+    /ohif/...    the viewer, if it is installed
     /healthz     this process answers            /metrics       Prometheus
     /readyz      the gateway does its work
 
@@ -57,6 +58,7 @@ from dicomscp.web.render import Rendering
 from dicomscp.web.search import Search
 from dicomscp.web.store import Store, StoreSettings
 from dicomscp.web.studies import Studies
+from dicomscp.web.viewer import Viewer, ViewerSettings
 from dicomscp.web.wado_uri import WadoUri
 
 log = structlog.get_logger()
@@ -91,10 +93,11 @@ class WebSettings:
     *request_publish*: called from a worker thread with a study UID that somebody waits for.
     *max_results*, *empty_status*, *local*: of searches (`search.Search`).
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
+    *viewer*: where the viewer is, if it is to be served.
     *ready*: whether the gateway does its work, and facts about it.  *stopping*: whether it is to end.
     *metrics*: Prometheus text.  *status*: how the gateway stands, as `dicomscp status --json` says it; {} is
-    not told.  *viewer_url*: where the study of a UID can be viewed, None if nowhere.  *store*: how instances
-    are stored; without it they are not.
+    not told.  *viewer_url*: where the study of a UID can be viewed, if not in *viewer*; None if nowhere.
+    *store*: how instances are stored; without it they are not.
     """
 
     base_url: str = "/dicomweb"
@@ -111,6 +114,7 @@ class WebSettings:
     ae_title: str = "DICOMSCP"
     version: str = dicomscp.__version__
     request_publish: Callable[[str], None] | None = None
+    viewer: ViewerSettings | None = None
     ready: Callable[[], tuple[bool, dict[str, Any]]] | None = None
     stopping: Callable[[], bool] = lambda: False
     metrics: Callable[[], bytes] = prometheus_client.generate_latest
@@ -154,6 +158,7 @@ def create_app(
         local=settings.local,
     )
     store = Store(settings.store, base_url=settings.base_url).routes() if settings.store else []
+    viewer = Viewer(settings.viewer) if settings.viewer else None
     page = Page(
         archive,
         state,
@@ -161,7 +166,7 @@ def create_app(
         ae_title=settings.ae_title,
         version=settings.version,
         status=settings.status,
-        viewer_url=settings.viewer_url,
+        viewer_url=viewer.study_url if viewer else settings.viewer_url,
     )
     return Starlette(
         routes=[
@@ -174,6 +179,7 @@ def create_app(
             *rendering.routes(),
             *WadoUri(archive, instances, rendering).routes(),
             *store,
+            *(viewer.routes() if viewer else ()),
         ],
         middleware=[
             Middleware(Guard, hosts=settings.hosts, origins=settings.cors_origins),

@@ -26,6 +26,12 @@ WHOLE_BYTES = 4 * 1024 * 1024
 """The largest body that is held in memory; a native frame of 1024 x 1024 x 16 bit has half of it."""
 
 _MAX_FRAMES = 10_000  # numbers in one request
+PDF_POLICY = "default-src 'none'; frame-ancestors 'self'"
+"""For a PDF, which the viewer shows in a frame.
+
+Browsers show none in a sandbox; their own viewers run nothing of a PDF in the origin that it came from.
+"""
+
 _UID_NAMES = {"study": "Study", "series": "Series", "instance": "SOP"}
 
 

@@ -52,6 +52,7 @@ from dicomscp.study import layout
 from dicomscp.web.decoders import DecoderError, Decoders, Made, opened
 from dicomscp.web.exchange import (
     INSTANCE,
+    PDF_POLICY,
     SERIES,
     STUDY,
     digest_of,
@@ -97,8 +98,6 @@ _DOCUMENT_CLASSES: Mapping[str, str] = {
     "1.2.840.10008.5.1.4.1.1.104.5": "model/mtl",
 }
 _DOCUMENT_VALUE, _PIXEL_VALUE = "00420011", "7FE00010"
-# Browsers show no PDF in a sandbox; their own viewers run nothing of a PDF in the origin that it came from.
-_POLICY = "default-src 'none'; frame-ancestors 'self'"
 _SANDBOX = "style-src 'unsafe-inline'; sandbox"
 _MADE_BY = f"{PIL.__version__} {pydicom.__version__}"
 
@@ -327,7 +326,7 @@ def is_document(held: Held) -> bool:
 
 def _confined(offer: Offer) -> dict[str, str]:
     """The policy for a document that somebody has sent us."""
-    policy = _POLICY if offer.media_type == "application/pdf" else f"{_POLICY}; {_SANDBOX}"
+    policy = PDF_POLICY if offer.media_type == "application/pdf" else f"{PDF_POLICY}; {_SANDBOX}"
     return {"content-security-policy": policy}
 
 

@@ -56,6 +56,7 @@ from dicomscp.web.decoders import Decoders, Made, opened
 from dicomscp.web.documents import CHUNK_BYTES, Document, Documents
 from dicomscp.web.exchange import (
     INSTANCE,
+    PDF_POLICY,
     SERIES,
     STUDY,
     WHOLE_BYTES,
@@ -85,6 +86,7 @@ from dicomscp.web.media import (
 from dicomscp.web.problem import RETRY_SECONDS, Problem
 
 _LOOK_SECONDS = 0.05
+_VIEWER = (Offer(JSON),)
 _METADATA = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 
 
@@ -124,12 +126,15 @@ class Studies:
         base = urlsplit(self._base_url).path
         resources = {
             f"{STUDY}/metadata": self.metadata,
+            f"{STUDY}/ohif-dicom-json": self.viewer_document,
             f"{SERIES}/metadata": self.metadata,
             f"{INSTANCE}/metadata": self.instance_metadata,
             f"{INSTANCE}/frames/{{frames}}": self.frames,
             f"{STUDY}/bulkdata/{{series}}/{{instance}}/{{path:path}}": self.bulk_data,
         }
-        return [Route(base + path, resource, methods=["GET"]) for path, resource in resources.items()]
+        routes = [Route(base + path, resource, methods=["GET"]) for path, resource in resources.items()]
+        # Also where other servers have it, so that links to them hold.
+        return [*routes, Route(f"{STUDY}/ohif-dicom-json", self.viewer_document, methods=["GET"])]
 
     # Metadata, PS3.18 10.4.1.1.2
 
@@ -189,6 +194,13 @@ class Studies:
             if isinstance(response, StreamingResponse):
                 unless_streamed.pop_all()
             return response
+
+    async def viewer_document(self, request: Request) -> Response:
+        """The published document that the viewer opens a study with."""
+        offer = negotiate(request, _VIEWER, default=True)
+        study_uid = uids_of(request)["study"]
+        relative = layout.study_viewer(study_uid)
+        return await self._when_published(study_uid, None, lambda: self._document(request, relative, offer))
 
     async def instance_metadata(self, request: Request) -> Response:
         """The metadata of one instance, read from its file as the compiler reads it."""
@@ -305,7 +317,7 @@ class Studies:
 
     def _bulk(self, request: Request, key: InstanceKey, path: str) -> Response:
         (held,) = held_of(self._archive, *key)
-        return self.value(request, held, path, _bulk_offers)
+        return self.value(request, held, path, _bulk_offers, also=_policy)
 
     def value(
         self,
@@ -432,6 +444,10 @@ def _frame_offers(transfer_syntax_uid: str, frames: int) -> list[Offer]:
     if transfer_syntax_uid != EXPLICIT_LITTLE and is_decodable(transfer_syntax_uid):
         offers += frame_offers(EXPLICIT_LITTLE, frames)
     return offers
+
+
+def _policy(offer: Offer) -> dict[str, str]:
+    return {"content-security-policy": PDF_POLICY} if offer.media_type == "application/pdf" else {}
 
 
 def _bulk_offers(value: BulkValue) -> list[Offer]:

@@ -380,7 +380,11 @@ class Life(RuleBasedStateMachine):
             text = gzip.decompress(path.read_bytes())
             if path.suffixes == [".mht", ".gz"]:
                 continue
-            assert isinstance(orjson.loads(text), list)
+            of_study = path.name == "ohif-dicom-json.gz" and path.parent.parent == tree / "studies"
+            assert isinstance(orjson.loads(text), dict if of_study else list)
+            for named in re.findall(rb'"url":"wadors:/dicomweb/([^"]*)"', text):
+                if self.gateway.frames == "files":
+                    assert (tree / f"{named.decode()}.mht.gz").is_file(), "an entry names what is not there"
             for named in re.findall(rb'"BulkDataURI":"/dicomweb/([^"]*)"', text):
                 if self.gateway.frames == "files" and not named.endswith(b"7FE00010"):
                     assert (tree / named.decode()).is_file(), "a document names what is not there"

@@ -19,6 +19,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
+from pydicom.datadict import keyword_for_tag
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import MediaStorageDirectoryStorage
 
@@ -40,6 +41,7 @@ SETTINGS = {
     "inbox.enabled": False,
     "publish.inline_max": 64,  # makes links of many values that are short
 }
+_FLOAT_PIXELS = ("FloatPixelData", "DoubleFloatPixelData")
 WORDS = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")  # real files are odd in many ways
@@ -108,12 +110,14 @@ def there_and_back(gateway: Gateway, layer: Sequence[Path], trip: Trip) -> None:
     trip.sent.update(sent)
     client = DICOMwebClient(gateway.url("/dicomweb"), permissive_uid=True)  # of UIDs that are none
     metadata = published(gateway, client, sent)
+    viewed = viewer_entries(gateway, client)
     for path in sent:
         of_instance = metadata[outcomes.sop_uid_of(path)]
         key = tuple(of_instance[tag]["Value"][0] for tag in ("0020000D", "0020000E", "00080018"))
         compare_instance(gateway, client, path, key, trip)
         trip.compare("metadata", path.name, client.retrieve_instance_metadata(*key), of_instance)
         compare_values(gateway, client, path, of_instance, trip)
+        trip.compare("viewer", path.name, viewed[key[2]], expected_entry(of_instance))
 
 
 def published(gateway: Gateway, client: DICOMwebClient, sent: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -130,6 +134,41 @@ def published(gateway: Gateway, client: DICOMwebClient, sent: Sequence[Path]) ->
     found = {one["00080018"]["Value"][0]: one for one in entries}
     assert len(found) == len(entries) == len(sent)
     return found
+
+
+def viewer_entries(gateway: Gateway, client: DICOMwebClient) -> dict[str, dict[str, Any]]:
+    """What the viewer's documents first say of each instance, by its SOP Instance UID."""
+    found: dict[str, dict[str, Any]] = {}
+    for study in client.search_for_studies():
+        document = gateway.get_json(f"/studies/{study['0020000D']['Value'][0]}/ohif-dicom-json")
+        for series in document["studies"][0]["series"]:
+            for entry in series["instances"]:
+                found.setdefault(entry["metadata"]["SOPInstanceUID"], entry["metadata"])
+    for entry in found.values():
+        for link in ("EncapsulatedDocument", "PixelData"):  # what a browser shows; no attribute of the header
+            entry.pop(link, None)
+    return found
+
+
+def expected_entry(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata by keyword, for those who read values alone."""
+    made = {}
+    for tag, attribute in metadata.items():
+        keyword, values = keyword_for_tag(tag), attribute.get("Value")
+        if not keyword or keyword in ("EncapsulatedDocument", "PixelData", *_FLOAT_PIXELS):
+            continue
+        if attribute["vr"] == "SQ" and values:
+            made[keyword] = [expected_entry(item) for item in values]
+        elif attribute["vr"] == "PN" and values:
+            names = [next(filter(None, (one or {}).values()), "") for one in values]
+            made[keyword] = names if len(names) > 1 else names[0]
+        elif values:
+            made[keyword] = values if len(values) > 1 else values[0]
+        elif links := {
+            name: attribute[name] for name in ("BulkDataURI", "InlineBinary") if name in attribute
+        }:
+            made[keyword] = links
+    return {keyword: value for keyword, value in made.items() if value is not None}
 
 
 def dataset_of(file: bytes) -> bytes:
@@ -247,3 +286,7 @@ def test_every_frame_is_the_frame_of_the_file(trip, collection):
 def test_every_bulk_data_uri_gives_the_value_of_the_file(trip, collection):
     assert counted(trip, "values") > (500 if collection else 100)
     assert counted(trip, "values in sequences") > (10 if collection else 2)
+
+
+def test_the_viewers_documents_say_what_the_metadata_say(trip):
+    assert counted(trip, "viewer") == len(trip.sent)

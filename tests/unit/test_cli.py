@@ -22,12 +22,14 @@ from dicomscp.web import users
 from tests.bench.instances import SIZES, Template
 from tests.certificates import certified
 from tests.processes import Server
+from tests.unit.web.packages import package
 
 PROJECT = Path(__file__).parents[2]
 COMMANDS = [
-    "serve", "check-config", "password", "import", "remove", "status", "verify", "rebuild",
+    "serve", "check-config", "password", "import", "remove", "status", "verify", "rebuild", "viewer",
     "echo", "send", "find",
 ]  # fmt: skip
+VIEWER_COMMANDS = ["viewer install", "viewer status", "viewer remove"]
 DONE, FAILED, MISCONFIGURED = 0, 1, 2
 CT_STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"
 
@@ -56,13 +58,28 @@ def test_the_commands_are_listed_in_the_order_of_use():
     assert listed == COMMANDS
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*(one for one in COMMANDS if one != "viewer"), *VIEWER_COMMANDS])
 def test_every_command_says_how_it_is_used(command):
-    result = invoke(command, "--help")
+    result = invoke(*command.split(), "--help")
 
     assert result.exit_code == DONE
     assert "--config FILE" in result.output
     assert "--root DIR" in result.output
+
+
+def test_the_viewer_is_installed_told_of_and_removed(tmp_path):
+    source, root = tmp_path / "ohif.tgz", ("--root", tmp_path / "root")
+    integrity = package(source)
+
+    assert invoke("viewer", "status", *root).exit_code == FAILED
+    refused = invoke("viewer", "install", source, *root)
+    assert (refused.exit_code, integrity in refused.output) == (FAILED, True)
+    assert invoke("viewer", "install", source, "--integrity", integrity, *root).exit_code == DONE
+    told = json.loads(invoke("viewer", "status", "--json", *root).stdout)
+    assert (told["installed"]["integrity"], told["base_path"]) == (integrity, "/ohif")
+    assert (tmp_path / "root/viewer/site/index.html.gz").is_file()
+    assert [invoke("viewer", "remove", *root).exit_code for _ in range(2)] == [DONE, FAILED]
+    assert invoke("viewer", "install", source, "--version", "3.12.0", *root).exit_code == MISCONFIGURED
 
 
 def test_the_version_is_said():

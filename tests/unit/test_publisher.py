@@ -323,6 +323,41 @@ def test_frames_and_bulk_values_are_files_if_that_is_asked_for(held):
     assert files() == []
 
 
+def test_the_viewer_has_a_document_of_each_study_unless_it_is_not_asked_for(held):
+    def publish(*, preload):
+        publisher = Publisher(
+            held.root,
+            held.index,
+            Disk(),
+            held.root / "dicomweb",
+            documents=Documents("/dicomweb", 1024, preload=preload),
+            attempts=2,
+        )
+        publisher.adopt()
+        (outcome,) = publisher.publish(["1.2"])
+        publisher.close()
+        assert outcome.published
+
+    def viewed():
+        return {name: text for name, text in held.tree().items() if "ohif" in name}
+
+    held.add("1.2", 1, 2)
+    publish(preload=True)
+    one, series = viewed().values()
+    (study,) = json.loads(one)["studies"]
+    assert study["StudyInstanceUID"] == "1.2"
+    assert study["series"][0]["instances"] == json.loads(series)
+    assert [entry["metadata"]["SOPInstanceUID"] for entry in json.loads(series)] == ["1.2.1.1", "1.2.1.2"]
+    publish(preload=False)
+    assert viewed() == {}
+    publish(preload=True)
+    assert list(viewed().values()) == [one, series]
+    for sop_uid in ("1.2.1.1", "1.2.1.2"):
+        held.remove("1.2", "1.2.1", sop_uid)
+    publish(preload=True)
+    assert viewed() == {}
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_an_instance_at_which_the_process_ended_twice_is_published_with_its_uids(held):
     held.add("1.2", 1, 2, 3)

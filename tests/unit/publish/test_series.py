@@ -21,7 +21,7 @@ from dicomscp.publish.series import (
 )
 from dicomscp.study.compile import SECTION_BYTES, Lines
 
-NAMES = Names("metadata.gz", "instances/index.json.gz")
+NAMES = Names("metadata.gz", "instances/index.json.gz", "ohif-dicom-json.gz")
 EMPTY = Contents("test", "1.2", "1.2.3")
 
 
@@ -33,7 +33,11 @@ def made(one, size=1000):
     """What the compiler would give: a long line that differs from instance to instance, and a short one."""
     noise = hashlib.sha256(repr(one).encode()).hexdigest()
     return Made(
-        Lines(f'{{"{one.sop_uid}":"{noise * (size // 64)}"}}'.encode(), f'{{"{one.sop_uid}"}}'.encode()),
+        Lines(
+            f'{{"{one.sop_uid}":"{noise * (size // 64)}"}}'.encode(),
+            f'{{"{one.sop_uid}"}}'.encode(),
+            f'{{"viewed":"{noise}"}},{{"viewed":2}}'.encode(),
+        ),
         ("odd",) if int(noise, 16) % 5 == 0 else (),
     )
 
@@ -71,7 +75,7 @@ def tree(tmp_path):
 
 
 def expected(wanted, size=1000):
-    return [b"[" + b",\n".join(made(one, size).lines[column] for one in wanted) + b"]" for column in range(2)]
+    return [b"[" + b",\n".join(made(one, size).lines[column] for one in wanted) + b"]" for column in range(3)]
 
 
 def test_one_instance_more_costs_the_compiling_of_one(tree):
@@ -204,16 +208,16 @@ def test_a_long_line_has_a_section_for_itself(tmp_path):
         return made(one, sizes.get(one.sop_uid, 100))
 
     contents = tree.publish([identity(number) for number in range(10)], make)
-    assert [len(part.members) for part in contents.parts if part.metadata.size > SECTION_BYTES] == [1]
+    assert [len(part.members) for part in contents.parts if part.places[0].size > SECTION_BYTES] == [1]
 
 
 def test_the_sections_of_a_series_can_be_read_before_they_are_shown(tree):
     wanted = [identity(number) for number in range(100)]
     edition = Edition(tree.folder, Disk())
     contents = write_series(edition, NAMES, EMPTY, wanted, tree.make)
-    assert sum(section.size for section in sections(edition, NAMES, contents)) > 90_000
+    assert sum(section.size for section in sections(edition, NAMES, contents, NAMES.metadata)) > 90_000
     edition.show()
-    assert sum(section.size for section in sections(edition, NAMES, contents)) > 90_000
+    assert sum(section.size for section in sections(edition, NAMES, contents, NAMES.metadata)) > 90_000
 
 
 numbers = st.lists(st.integers(0, 200), unique=True, max_size=120)
