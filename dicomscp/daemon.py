@@ -866,7 +866,7 @@ def _run_web(life: Life) -> None:
 
 
 def _open_paths(config: Config, schemes: Mapping[str, Scheme]) -> frozenset[str]:
-    """What answers everybody: the viewer, too, where tokens alone are taken: no browser sends one for a page."""
+    """What answers everybody: with tokens alone the viewer too, for a browser asks for pages without one."""
     is_viewer_open = schemes.keys() == {"bearer"}
     return OPEN_PATHS | ({f"{config.viewer.base_path}/"} if is_viewer_open else frozenset())
 
