@@ -167,8 +167,9 @@ class Find:
         except BusyError as error:
             end = _End(OUT_OF_RESOURCES, str(error))
         except (matching.IdentifierError, matching.BadValueError) as error:
-            # What it quotes may be a patient's name or birth date: whoever asked is told, and no log.
-            end = _End(NOT_THE_SOP_CLASS, str(error), error.tags, is_private=True)
+            # The value that is quoted may be a patient's name or birth date: whoever asked is told, and no log.
+            is_private = isinstance(error, matching.BadValueError)
+            end = _End(NOT_THE_SOP_CLASS, str(error), error.tags, is_private)
         except _RefusalError as error:
             end = _End(error.status, str(error))
         except RefusedError as error:

@@ -368,6 +368,7 @@ class Association:
         self._finding: Find | None = None
         self._agreed: Mapping[str, bytes] = {}  # extended negotiation, by SOP class
         self._gathered = bytearray()  # responses that are not sent yet
+        self._fault: OSError | None = None  # of the connection, met while a query looked for more
         self._heard: deque[Fact] = deque()  # while a query was under way, and not yet acted on
         self._counts = _Counts()
         self._received = 0
@@ -451,7 +452,15 @@ class Association:
 
         Anything else waits until the query is through, and no more is heard until then.
         """
-        self._send_gathered()  # what is next may take long
+        try:
+            self._send_gathered()  # what is next may take long
+            self._hear()
+        except OSError as error:  # which would be taken for one of the query's
+            self._fault = error
+            if self._finding is not None:
+                self._finding.give_up()
+
+    def _hear(self) -> None:
         while not self._heard and self._finding is not None and self._is_readable():
             data = memoryview(bytearray(_BUFFER_BYTES))
             size = self._socket.recv_into(data)
@@ -640,6 +649,8 @@ class Association:
             self._gathered += self._upper.message(self._context_id, *answer)
             if time.monotonic() >= until:
                 break
+        if self._fault is not None:
+            raise self._fault
         self._send_gathered()
         if self._is_overdue():
             self._heard.clear()

@@ -16,6 +16,7 @@ from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite
+from structlog.testing import capture_logs
 
 from dicomscp.archive.archive import Claim, Source
 from dicomscp.dicom.dataset import read_json
@@ -507,19 +508,21 @@ def test_an_upload_that_is_broken_off_leaves_nothing_of_a_part_begun(storing):
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_that_is_one_instance_is_whole_or_nothing(storing, chunked, capsys):
+def test_a_body_that_is_one_instance_is_whole_or_nothing(storing, chunked):
     """Cut between two elements it still looks like one: the connection's end is not the body's."""
     storing.start()
     file = instance(1)
     cut = file[: file.index(b"\xe0\x7f\x10\x00")]
     fields = {"content-type": "application/dicom"}
-    if chunked:
-        fields["transfer-encoding"] = "chunked"
-        connection = storing.begin(b"%x\r\n%b\r\n" % (len(cut), cut), None, fields)
-    else:
-        connection = storing.begin(cut, len(file), fields)
-    connection.close()
-    wait_until(lambda: "store_cut_short" in capsys.readouterr().out, 10, "the request to have ended")
+    with capture_logs() as logs:
+        if chunked:
+            fields["transfer-encoding"] = "chunked"
+            connection = storing.begin(b"%x\r\n%b\r\n" % (len(cut), cut), None, fields)
+        else:
+            connection = storing.begin(cut, len(file), fields)
+        connection.close()
+        is_cut = {"store_cut_short"}.issubset
+        wait_until(lambda: is_cut(line["event"] for line in logs), 10, "the request to have ended")
     storing.archive.file()
     assert list((storing.root / "instances").rglob("*.dcm")) == []
 
@@ -860,13 +863,14 @@ def test_a_receipt_that_is_not_ours_is_nobodys(storing):
     assert read_file_meta(path.read_bytes()).receipt.default_charset == ""
 
 
-def test_a_defect_of_ours_fails_one_instance_and_is_logged(storing, capsys):
+def test_a_defect_of_ours_fails_one_instance_and_is_logged(storing):
     """Whatever escapes: the instance is a processing failure (0110), the others are stored."""
     storing.start()
     storing.disk.crash = True  # an error that no disk has
-    answer = storing.post(multipart([instance(1, size=2 << 20)]))
+    with capture_logs() as logs:
+        answer = storing.post(multipart([instance(1, size=2 << 20)]))
     storing.disk.crash = False
     assert (answer.status_code, reasons(answer)) == (409, [0x0110])
     assert "a defect" not in answer.headers["warning"]
-    assert "instance_failed" in capsys.readouterr().out
+    assert "instance_failed" in {line["event"] for line in logs}
     assert storing.post(multipart([instance(1, size=2 << 20)])).status_code == 200
