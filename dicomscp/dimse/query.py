@@ -167,7 +167,7 @@ class Find:
         except BusyError as error:
             end = _End(OUT_OF_RESOURCES, str(error))
         except (matching.IdentifierError, matching.BadValueError) as error:
-            # The value that is quoted may be a patient's name or birth date: whoever asked is told, and no log.
+            # What is quoted may be a patient's name or birth date: whoever asked is told it, and no log.
             is_private = isinstance(error, matching.BadValueError)
             end = _End(NOT_THE_SOP_CLASS, str(error), error.tags, is_private)
         except _RefusalError as error:
