@@ -88,11 +88,11 @@ def _share_server() -> None:
     The standard library means to do so, but does not know a server without its pid, and begins another: that
     imports the program again.
     """
-    server: Any = forkserver._forkserver  # noqa: SLF001
-    if server._forkserver_address:  # noqa: SLF001
+    server: Any = forkserver._forkserver  # noqa: SLF001 - it has no public way to say which server there is
+    if server._forkserver_address:  # noqa: SLF001 - nor to ask whether there is one
         server.ensure_running = resource_tracker.ensure_running
 
 
 def _part_with_server() -> None:
     """It does not answer: have the standard library begin another, if it was not ours."""
-    vars(forkserver._forkserver).pop("ensure_running", None)  # noqa: SLF001
+    vars(forkserver._forkserver).pop("ensure_running", None)  # noqa: SLF001 - where `_share_server` put it

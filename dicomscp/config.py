@@ -419,7 +419,7 @@ class Viewer(_Table):
     """OHIF, where it is installed."""
 
     base_path: Annotated[str, AfterValidator(_url_path)] = "/ohif"
-    settings: Annotated[Path | None, BeforeValidator(lambda value: value or None)] = None  # JSON
+    settings: OptionalPath = None  # JSON
     preload: bool = True
 
 

@@ -35,6 +35,8 @@ from dicomscp.dicom.elements import (
     SEQUENCE_END_BYTES,
     SHORT_VRS,
     UNDEFINED,
+    Encoding,
+    element_head,
 )
 from dicomscp.dicom.identity import is_filable_syntax
 from dicomscp.dicom.multipart import OCTET_STREAM
@@ -53,7 +55,8 @@ _NUMBERS = {
     "FL": "<f", "FD": "<d", "SL": "<l", "SS": "<h", "SV": "<q", "UL": "<L", "US": "<H", "UV": "<Q",
 }  # fmt: skip
 _GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
-_LONGEST_SHORT, _MAX_US = 0xFFFE, 0xFFFF
+_MAX_US = 0xFFFF
+_ENCODING = Encoding(explicit=True, little=True)
 _NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
 # Media types whose transfer syntax the header of an image tells, and those that have one alone.
 _IMAGES = frozenset({"image/jpeg", "image/jls", "image/jp2", "image/jpx", "image/jphc"})
@@ -285,14 +288,10 @@ def _framed(tag: int, vr: str, value: list[Piece]) -> list[Piece]:
     size += len(padding)
     if size >= UNDEFINED:
         raise RefusedError("it is longer than an element can be")
-    if vr.encode() in SHORT_VRS and size > _LONGEST_SHORT:
-        vr = "UN"  # PS3.5 section 6.2.2, note 6
-    group, number = divmod(tag, 1 << 16)
-    if vr.encode() in SHORT_VRS:
-        head = struct.pack("<HH2sH", group, number, vr.encode(), size)
-    else:
-        head = struct.pack("<HH2sxxL", group, number, vr.encode(), size)
-    return [head, *value, padding]
+    head, length = element_head(tag, vr, _ENCODING)
+    if length.size == 2 and size > 0xFFFF:
+        head, length = element_head(tag, "UN", _ENCODING)
+    return [head + length.pack(size), *value, padding]
 
 
 def _tag(name: object) -> int:

@@ -13,6 +13,7 @@ What devices get wrong, and every reader of ours forgives in the same way:
 
 import struct
 import zlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from dicomscp.errors import RefusedError
@@ -61,6 +62,21 @@ class Encoding(NamedTuple):
 
     explicit: bool
     little: bool
+
+
+@lru_cache(maxsize=4096)
+def element_head(tag: int, vr: str, encoding: Encoding) -> tuple[bytes, struct.Struct]:
+    """What stands before the length of an element, and how that is written (PS3.5 section 7.1).
+
+    A value that is too long for a length of two bytes is written as one of UN (section 6.2.2, note 6).
+    """
+    order = "<" if encoding.little else ">"
+    head = struct.pack(f"{order}HH", tag >> 16, tag & 0xFFFF)
+    if not encoding.explicit:
+        return head, struct.Struct(f"{order}L")
+    if vr.encode() in LONG_VRS:
+        return head + vr.encode() + b"\0\0", struct.Struct(f"{order}L")
+    return head + vr.encode(), struct.Struct(f"{order}H")
 
 
 class Reader(NamedTuple):

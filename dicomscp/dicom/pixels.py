@@ -77,7 +77,7 @@ def is_decodable(transfer_syntax_uid: str) -> bool:
         return True
     try:
         return bool(get_decoder(UID(transfer_syntax_uid)).is_available)
-    except NotImplementedError:
+    except NotImplementedError:  # what pydicom says of a transfer syntax that it has no decoder for
         return False
 
 
@@ -128,7 +128,7 @@ class Pixels:
                 warnings.simplefilter("ignore")
                 decoder = get_decoder(UID(syntax))
                 array, told = decoder.as_array(data, index=0, raw=raw, **self._options)
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # as in `is_decodable`
             raise RefusedError(f"Frames in transfer syntax {syntax} cannot be decoded here.") from error
         except UNREADABLE as error:
             reason = "no decoder reads it" if isinstance(error, RuntimeError) else first_line(error)

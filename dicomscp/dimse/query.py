@@ -405,7 +405,7 @@ def _values(vr: str, value: bytes, texts: charset.CharacterSet, little: bool) ->
 
 def encode_identifier(dataset: Json, transfer_syntax_uid: str, terms: Sequence[str]) -> bytes:
     """A DICOM JSON object as a dataset, in the character set that *terms* name if that carries it."""
-    form = _Form(
+    form = elements.Encoding(
         explicit=transfer_syntax_uid != elements.IMPLICIT_LITTLE,
         little=transfer_syntax_uid != elements.EXPLICIT_BIG,
     )
@@ -463,15 +463,10 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
-class _Form(NamedTuple):
-    explicit: bool
-    little: bool
-
-
 _Encode: TypeAlias = Callable[[str], bytes]
 
 
-def _dataset(dataset: Json, form: _Form, encode: _Encode) -> bytes:
+def _dataset(dataset: Json, form: elements.Encoding, encode: _Encode) -> bytes:
     """The elements of *dataset*; a plain loop, for it is run for each match."""
     parts: list[bytes] = []
     for key in sorted(dataset):
@@ -480,9 +475,9 @@ def _dataset(dataset: Json, form: _Form, encode: _Encode) -> bytes:
         if _is_misframed(key, vr):
             vr, values = ("UN", ()) if vr == "SQ" else ("SQ", ())
         value = _value(vr, values, form, encode)
-        head, length = _head(key, vr, form)
+        head, length = elements.element_head(int(key, 16), vr, form)
         if length.size == 2 and len(value) > 0xFFFF:
-            head, length = _head(key, "UN", form)  # PS3.5 section 6.2.2
+            head, length = elements.element_head(int(key, 16), "UN", form)
         parts += (head, length.pack(len(value)), value)
     return b"".join(parts)
 
@@ -494,19 +489,7 @@ def _is_misframed(key: str, vr: str) -> bool:
     return known != "UN" and (known == "SQ") != (vr == "SQ")
 
 
-@lru_cache(maxsize=4096)
-def _head(key: str, vr: str, form: _Form) -> tuple[bytes, struct.Struct]:
-    """What stands before the length of an element, and how that is written (PS3.5 section 7.1)."""
-    order = "<" if form.little else ">"
-    tag = struct.pack(f"{order}HH", int(key[:4], 16), int(key[4:], 16))
-    if not form.explicit:
-        return tag, struct.Struct(f"{order}L")
-    if vr.encode() in elements.LONG_VRS:
-        return tag + vr.encode() + b"\0\0", struct.Struct(f"{order}L")
-    return tag + vr.encode(), struct.Struct(f"{order}H")
-
-
-def _value(vr: str, values: Sequence[Any], form: _Form, encode: _Encode) -> bytes:
+def _value(vr: str, values: Sequence[Any], form: elements.Encoding, encode: _Encode) -> bytes:
     if vr == "SQ":
         return b"".join(_item(item, form, encode) for item in values)
     if vr in _NUMBERS:
@@ -516,7 +499,7 @@ def _value(vr: str, values: Sequence[Any], form: _Form, encode: _Encode) -> byte
     return encoded + (b"\0" if vr == "UI" else b" ") if len(encoded) % 2 else encoded
 
 
-def _item(item: Json, form: _Form, encode: _Encode) -> bytes:
+def _item(item: Json, form: elements.Encoding, encode: _Encode) -> bytes:
     body = _dataset(item, form, encode)
     return struct.pack("<HHL" if form.little else ">HHL", 0xFFFE, 0xE000, len(body)) + body
 

@@ -24,7 +24,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Literal
 
 import orjson
@@ -198,7 +198,12 @@ class Decoders:
 
 
 def opened(
-    archive: Archive, held: Held, kind: Literal["picture", "frame", "file"], **wanted: object
+    archive: Archive,
+    held: Held,
+    kind: Literal["picture", "frame", "file"],
+    *,
+    frame: int = 1,
+    picture: Picture | None = None,
 ) -> tuple[BinaryIO, Job]:
     """The file of *held*, open, and the job to make what is *wanted* of it."""
     with archive.open(held) as instance:
@@ -208,7 +213,8 @@ def opened(
             offset=instance.dataset_offset,
             transfer_syntax_uid=instance.transfer_syntax_uid,
             sop_uid=held.key.sop_uid,
-            **wanted,  # type: ignore[arg-type]
+            frame=frame,
+            picture=picture,
         )
 
 
@@ -300,7 +306,7 @@ def _serve(connection: socket.socket, limits: Limits) -> None:
 
 
 def _message(job: Job) -> bytes:
-    return orjson.dumps(replace(job, picture=job.picture and job.picture._asdict()))  # type: ignore[arg-type]
+    return orjson.dumps(asdict(job) | {"picture": job.picture and job.picture._asdict()})
 
 
 def _job(said: dict[str, Any]) -> Job:

@@ -10,6 +10,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from tests.bench import asker, lean_sender, probe
@@ -149,9 +150,17 @@ def _show(taken: Sequence[Round], report: Report) -> None:
     rate = statistics.median(one.sent_while_asked.rate / one.sent.rate for one in taken)
     report.target(Target("rate of sending while questions are asked, to alone", rate, _LEAST_RATE))
     for protocol in taken[0].asked:
-        row(f"{protocol}, p50 in ms", lambda _, asked, of=protocol: asked[of].p50)  # type: ignore[misc]
-        p95 = row(f"{protocol}, p95 in ms", lambda _, asked, of=protocol: asked[of].p95)  # type: ignore[misc]
+        row(f"{protocol}, p50 in ms", partial(_p50, protocol))
+        p95 = row(f"{protocol}, p95 in ms", partial(_p95, protocol))
         report.target(Target(f"{protocol} while sending, p95", p95, _MOST_MS, "ms", at_most=True))
+
+
+def _p50(protocol: str, _: Sent, asked: Mapping[str, Spread]) -> float:
+    return asked[protocol].p50
+
+
+def _p95(protocol: str, _: Sent, asked: Mapping[str, Spread]) -> float:
+    return asked[protocol].p95
 
 
 def _facts(one: Round) -> dict[str, object]:

@@ -70,20 +70,18 @@ def migrate(connection: Connection, revision: str, incomplete: Callable[[], None
     is_stamped = bool(revision_of(connection))
     if is_stamped and revision >= HEAD:
         return False
-    from alembic import command  # noqa: PLC0415 - takes long to import
-    from alembic.config import Config  # noqa: PLC0415 - as above
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 - as above
+    from alembic import command, config, script  # noqa: PLC0415 - takes long to import
 
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    settings = config.Config()
+    settings.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     lacking: list[bool] = []
-    config.attributes.update(connection=connection, incomplete=lambda: lacking.append(True))
+    settings.attributes.update(connection=connection, incomplete=lambda: lacking.append(True))
     if revision and not is_stamped:
-        command.stamp(config, revision)
-    command.upgrade(config, HEAD)
+        command.stamp(settings, revision)
+    command.upgrade(settings, HEAD)
     if lacking:
         incomplete()
-    newest = ScriptDirectory.from_config(config).get_revision(HEAD)
+    newest = script.ScriptDirectory.from_config(settings).get_revision(HEAD)
     connection.execute(text("DELETE FROM setting WHERE name = 'compatible'"))
     noted = text("INSERT INTO setting (name, value) VALUES ('compatible', :revision)")
     connection.execute(noted, {"revision": newest.module.compatible})
