@@ -89,9 +89,16 @@ def service_url(request: Request, base_url: str) -> str:
     return f"{request.url.scheme}://{request.url.netloc}{base_url}"
 
 
-def header_text(text: str) -> str:
-    """*text*, which may quote what was sent, as a header field can hold it."""
-    return quote(text, safe=" !#$&'()*+./:;=?@_-[]~")
+def warning(request: Request, base_url: str, sentence: str) -> str:
+    """A Warning field that says *sentence*, which may quote what was sent."""
+    return quote(f"299 {service_url(request, base_url)}: {sentence}", safe=" !#$&'()*+./:;=?@_-[]~")
+
+
+def passed_over(request: Request, base_url: str, names: Iterable[str]) -> dict[str, str]:
+    """The header that says which parameters were not looked at; none if there are no *names*."""
+    listed = " and ".join(sorted(names))
+    told = f"The following parameters were passed over: {listed}"
+    return {"warning": warning(request, base_url, told)} if listed else {}
 
 
 def is_known(request: Request, etag: str) -> bool:

@@ -57,13 +57,12 @@ from dicomscp.web.exchange import (
     STUDY,
     digest_of,
     frame_numbers,
-    header_text,
     headers_of,
     held_of,
     is_known,
     key_of,
     negotiate,
-    service_url,
+    passed_over,
     uids_of,
 )
 from dicomscp.web.imaging import Picture, View, Which
@@ -273,12 +272,9 @@ class Rendering:
     def _warned(self, request: Request, kind: str) -> dict[str, str]:
         """A Warning for what is asked for and not done (PS3.18 sections 8.3.5.1.1 and 8.3.5.1.5)."""
         asked = request.query_params
-        passed_over = [name for name in asked if name not in PARAMETERS[kind]]
-        passed_over += [name for name in UNSUPPORTED[kind] if asked.get(name, "no") != "no"]
-        if not passed_over:
-            return {}
-        sentence = f"The following parameters were passed over: {' and '.join(sorted(passed_over))}"
-        return {"warning": header_text(f"299 {service_url(request, self._base_url)}: {sentence}")}
+        names = [name for name in asked if name not in PARAMETERS[kind]]
+        names += [name for name in UNSUPPORTED[kind] if asked.get(name, "no") != "no"]
+        return passed_over(request, self._base_url, names)
 
 
 def _from_the_middle(series: list[Held]) -> list[Held]:

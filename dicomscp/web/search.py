@@ -32,7 +32,7 @@ from dicomscp.dicom.identity import Buffer
 from dicomscp.dicom.matching import Level, Query, narrowed, query_from_parameters
 from dicomscp.dicom.multipart import framed
 from dicomscp.dicom.xmlmodel import native_model
-from dicomscp.web.exchange import WHOLE_BYTES, chunked, header_text, is_known, negotiate, service_url, uids_of
+from dicomscp.web.exchange import WHOLE_BYTES, chunked, is_known, negotiate, uids_of, warning
 from dicomscp.web.media import DICOM_JSON, DICOM_XML, JSON, Offer, accepts_utf_8
 from dicomscp.web.problem import Problem
 
@@ -115,8 +115,7 @@ class Search:
             self._whole(request, offer, begun) if ended else _streamed(request, offer, chain(begun, matches))
         )
         for sentence in told:
-            service = service_url(request, self._base_url)
-            answer.headers.append("warning", header_text(f"299 {service}: {sentence}"))
+            answer.headers.append("warning", warning(request, self._base_url, sentence))
         return answer
 
     def _asked(self, request: Request, level: Level) -> tuple[Query, list[str]]:

@@ -54,7 +54,7 @@ from dicomscp.errors import (
 )
 from dicomscp.study import layout
 from dicomscp.telemetry.metrics import IntakeMetrics
-from dicomscp.web.exchange import header_text, negotiate, service_url, uids_of
+from dicomscp.web.exchange import negotiate, service_url, uids_of, warning
 from dicomscp.web.media import DICOM, DICOM_JSON, DICOM_XML, JSON, ContentType, Offer, content_type
 from dicomscp.web.problem import RETRY_SECONDS, Problem
 
@@ -234,8 +234,7 @@ class Store:
             headers["location"] = layout.study_url(service_url(request, self._base_url), *studies)
         response = Response(body, outcome.status, headers)
         for sentence in outcome.sentences:
-            warning = f"299 {service_url(request, self._base_url)}: {sentence}"
-            response.headers.append("warning", header_text(warning))
+            response.headers.append("warning", warning(request, self._base_url, sentence))
         return response
 
 

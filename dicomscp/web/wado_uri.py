@@ -23,7 +23,7 @@ from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Held
 from dicomscp.dicom.identity import is_filable
 from dicomscp.dicom.render import Window
-from dicomscp.web.exchange import accepted, header_text, held_of, service_url
+from dicomscp.web.exchange import accepted, held_of, passed_over
 from dicomscp.web.imaging import Picture, View, Which
 from dicomscp.web.instances import Instances, dicom_offers
 from dicomscp.web.media import DICOM, Offer, choose, ranges
@@ -192,8 +192,5 @@ def _shares(region: str) -> tuple[float, float, float, float]:
 
 def _warned(request: Request, told: Mapping[str, str]) -> dict[str, str]:
     """A Warning for what is asked for and not done."""
-    passed_over = [name for name in told if name not in _KNOWN or (name in PASSED_OVER and told[name])]
-    if not passed_over:
-        return {}
-    sentence = f"The following parameters were passed over: {' and '.join(sorted(passed_over))}"
-    return {"warning": header_text(f"299 {service_url(request, ADDRESS)}: {sentence}")}
+    names = (name for name in told if name not in _KNOWN or (name in PASSED_OVER and told[name]))
+    return passed_over(request, ADDRESS, names)
