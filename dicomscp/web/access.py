@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -60,6 +61,15 @@ class Verdict:
     principal: Principal | None
     seconds: float
     reason: str = ""
+
+
+def revision_of(path: Path) -> Hashable:
+    """Another one when the file was changed, replaced or taken away."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
 
 class Scheme(Protocol):

@@ -27,7 +27,7 @@ import structlog
 from anyio import CapacityLimiter, to_thread
 
 from dicomscp.errors import BusyError, ConfigError, UnreachableError
-from dicomscp.web.access import READ, REFUSED_SECONDS, WRITE, Principal, Verdict
+from dicomscp.web.access import READ, REFUSED_SECONDS, WRITE, Principal, Verdict, revision_of
 
 log = structlog.get_logger()
 
@@ -151,12 +151,12 @@ class Keys:
         self._changes = 0
         self._read_at: Hashable = None
         if self._path is not None:
-            self._read_at = self._stat(self._path)
+            self._read_at = revision_of(self._path)
             self._keys = _parsed(self._path, _read(self._path))
 
     def revision(self) -> Hashable:
         """Another one with other keys."""
-        return self._changes if self._path is None else self._stat(self._path)
+        return self._changes if self._path is None else revision_of(self._path)
 
     def find(self, name: object, algorithm: str) -> Jwk | None:
         """The key called *name* for *algorithm*; the only one for it if a token names none (RFC 7515 4.1.4).
@@ -170,8 +170,8 @@ class Keys:
         return found
 
     def _from_file(self, path: Path) -> Sequence[Jwk]:
-        if self._stat(path) != self._read_at:
-            self._read_at = self._stat(path)
+        if revision_of(path) != self._read_at:
+            self._read_at = revision_of(path)
             try:
                 self._keys = _parsed(path, _read(path))
             except ConfigError as error:
@@ -211,14 +211,6 @@ class Keys:
         finally:
             self._tried = self._now()
             self._fetching.release()
-
-    @staticmethod
-    def _stat(path: Path) -> Hashable:
-        try:
-            found = path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
 
 
 def _fitting(keys: Sequence[Jwk], name: object, algorithm: str) -> Jwk | None:

@@ -25,7 +25,7 @@ import structlog
 from anyio import CapacityLimiter, to_thread
 
 from dicomscp.errors import BusyError, ConfigError
-from dicomscp.web.access import REFUSED_SECONDS, SCOPES, Principal, Verdict
+from dicomscp.web.access import REFUSED_SECONDS, SCOPES, Principal, Verdict, revision_of
 
 log = structlog.get_logger()
 
@@ -102,11 +102,7 @@ class Users:
 
     def revision(self) -> Hashable:
         """Another one when the file was changed, replaced or taken away."""
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
+        return revision_of(self._path)
 
     async def judge(self, credentials: str) -> Verdict:
         """Who these are.  Raises BusyError if the file cannot be read, or too many passwords wait."""
