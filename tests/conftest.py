@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pydicom.data
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests.peers import POSTGRESQL, PostgreSql, missed
@@ -14,6 +15,14 @@ from tests.peers import POSTGRESQL, PostgreSql, missed
 settings.register_profile("CI", derandomize=True)
 if os.environ.get("CI", "").lower() == "true":
     settings.load_profile("CI")
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were():
+    """A command that runs in this process sets up its logs, which are no other test's."""
+    yield
+    structlog.reset_defaults()
+
 
 _SHARED = Path(__file__).parents[2] / "shared" / "data"
 
