@@ -134,7 +134,9 @@ def _make(engine: Engine, incomplete: Callable[[], None]) -> None:
         revision = sql.revision_of(connection)
         if not revision and connection.exec_driver_sql("PRAGMA user_version").scalar():
             revision = _BEFORE_MIGRATIONS
-        if sql.migrate(connection, revision, incomplete):
+        if not revision:
+            sql.make(connection, incomplete)
+        if not revision or sql.migrate(connection, revision, incomplete):
             connection.exec_driver_sql("ANALYZE")  # makes the table of statistics
             connection.exec_driver_sql("DELETE FROM sqlite_stat1")
             connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, ?, ?)", list(_STATISTICS))
