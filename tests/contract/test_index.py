@@ -44,6 +44,7 @@ from dicomscp.dicom.matching import (
 )
 from dicomscp.errors import BusyError, ConfigError, DamagedError, RefusedError
 from dicomscp.study import layout
+from tests.databases import compiled_once
 
 NEXT = sqlite.USER_VERSION + 1
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
@@ -73,7 +74,7 @@ def sqlite_database(request, tmp_path):
     def open_engine(*, read_only=False):
         engine = sqlite.open_engine(tmp_path / "index.sqlite", read_only=read_only)
         request.addfinalizer(engine.dispose)
-        return engine
+        return compiled_once(engine)
 
     return open_engine
 
@@ -84,7 +85,8 @@ def postgresql_database(new_database):
 
     def open_engine(*, read_only=False):
         if read_only not in engines:  # a connection is a process of the server: examples share some
-            engines[read_only] = postgres.open_engine(url, read_only=read_only, root_name="root")
+            engine = postgres.open_engine(url, read_only=read_only, root_name="root")
+            engines[read_only] = compiled_once(engine)
         return engines[read_only]
 
     yield open_engine
