@@ -28,7 +28,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from tests.conformance import outcomes
 from tests.conformance.readings import DAMAGED
 from tests.gateway import Gateway
-from tests.integration.sending import send
+from tests.integration.commands import send
 from tests.integration.sources import frames_of
 from tests.processes import wait_until
 
