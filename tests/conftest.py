@@ -1,5 +1,6 @@
 """Fixtures that every suite may ask for."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ import structlog
 from hypothesis import settings
 
 from tests.peers import POSTGRESQL, PostgreSql, missed
+
+gc.disable()  # what is collected stays: looking through it meanwhile takes half of the time
 
 # Random examples are for whoever changes something; in CI a red run tells of the change.
 settings.register_profile("CI", derandomize=True)
@@ -36,6 +39,12 @@ _FIRST = (
 def pytest_collection_modifyitems(items):
     """Order the files; the tests of each stay in their order."""
     items.sort(key=lambda item: _turn(item.path.relative_to(_TESTS).as_posix()))
+
+
+def pytest_collection_finish():
+    """Look through what comes and goes from now on, and through nothing else."""
+    gc.freeze()
+    gc.enable()
 
 
 def _turn(file):
