@@ -107,11 +107,11 @@ def postgresql() -> PostgreSql:
 
 @pytest.fixture
 def new_database(postgresql: PostgreSql):
-    """What makes an empty database and returns its URL; each goes after the test."""
+    """What makes an empty database, or a copy of one, and returns its URL; each goes after the test."""
     made = []
 
-    def make() -> str:
-        made.append(postgresql.new_database())
+    def make(copied: str = "") -> str:
+        made.append(postgresql.new_database(copied))
         return made[-1]
 
     yield make

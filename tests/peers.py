@@ -295,10 +295,11 @@ class PostgreSql:
             os.kill(self._server.pid, signal.SIGQUIT if immediately else signal.SIGINT)
             self._server.wait(_START_SECONDS)
 
-    def new_database(self) -> str:
-        """The URL of a new, empty database."""
+    def new_database(self, copied: str = "") -> str:
+        """The URL of a new database: an empty one, or a copy of that at *copied*, which nobody may use."""
         name = f"test_{next(self._numbers)}"
-        self.execute("postgres", f"CREATE DATABASE {name}")
+        template = copied.rpartition("/")[2] or "template1"
+        self.execute("postgres", f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
     def drop(self, url: str) -> None:

@@ -44,7 +44,7 @@ from dicomscp.dicom.matching import (
 )
 from dicomscp.errors import BusyError, ConfigError, DamagedError, RefusedError
 from dicomscp.study import layout
-from tests.databases import compiled_once
+from tests.databases import compiled_once, open_sqlite
 
 NEXT = sqlite.USER_VERSION + 1
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
@@ -72,16 +72,26 @@ def database(request):
 @pytest.fixture
 def sqlite_database(request, tmp_path):
     def open_engine(*, read_only=False):
-        engine = sqlite.open_engine(tmp_path / "index.sqlite", read_only=read_only)
+        path = tmp_path / "index.sqlite"
+        engine = compiled_once(sqlite.open_engine(path, read_only=True)) if read_only else open_sqlite(path)
         request.addfinalizer(engine.dispose)
-        return compiled_once(engine)
+        return engine
 
     return open_engine
 
 
+@pytest.fixture(scope="module")
+def tables_in_postgresql(postgresql):
+    """The URL of a database with the tables of an index, to be copied: that is quicker than to make them."""
+    url = postgresql.new_database()
+    postgres.open_engine(url, read_only=False, root_name="root").dispose()
+    yield url
+    postgresql.drop(url)
+
+
 @pytest.fixture
-def postgresql_database(new_database):
-    url, engines = new_database(), {}
+def postgresql_database(new_database, tables_in_postgresql):
+    url, engines = new_database(tables_in_postgresql), {}
 
     def open_engine(*, read_only=False):
         if read_only not in engines:  # a connection is a process of the server: examples share some
