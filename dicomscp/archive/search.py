@@ -32,6 +32,7 @@ import orjson
 from sqlalchemy import (
     Column,
     ColumnElement,
+    FromClause,
     Select,
     Table,
     and_,
@@ -277,9 +278,7 @@ class _Told(NamedTuple):
     @property
     def coarse(self) -> Condition:
         """What irregular rows meet as well."""
-        return (
-            or_(self.condition, _is_irregular(self.table, self.bit)) if self.bit else self.condition
-        )
+        return or_(self.condition, _is_irregular(self.table, self.bit)) if self.bit else self.condition
 
 
 def _told(key: Key, *, unknown: bool) -> _Told | None:
@@ -489,7 +488,7 @@ def _is_simple(pattern: str) -> bool:
     return re.fullmatch(r"[^*?]*\*+|\*+[^*?]+\*+", pattern) is not None
 
 
-def _begins(column: Column[Any], text: str) -> Condition:
+def _begins(column: ColumnElement[Any], text: str) -> Condition:
     """That the column's text begins so, as a range: which an index can seek and all databases agree on."""
     if not text:
         return column.is_not(None)
@@ -509,7 +508,7 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
     """Of a column with groups between equals signs."""
     if isinstance(match, Fuzzy):
         # The parts of other people's names are not kept.
-        parts, is_exact = _parts(match) if column is study.c.patient_name else ([], False)
+        parts, is_exact = _parts(match, _BESIDE) if column is study.c.patient_name else ([], False)
         return and_(column.is_not(None), *map(_has_part, parts)), is_exact
     if isinstance(match, Single):
         groups = _groups(match.value)
@@ -544,10 +543,11 @@ _MOST_EMPTY = 4  # components at the end of a name, PS3.5 section 6.2.1.1
 
 
 _MOST_PARTS = 4  # of a name that a question narrows by
+_BESIDE = study_name.alias("part")  # of a study that is walked by `study_name` itself, it may be
 
 
-def _parts(match: Fuzzy) -> tuple[list[tuple[int, Condition]], bool]:
-    """Parts, by kind and value, that each regular name has that matches; and whether any that has them does.
+def _parts(match: Fuzzy, among: FromClause = study_name) -> tuple[list[tuple[int, Condition]], bool]:
+    """Parts in *among*, by kind and value, that a regular name has if it matches; and whether they suffice.
 
     A name that matches literally has them as well: parts that are asked for end where parts of it end.
     """
@@ -555,15 +555,15 @@ def _parts(match: Fuzzy) -> tuple[list[tuple[int, Condition]], bool]:
     wanted = [part for parts in names for part in parts if set(part) != {"*"}]
     whole = sorted((part for part in wanted if not set(part) & set("*?")), key=len, reverse=True)
     begun = [re.split("[*?]", part)[0] for part in wanted if part not in whole]
-    found = [(SOUND, study_name.c.value == sound(part)) for part in whole]
-    found += [(PART, _begins(study_name.c.value, beginning)) for beginning in begun if beginning]
+    found = [(SOUND, among.c.value == sound(part)) for part in whole]
+    found += [(PART, _begins(among.c.value, beginning)) for beginning in begun if beginning]
     is_one = len(names) == len(wanted) == len(found) == 1
     return found[:_MOST_PARTS], is_one and wanted[0].rstrip("*") in (*whole, *begun)
 
 
 def _has_part(part: tuple[int, Condition]) -> Condition:
     kind, value = part
-    return exists().where(study_name.c.kind == kind, value, study_name.c.study_id == study.c.id)
+    return exists().where(_BESIDE.c.kind == kind, value, _BESIDE.c.study_id == study.c.id)
 
 
 def _folded_pattern(pattern: str) -> str:
@@ -670,7 +670,10 @@ def _ways_of(query: Query) -> Iterator[_Way]:
 
 _STUDY_ORDER = (study.c.recency, study.c.study_uid)
 _PAGE = "page"  # the studies of one page; its columns are made once, for they cost more than the rest
-_PAGE_ORDER = (literal_column(f"{_PAGE}.recency"), literal_column(f"{_PAGE}.study_uid"))
+_PAGE_ORDER: tuple[ColumnElement[Any], ...] = (
+    literal_column(f"{_PAGE}.recency"),
+    literal_column(f"{_PAGE}.study_uid"),
+)
 _IS_ON_PAGE = study.c.id == literal_column(f"{_PAGE}.id")
 
 
@@ -799,13 +802,15 @@ class _Studies:
             picked = select(walked.c.study_id.label("id"), *order).where(*walk.sought)
             if walk.beside or self._always:
                 picked = picked.join(study, study.c.id == walked.c.study_id).where(*walk.beside)
-        if way is not None and walked is not study:
-            picked = picked.distinct()  # two groups of a name may begin alike
+        sorted_by: tuple[Column[Any], ...] = order
+        if way is not None and walked is not study:  # two groups of a name may begin alike
+            sorted_by = (*order, walked.c.study_id)  # by all of what is grouped, so SQLite sorts but once
+            picked = picked.group_by(*sorted_by)
         if self._mask:
             picked = picked.where(_is_regular(walked, self._mask))
         if after is not None:
             picked = picked.where(_is_behind(order, after[:2]))
-        return picked.where(*self._always).order_by(*order)
+        return picked.where(*self._always).order_by(*sorted_by)
 
     def _within(self, way: _Way) -> _Walk:
         if way.sought is None:

@@ -29,7 +29,7 @@ _WRITER_CACHE_KIB = 64 << 10
 # Told once and for all, so that a query is answered in the same way in a small and in a large archive.
 _STATISTICS = (
     ("study", "sqlite_autoindex_study_1", "20000 1"),
-    ("study", "study_order", "20000 1 1"),
+    ("study", "study_order", "20000 1 1 1 1"),
     ("study", "study_scan", "20000 1 1 1 1 1 1 1 1 1 1 1 1 1"),
     ("study", "study_irregular", "20 1 1 1"),
     ("study", "study_patient_id", "20000 2 1 1"),
