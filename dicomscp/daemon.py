@@ -991,6 +991,7 @@ def viewer_settings(config: Config) -> ViewerSettings:
         config.publish.base_url,
         read_settings(config.viewer.settings),
         config.viewer.preload,
+        config.web.store.enabled,
     )
 
 

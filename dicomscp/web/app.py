@@ -157,7 +157,7 @@ def create_app(
         empty_status=settings.empty_status,
         local=settings.local,
     )
-    store = Store(settings.store, base_url=settings.base_url).routes() if settings.store else []
+    store = Store(settings.store, decoders, base_url=settings.base_url).routes() if settings.store else []
     viewer = Viewer(settings.viewer) if settings.viewer else None
     page = Page(
         archive,

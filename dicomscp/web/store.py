@@ -26,22 +26,24 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import orjson
 import structlog
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from dicomscp.archive.archive import Archive, Claim, Incoming, Source
 from dicomscp.dicom.dataset import BulkData, Composed, Elsewhere, composed, read_json
+from dicomscp.dicom.elements import EXPLICIT_LITTLE
 from dicomscp.dicom.identity import Identity, InstanceKey, is_filable, is_filable_syntax
-from dicomscp.dicom.multipart import PartData, PartEnd, PartEvent, PartHead, PartReader, framed
+from dicomscp.dicom.multipart import OCTET_STREAM, PartData, PartEnd, PartEvent, PartHead, PartReader, framed
 from dicomscp.dicom.part10 import Origin, read_file_meta
 from dicomscp.dicom.xmlmodel import Attributes, native_model, read_native_model
 from dicomscp.errors import (
@@ -54,7 +56,9 @@ from dicomscp.errors import (
 )
 from dicomscp.study import layout
 from dicomscp.telemetry.metrics import IntakeMetrics
+from dicomscp.web.decoders import Decoders, Job, Made
 from dicomscp.web.exchange import negotiate, service_url, uids_of, warning
+from dicomscp.web.imaging import Picture
 from dicomscp.web.media import DICOM, DICOM_JSON, DICOM_XML, JSON, ContentType, Offer, content_type
 from dicomscp.web.problem import RETRY_SECONDS, Problem
 
@@ -121,9 +125,9 @@ class StoreSettings:
 class Store:
     """The resources by which instances are stored."""
 
-    def __init__(self, settings: StoreSettings, *, base_url: str) -> None:
-        """*base_url* begins every link."""
-        self._settings, self._base_url = settings, base_url.rstrip("/")
+    def __init__(self, settings: StoreSettings, decoders: Decoders, *, base_url: str) -> None:
+        """*base_url* begins every link; *decoders* are for images that are not stored as they come."""
+        self._settings, self._decoders, self._base_url = settings, decoders, base_url.rstrip("/")
         self._turns = asyncio.Semaphore(settings.max_requests)
         self._threads: CapacityLimiter | None = None
         self._describing = threading.Semaphore(_DESCRIBED_AT_ONCE)
@@ -145,7 +149,14 @@ class Store:
             kept: _Instances | _Described = (
                 _Instances(door)
                 if payload == DICOM
-                else _Described(door, payload, str(request.url), self._settings.aside, self._describing)
+                else _Described(
+                    door,
+                    payload,
+                    str(request.url),
+                    folder=self._settings.aside,
+                    describing=self._describing,
+                    decode=self._decoded,
+                )
             )
             reception = Reception(parts, kept, door, self._settings)
             try:
@@ -215,6 +226,10 @@ class Store:
         if self._threads is None:  # it belongs to a running loop
             self._threads = CapacityLimiter(self._settings.max_requests)
         return await to_thread.run_sync(call, *arguments, limiter=self._threads)
+
+    def _decoded(self, open_file: Callable[[], tuple[BinaryIO, Job]]) -> Made:
+        """What a decoder makes; called in a worker thread, which waits for its turn and for the result."""
+        return from_thread.run(partial(self._decoders.run, open_file, patient=True))
 
     def _answer(self, request: Request, offer: Offer, outcome: "Outcome") -> Response:
         if outcome.malformed and not outcome.stored:
@@ -606,13 +621,22 @@ class _Described:
     """Parts that are metadata, and bulk data that these name: made into instances when all have come."""
 
     def __init__(
-        self, door: _Door, payload: str, address: str, folder: Path, describing: threading.Semaphore
+        self,
+        door: _Door,
+        payload: str,
+        address: str,
+        *,
+        folder: Path,
+        describing: threading.Semaphore,
+        decode: Callable[[Callable[[], tuple[BinaryIO, Job]]], Made],
     ) -> None:
         """*payload* is the media type of the metadata.
 
-        *address* is what relative URIs are relative to (RFC 2557 section 5).
+        *address* is what relative URIs are relative to (RFC 2557 section 5).  *decode* does the job that what
+        it is given opens a file for.
         """
         self.door, self._payload, self._address, self._describing = door, payload, address, describing
+        self._decode = decode
         self.aside = _Aside(folder, door.check_space)
         self.texts: deque[bytearray] = deque()
         self.text_bytes = 0
@@ -657,7 +681,7 @@ class _Described:
     def _store(self, attributes: Attributes) -> None:
         uids = ("", "")
         try:
-            made = composed(attributes, self._find, self.aside.read)
+            made = composed(attributes, self._find, self.aside.read, self._decoded)
             uids = made.sop_class_uid, made.sop_uid
             self._pass_on(made)
         except Exception as error:  # noqa: BLE001 - one instance is one unit of work, as one C-STORE is
@@ -675,6 +699,14 @@ class _Described:
         if absolute in self.lost:
             raise self.lost[absolute]
         return self.bulk.get(absolute, [])
+
+    def _decoded(self, part: BulkData) -> BulkData:
+        """The samples of an image, put aside too."""
+        made = self._decode(partial(self.aside.image, part))
+        start = self.aside.size
+        for piece in made.chunks(BLOCK_BYTES):
+            self.aside.write(memoryview(piece))
+        return BulkData(OCTET_STREAM, EXPLICIT_LITTLE, Elsewhere(start, made.size), made.image)
 
     def _pass_on(self, made: Composed) -> None:
         incoming = self.door.receive(made.sop_class_uid, made.sop_uid, made.transfer_syntax_uid)
@@ -784,6 +816,11 @@ class _Aside:
         except OSError as error:
             raise BusyError(f"Bulk data cannot be read back: {error.strerror}") from error
         return data
+
+    def image(self, part: BulkData) -> tuple[BinaryIO, Job]:
+        """The file, for reading alone, and the job to decode the image that *part* is."""
+        job = Job("samples", part.where.start, size=part.where.size, picture=Picture(part.media_type))
+        return Path(f"/proc/self/fd/{self._descriptor}").open("rb"), job
 
     def blocks(self, where: Elsewhere) -> Iterator[bytes]:
         """The bytes there, in blocks."""

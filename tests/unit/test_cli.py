@@ -216,7 +216,11 @@ def test_files_that_the_web_server_lives_by_are_looked_at(tmp_path):
 def test_settings_of_the_viewer_are_looked_at(tmp_path):
     file, settings = tmp_path / "gateway.toml", tmp_path / "viewer.json"
     file.write_text(f'[viewer]\nsettings = "{settings}"\n[web]\nusers_file = "{tmp_path}/none"\n')
-    for text, told in ((None, "cannot be read"), ("[1]", "not a JSON object"), ('{"dataSources": 1}', "list")):
+    for text, told in (
+        (None, "cannot be read"),
+        ("[1]", "not a JSON object"),
+        ('{"dataSources": 1}', "list"),
+    ):
         if text is not None:
             settings.write_text(text)
         result = invoke("check-config", "--config", file)

@@ -211,7 +211,14 @@ def test_with_a_viewer_thumbnail_and_name_lead_to_it(gateway):
 
 def test_the_figures_are_told(gateway):
     document = shown(gateway.start(status=facts))
-    for text in ("7 studies", "1,234 instances", "5.3 MiB", "384 GiB free of 931 GiB", "2 open now", "1 study"):
+    for text in (
+        "7 studies",
+        "1,234 instances",
+        "5.3 MiB",
+        "384 GiB free of 931 GiB",
+        "2 open now",
+        "1 study",
+    ):
         assert text in document.words, text
     assert document.all("meter", "value") == ["588000000000"]
     assert STARTED in document.all("time", "datetime")
