@@ -13,8 +13,8 @@ that bulk data need not be in memory.
 - Pixel data whose bulk data are compressed are encapsulated, one fragment a frame, behind an empty Basic
   Offset Table.  Of a JPEG or JPEG 2000 image, what its header tells of the pixels is added where the metadata
   do not have it (10.5.2).
-- PNG and GIF, which have no transfer syntax, become native pixel data.  Where the metadata tell of these, they
-  say what the image has: to say otherwise would make others of the pixels.
+- PNG and GIF, which have no transfer syntax, become native pixel data.  Where the metadata tell of these,
+  they say what the image has: to say otherwise would make others of the pixels.
 """
 
 import json
