@@ -22,6 +22,7 @@ import asyncio
 import os
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -74,6 +75,8 @@ _META_WITHIN = 1 << 16  # what read_file_meta needs to see
 _METADATA_BYTES = 32 << 20  # some tens of thousands of instances without bulk data
 _DESCRIBED_AT_ONCE = 1  # metadata become objects of ten times their size
 _SENTENCES = 8  # different ones in Warning fields
+_CODINGS = ("identity", "gzip", "x-gzip")
+_TAKEN_CODINGS = {"accept-encoding": "gzip, identity"}
 _BOUNDARY = "dicomscp-store-instances-response"
 
 
@@ -168,10 +171,11 @@ class Store:
                 reception.close()
             return await self._blocking(self._answer, request, offer, outcome)
 
-    def _payload(self, request: Request) -> "tuple[str, PartReader | WholeBody]":
+    def _payload(self, request: Request) -> "tuple[str, PartReader | WholeBody | Inflated]":
         """What the body has in it, and what reads its parts.  Raises Problem 400, 413 or 415."""
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Problem(415, "A body with a content coding is not taken.", {"accept-encoding": "identity"})
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in _CODINGS:
+            raise Problem(415, "The only content coding of a body that is taken is gzip.", _TAKEN_CODINGS)
         field_said = request.headers.get("content-type", "")
         said = content_type(field_said)
         payload = _payload_of(said) if said else ""
@@ -182,12 +186,13 @@ class Store:
             raise Problem(415, sentence, {"accept-post": "multipart/related"})
         if int(request.headers.get("content-length", "0")) > self._settings.max_body_bytes:
             raise Problem(413, _body_limit(self._settings))
-        if said.media_type != "multipart/related":
-            return payload, WholeBody(field_said)
-        try:
-            return payload, PartReader(said.parameters.get("boundary", ""))
-        except RefusedError as error:
-            raise Problem(400, str(error)) from error
+        parts: PartReader | WholeBody = WholeBody(field_said)
+        if said.media_type == "multipart/related":
+            try:
+                parts = PartReader(said.parameters.get("boundary", ""))
+            except RefusedError as error:
+                raise Problem(400, str(error)) from error
+        return payload, parts if coding == "identity" else Inflated(parts, self._settings)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -282,6 +287,36 @@ class WholeBody:
     def close(self) -> Iterator[PartEvent]:
         """What the end of the body tells: the part is whole, if there was a byte."""
         return iter((PartEnd(),) if self._begun else ())
+
+
+class Inflated:
+    """A body with the content coding gzip (RFC 9110 8.4.1.3), told as what is in it is."""
+
+    def __init__(self, parts: PartReader | WholeBody, settings: StoreSettings) -> None:
+        self._parts, self._settings = parts, settings
+        self._inflator = zlib.decompressobj(wbits=31)
+        self._size = 0
+
+    def feed(self, block: bytes) -> Iterator[PartEvent]:
+        """What the next bytes tell.  Raises RefusedError where they are no gzip, or no multipart body."""
+        while block:
+            if self._inflator.eof:  # one gzip file behind another is one
+                self._inflator = zlib.decompressobj(wbits=31)
+            try:
+                data = self._inflator.decompress(block, BLOCK_BYTES)
+            except zlib.error as error:
+                raise RefusedError("The body is not gzip, as Content-Encoding says it is.") from error
+            block = self._inflator.unconsumed_tail or self._inflator.unused_data
+            self._size += len(data)
+            if self._size > self._settings.max_body_bytes:
+                raise LimitError(_body_limit(self._settings))
+            yield from self._parts.feed(data)
+
+    def close(self) -> Iterator[PartEvent]:
+        """What the end of the body tells.  Raises RefusedError if the end of the gzip file is missing."""
+        if not self._inflator.eof:
+            raise RefusedError("The body ends too early: it is cut short.")
+        return self._parts.close()
 
 
 # What becomes of the instances
@@ -464,7 +499,7 @@ class Reception:
 
     def __init__(
         self,
-        parts: PartReader | WholeBody,
+        parts: "PartReader | WholeBody | Inflated",
         kept: "_Instances | _Described",
         door: _Door,
         settings: StoreSettings,
