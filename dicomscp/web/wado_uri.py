@@ -45,7 +45,8 @@ FOR_FILES = ("transferSyntax",)
 FOR_IMAGES = ("frameNumber", "imageQuality", "rows", "columns", "region", "windowCenter", "windowWidth")
 REFUSED = ("anonymize", "presentationUID", "presentationSeriesUID")
 PASSED_OVER = ("annotation", "imageAnnotation")
-_KNOWN = ("requestType", "contentType", "charset", *UIDS, *FOR_FILES, *FOR_IMAGES, *REFUSED, *PASSED_OVER)
+KNOWN = ("requestType", "contentType", "charset", *UIDS, *FOR_FILES, *FOR_IMAGES, *REFUSED, *PASSED_OVER)
+"""Every parameter that is known."""
 
 
 class WadoUri:
@@ -192,5 +193,5 @@ def _shares(region: str) -> tuple[float, float, float, float]:
 
 def _warned(request: Request, told: Mapping[str, str]) -> dict[str, str]:
     """A Warning for what is asked for and not done."""
-    names = (name for name in told if name not in _KNOWN or (name in PASSED_OVER and told[name]))
+    names = (name for name in told if name not in KNOWN or (name in PASSED_OVER and told[name]))
     return passed_over(request, ADDRESS, names)

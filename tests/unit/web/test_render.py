@@ -271,6 +271,9 @@ def test_thumbnails_are_small_and_of_what_the_design_says(site):
         ("rendered", {"quality": "0"}),
         ("rendered", {"quality": "101"}),
         ("rendered", {"quality": "best"}),
+        ("rendered", {"quality": ""}),
+        ("rendered", {"annotation": "patient,overlay"}),
+        ("rendered", {"annotation": ""}),
         ("rendered", {"accept": "image/*"}),
         ("frames/0x1/rendered", {}),
     ],
@@ -297,12 +300,17 @@ def test_what_has_no_image_is_told(site):
 
 
 def test_what_is_not_done_is_named(site):
-    asked = {"annotation": "patient", "iccprofile": "srgb", "else": "1"}
+    asked = {"annotation": "patient,technique", "iccprofile": "srgb", "else": "1"}
     response = site.client.get(address(site.CT_small, "/rendered"), params=asked)
     assert response.status_code == 200
-    assert response.headers["warning"].startswith(f"299 {site.url}/dicomweb: ")
-    assert response.headers["warning"].endswith("annotation and else and iccprofile")
-    nothing = site.client.get(address(site.CT_small, "/rendered"), params={"iccprofile": "no"})
+    said = f"299 {site.url}/dicomweb: "
+    assert response.headers["warning"].split(", ") == [
+        f"{said}The following parameters were passed over: else and iccprofile",
+        f"{said}The following annotation values are not supported: patient and technique",
+    ]
+    nothing = site.client.get(
+        address(site.CT_small, "/rendered"), params={"iccprofile": "no", "charset": "utf-8"}
+    )
     assert "warning" not in nothing.headers
 
 
