@@ -36,7 +36,7 @@ from dicomscp.archive.index import Held
 from dicomscp.children import Child, start
 from dicomscp.dicom.codestream import Codestream
 from dicomscp.dicom.elements import is_deflated
-from dicomscp.dicom.pixels import NoPixelsError, Pixels, TooLargeError
+from dicomscp.dicom.pixels import NoFrameError, NoPixelsError, Pixels, TooLargeError
 from dicomscp.dicom.render import Window
 from dicomscp.dicom.transcode import explicit_part10
 from dicomscp.errors import BusyError, DicomscpError, RefusedError, TransferSyntaxError
@@ -50,6 +50,7 @@ _LOOK_SECONDS = 0.05
 _GRACE_SECONDS = 3.0  # after a child should have ended itself
 
 _REFUSALS: dict[str, type[RefusedError]] = {
+    "no frame": NoFrameError,
     "no pixels": NoPixelsError,
     "too large": TooLargeError,
     "unknown": TransferSyntaxError,
@@ -361,6 +362,8 @@ def _done(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> 
         if job.kind == "samples":
             return {"outcome": "made", **_decoded_image(job, file, result, limits)}
         return {"outcome": "made", "frames": _made(job, file, result, limits, lately), "image": None}
+    except NoFrameError as error:
+        return {"outcome": "no frame", "sentence": str(error)}
     except NoPixelsError as error:
         return {"outcome": "no pixels", "sentence": str(error)}
     except TooLargeError as error:

@@ -192,8 +192,9 @@ ANSWERS = (
         for of in (_STUDY, _SERIES, _INSTANCE, f"{_INSTANCE}/frames/1")
     ),
     Answer(f"{_INSTANCE}/thumbnail?accept=image/png&viewport=64,64", 200, "image/png"),
-    Answer(_WADO, 200, f"application/dicom; {_LITTLE}"),
-    Answer(f"{_WADO}&contentType=image/jpeg&charset=utf-8", 200, "image/jpeg"),
+    Answer(_WADO, 200, "image/jpeg"),
+    Answer(f"{_WADO}&contentType=application/dicom", 200, "application/dicom"),
+    Answer(f"{_WADO}&contentType=image/png&charset=utf-8", 200, "image/png"),
     Answer("OPTIONS {base}/", 200, "application/vnd.sun.wadl+xml"),
     Answer("OPTIONS {base}/", 200, "application/json", ("Accept: application/json",)),
     Answer("GET {base}/studies", 200, _DICOM_JSON, ("Accept-Charset: iso-8859-1",)),

@@ -455,11 +455,13 @@ def test_wado_uri_gives_the_file(site):
             {"contentType": "application/dicom", "transferSyntax": "*"},
             {"accept": 'multipart/related; type="application/octet-stream"; transfer-syntax=*'},
         ),
-        ({}, {}),
+        ({}, {"accept": "application/dicom"}),
+        ({"transferSyntax": "*"}, {}),
         ({"contentType": "application/dicom", "transferSyntax": site.JPGExtended.transfer_syntax_uid}, {}),
     ):
         response = site.client.get(wado(site.JPGExtended, **parameters), headers=headers)
         assert (response.status_code, response.content) == (200, stored)
+        assert response.headers["content-type"] == "application/dicom"  # without parameters, 9.1.3
     explicit = {"contentType": "application/dicom", "transferSyntax": LITTLE}
     made = pydicom.dcmread(BytesIO(site.client.get(wado(site.JPGExtended, **explicit)).content))
     assert made.file_meta.TransferSyntaxUID == LITTLE
@@ -467,7 +469,8 @@ def test_wado_uri_gives_the_file(site):
 
 def test_wado_uri_gives_images(site):
     in_a_page = {"accept": "image/avif,image/webp,image/*,*/*;q=0.8"}
-    assert site.client.get(wado(site.CT_small), headers=in_a_page).headers["content-type"] == JPEG
+    for accept in ({}, in_a_page):  # */* is a JPEG (9.3)
+        assert site.client.get(wado(site.CT_small), headers=accept).headers["content-type"] == JPEG
     window = {"windowCenter": "40", "windowWidth": "400"}
     shown = site.image(wado(site.CT_small, contentType=PNG, **window))
     np.testing.assert_array_equal(shown, expected("CT_small.dcm", 1, Window(40, 400)))
@@ -487,8 +490,9 @@ def test_wado_uri_gives_images(site):
 
 def test_wado_uri_gives_documents(site):
     held = site.archive.add(document(PDF, b"%PDF-1.4", "application/pdf", 77))
-    response = site.client.get(wado(held, contentType="application/pdf"))
-    assert (response.headers["content-type"], response.content) == ("application/pdf", b"%PDF-1.4")
+    for parameters in ({"contentType": "application/pdf"}, {}):
+        response = site.client.get(wado(held, **parameters))
+        assert (response.headers["content-type"], response.content) == ("application/pdf", b"%PDF-1.4")
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert site.client.get(wado(held, contentType=JPEG)).status_code == 406
 
@@ -511,7 +515,9 @@ def test_wado_uri_gives_documents(site):
         (400, "width", {"windowCenter": "40", "windowWidth": "0", "contentType": JPEG}),
         (400, "imageQuality", {"imageQuality": "200", "contentType": JPEG}),
         (404, "Nothing is held", {"objectUID": "9.9"}),
-        (404, "no frame 2", {"frameNumber": "2", "contentType": JPEG}),
+        (400, "no frame 2", {"frameNumber": "2", "contentType": JPEG}),
+        (400, "contentType", {"contentType": f"application/dicom; transfer-syntax={LITTLE}"}),
+        (400, "presentation", {"presentationUID": "1.2", "windowCenter": "1", "windowWidth": "2"}),
         (406, "contentType", {"contentType": "image/webp"}),
         (406, "transferSyntax", {"transferSyntax": "1.2.840.10008.1.2.4.70"}),
         (406, "anonymize", {"anonymize": "yes"}),
