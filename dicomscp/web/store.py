@@ -8,7 +8,8 @@
 The event loop asks for bytes only when those before them have been taken, so a client is read as fast as its
 instances can be kept, and holds a thread only while there is something to do.  Memory is a block, the head of
 a part, and some hundred bytes an instance for the answer.  Metadata are held whole, to a bound; the bulk data
-that come with them wait in one file without a name until the body has ended.
+that come with them wait in one file without a name until the body has ended.  PNG and GIF, which no transfer
+syntax has, are decoded in a child (`decoders`) as their instance is made.
 
 What was admitted stays, whatever becomes of the rest.  A part that does not come to its end is kept nowhere:
 a client that goes away and sends all again finds that what is held is the same.  No instance is named as
@@ -299,14 +300,15 @@ class Inflated:
 
     def feed(self, block: bytes) -> Iterator[PartEvent]:
         """What the next bytes tell.  Raises RefusedError where they are no gzip, or no multipart body."""
-        while block:
-            if self._inflator.eof:  # one gzip file behind another is one
-                self._inflator = zlib.decompressobj(wbits=31)
+        is_full = True
+        while block or is_full:  # what a block inflates to may be many
             try:
                 data = self._inflator.decompress(block, BLOCK_BYTES)
             except zlib.error as error:
                 raise RefusedError("The body is not gzip, as Content-Encoding says it is.") from error
-            block = self._inflator.unconsumed_tail or self._inflator.unused_data
+            if self._inflator.unused_data:
+                raise RefusedError("The body goes on behind the end of what is gzip in it.")
+            block, is_full = self._inflator.unconsumed_tail, len(data) == BLOCK_BYTES
             self._size += len(data)
             if self._size > self._settings.max_body_bytes:
                 raise LimitError(_body_limit(self._settings))

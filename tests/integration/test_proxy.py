@@ -12,16 +12,18 @@ import requests
 from dicomweb_client import DICOMwebClient
 
 from tests.certificates import certified
-from tests.gateway import REPOSITORY, Gateway, run_command
-from tests.peers import NGINX, Nginx, require
+from tests.gateway import Gateway, run_command
+from tests.peers import NGINX, ShippedNginx, require
 from tests.processes import free_port
 from tests.unit.web.packages import FILES
 
 STUDY = "1.2.826.5"
 
 
-class ReverseProxy(Nginx):
-    """nginx with the shipped configuration, on a port of its own before the web server at *behind*."""
+class ReverseProxy(ShippedNginx):
+    """nginx on *port*, in front of the web server on the port *behind*."""
+
+    configuration, user = "nginx-proxy.conf", "www-data"
 
     def __init__(self, directory: Path, port: int, behind: int) -> None:
         super().__init__(directory)
@@ -29,21 +31,14 @@ class ReverseProxy(Nginx):
         self.url = f"https://127.0.0.1:{port}"
         self.certificate, self._key = certified(directory)
 
-    def _settings(self) -> str:
-        shipped = (REPOSITORY / "conf/nginx-proxy.conf").read_text(encoding="utf-8")
-        # The workers of one that root started would give up root, and with it our files: so there are none.
-        ours = {
-            "user www-data;": f"daemon off; master_process off; pid {self.directory}/nginx.pid;",
-            "http {": f"http {{ access_log off; {self._temporary()}",
+    def replaced(self) -> dict[str, str]:
+        return {
             "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
             "/etc/ssl/pacs.pem": str(self.certificate),
             "/etc/ssl/pacs.key": str(self._key),
+            "proxy_pass http://127.0.0.1:8080/;": f"proxy_pass http://127.0.0.1:{self._behind}/;",
+            "proxy_pass http://127.0.0.1:8080;": f"proxy_pass http://127.0.0.1:{self._behind};",
         }
-        for line, instead in ours.items():
-            assert shipped.count(line) == 1, line
-            shipped = shipped.replace(line, instead)
-        assert shipped.count("127.0.0.1:8080;") == shipped.count("127.0.0.1:8080/;") == 1
-        return re.sub(r"(?<=http://127\.0\.0\.1:)8080(?=/?;)", str(self._behind), shipped)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +66,7 @@ def gateway(tmp_path_factory, port):
 
 @pytest.fixture(scope="module")
 def proxy(gateway, port, tmp_path_factory):
-    require(Nginx.program, NGINX)
+    require(ReverseProxy.program, NGINX)
     with ReverseProxy(tmp_path_factory.mktemp("nginx"), port, gateway.web_port) as proxy:
         yield proxy
 

@@ -17,7 +17,7 @@ from playwright.sync_api import BrowserContext, sync_playwright
 from dicomscp.dicom.part10 import read_file_meta
 from tests.gateway import REPOSITORY, Gateway, run_command, wait_for_instances
 from tests.integration.test_series import storescu_profile
-from tests.peers import DCMTK, NGINX, Nginx, missed, require
+from tests.peers import DCMTK, NGINX, ShippedNginx, missed, require
 from tests.viewer.browser import GREETINGS, OPTIONS, Ohif
 from tests.viewer.studies import PDF, Study, as_drawn, of_drawn, sha256, studies, write
 
@@ -210,26 +210,20 @@ def dataset_of(file: bytes) -> bytes:
     return file[read_file_meta(file).dataset_offset :]
 
 
-class StaticNginx(Nginx):
-    """nginx with the shipped configuration, on a port of its own and over the root of a gateway."""
+class StaticNginx(ShippedNginx):
+    """nginx over the root of a gateway."""
+
+    configuration, user = "nginx.conf", "dicomscp"
 
     def __init__(self, directory: Path, root: Path) -> None:
         super().__init__(directory)
         self._root = root
 
-    def _settings(self) -> str:
-        shipped = (REPOSITORY / "conf/nginx.conf").read_text(encoding="utf-8")
-        # The workers of one that root started would give up root, and with it our files: so there are none.
-        ours = {
-            "user dicomscp;": f"daemon off; master_process off; pid {self.directory}/nginx.pid;",
-            "http {": f"http {{ access_log off; {self._temporary()}",
+    def replaced(self) -> dict[str, str]:
+        return {
             "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.port};",
             "root /var/lib/dicomscp;": f"root {self._root};",
         }
-        for line, instead in ours.items():
-            assert shipped.count(line) == 1, line
-            shipped = shipped.replace(line, instead)
-        return shipped
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,18 @@ def document(gateway, media_type, content, **attributes):
     return f"/dicomweb/studies/{study_uid}/bulkdata/{series_uid}/{sop_uid}/00420011"
 
 
-@pytest.mark.parametrize("media_type", ["application/pdf", "text/XML", "model/stl", "model/obj", "model/mtl"])
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/pdf",
+        "application/sla",
+        "application/xml",
+        "model/mtl",
+        "model/obj",
+        "model/stl",
+        "text/XML",
+    ],
+)
 def test_a_document_can_be_had_as_what_it_is(gateway, media_type):
     content = b"%PDF-1.4 " + bytes(range(1, 200)) + b"\0\0"
     uri = document(gateway, media_type, content, EncapsulatedDocumentLength=len(content) - 1)

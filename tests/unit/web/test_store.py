@@ -422,9 +422,8 @@ def test_a_body_may_be_deflated(storing):
     storing.start(max_body_bytes=1 << 20)
     body, gzipped = multipart([instance(1), instance(2)]), {"content-encoding": "gzip"}
     whole = gzip.compress(body)
-    pieces = gzip.compress(body[:1000]) + gzip.compress(body[1000:])
-    for sent in (whole, pieces):
-        answer = storing.post(sent, said() | gzipped)
+    for blocks in ([whole], [bytes([byte]) for byte in whole]):
+        answer = storing.post(iter(blocks), said() | gzipped)
         assert (answer.status_code, len(items(answer, REFERENCED))) == (200, 2)
     storing.archive.file()
     assert storing.dataset_of(items(answer, REFERENCED)[1]) == dataset_of(instance(2))
@@ -433,8 +432,19 @@ def test_a_body_may_be_deflated(storing):
     # What came whole before it broke off is stored, as it is without a coding.
     for sent, status in ((whole[: len(whole) // 2], (202, 400)), (body, (400,)), (b"", (400,))):
         assert storing.post(sent, said() | gzipped).status_code in status
-    bomb = gzip.compress(bytes(2 << 20))
+    for sent in (whole + whole, whole + b"more"):
+        assert storing.post(sent, said() | gzipped).status_code in (202, 400)
+    bomb = gzip.compress(bytes(3 * BLOCK_BYTES))
     assert storing.post(bomb, {"content-type": "application/dicom"} | gzipped).status_code == 413
+
+
+def test_what_a_deflated_block_holds_is_taken_in_blocks(storing):
+    storing.start()
+    sent = instance(1, size=3 * BLOCK_BYTES + 4)
+    answer = storing.post(gzip.compress(multipart([sent])), said() | {"content-encoding": "gzip"})
+    assert answer.status_code == 200
+    storing.archive.file()
+    assert storing.dataset_of(items(answer, REFERENCED)[0]) == dataset_of(sent)
 
 
 def test_a_body_with_another_content_coding_is_not_taken(storing):
