@@ -14,7 +14,7 @@ from dicomweb_client import DICOMwebClient
 from tests.certificates import certified
 from tests.gateway import Gateway, run_command
 from tests.peers import NGINX, ShippedNginx, require
-from tests.processes import free_port
+from tests.processes import free_port, wait_until
 from tests.unit.web.packages import FILES
 
 STUDY = "1.2.826.5"
@@ -100,8 +100,12 @@ def stored(dicomweb, pydicom_files):
     answer = dicomweb.store_instances(sent)
     assert len(answer.ReferencedSOPSequence) == len(sent)
     assert answer.RetrieveURL == f"{dicomweb.base_url}/studies/{STUDY}"
-    dicomweb.retrieve_study_metadata(STUDY)  # which is published now
+    wait_until(lambda: is_published(dicomweb, len(sent)), 30, "the study to be published whole")
     return sent
+
+
+def is_published(dicomweb, count):
+    return len(dicomweb.retrieve_study_metadata(STUDY)) == count
 
 
 def test_links_of_answers_and_documents_lead_back_through_the_proxy(dicomweb, client, stored):
