@@ -98,7 +98,11 @@ def _follow(engine: Engine, path: Path) -> None:
         record.info["inode"] = path.stat().st_ino
 
     def check(_connection: sqlite3.Connection, record: Any, _proxy: Any) -> None:
-        if not path.exists() or path.stat().st_ino != record.info["inode"]:
+        try:
+            is_there = path.stat().st_ino == record.info["inode"]
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
             raise exc.DisconnectionError
 
     event.listen(engine, "connect", note)
