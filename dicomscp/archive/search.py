@@ -277,9 +277,7 @@ class _Told(NamedTuple):
     @property
     def coarse(self) -> Condition:
         """What irregular rows meet as well."""
-        return (
-            or_(self.condition, _is_irregular(self.table, self.bit)) if self.bit else self.condition
-        )
+        return or_(self.condition, _is_irregular(self.table, self.bit)) if self.bit else self.condition
 
 
 def _told(key: Key, *, unknown: bool) -> _Told | None:

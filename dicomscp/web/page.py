@@ -395,7 +395,8 @@ def _now(facts: Facts) -> _Html:
         _tile(
             "Held",
             f"{held['studies']:,}",
-            f"studies · {held['instances']:,} instances · {readable_size(held['bytes'])}",
+            f"{'study' if held['studies'] == 1 else 'studies'} · "
+            f"{_counted(held['instances'], 'instance', 'instances')} · {readable_size(held['bytes'])}",
         )
         if held
         else _tile("Held", "-", "the index cannot say"),
