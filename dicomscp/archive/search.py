@@ -668,7 +668,10 @@ def _ways_of(query: Query) -> Iterator[_Way]:
 
 _STUDY_ORDER = (study.c.recency, study.c.study_uid)
 _PAGE = "page"  # the studies of one page; its columns are made once, for they cost more than the rest
-_PAGE_ORDER = (literal_column(f"{_PAGE}.recency"), literal_column(f"{_PAGE}.study_uid"))
+_PAGE_ORDER: tuple[ColumnElement[Any], ...] = (
+    literal_column(f"{_PAGE}.recency"),
+    literal_column(f"{_PAGE}.study_uid"),
+)
 _IS_ON_PAGE = study.c.id == literal_column(f"{_PAGE}.id")
 
 
