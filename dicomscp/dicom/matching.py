@@ -586,6 +586,8 @@ _UNASKED = {
     ),
 }
 _FLAGS = {"fuzzymatching": "fuzzy", "emptyvaluematching": "empty", "multiplevaluematching": "multiple"}
+OPTIONS = tuple(_FLAGS)
+"""The parameters of QIDO-RS that are true or false."""
 _COMMA_VRS = frozenset({"UI", "CS"})  # neither can hold a comma; viewers send lists of modalities so
 _LINE_VRS = frozenset({"LT", "ST", "UT", "UR"})  # a backslash is a character like any other
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
