@@ -566,7 +566,7 @@ def test_what_leaves_is_listed_nowhere_and_its_file_is_told_of_until_no_document
     (leaving,) = index.leaving()
     assert index.known(["1"], leaving=True) == {"1": [leaving]}
     assert index.leaving_of(one.key) == [leaving]
-    assert index.leaving_studies() == {"1"}
+    assert index.leaving_studies() == {"1": 1}
     assert (leaving.path, leaving.leaving) == (one.path, 2)
     assert index.left(10) == []
     index.mark_published(2, publication("1", "a"))
