@@ -236,6 +236,30 @@ http {{
         return " ".join(f"{kind}_temp_path {self.directory}/{kind};" for kind in kinds)
 
 
+class ShippedNginx(Nginx):
+    """nginx with the *configuration* in conf/ that operators are given, on a port of its own."""
+
+    configuration: ClassVar[str]
+    user: ClassVar[str]
+
+    def replaced(self) -> dict[str, str]:
+        """What stands here in place of something that stands there once."""
+        return {}
+
+    def _settings(self) -> str:
+        shipped = (REPOSITORY / "conf" / self.configuration).read_text(encoding="utf-8")
+        # The workers of one that root started would give up root, and with it our files: so there are none.
+        ours = {
+            f"user {self.user};": f"daemon off; master_process off; pid {self.directory}/nginx.pid;",
+            "http {": f"http {{ access_log off; {self._temporary()}",
+        } | self.replaced()
+        for there, here in ours.items():
+            if shipped.count(there) != 1:
+                raise ValueError(f"{self.configuration} has {there!r} {shipped.count(there)} times")
+            shipped = shipped.replace(there, here)
+        return shipped
+
+
 class PostgreSql:
     """A PostgreSQL server with its own data, in memory where there is room: its syncs cost nothing there.
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pydicom
 import pytest
 from playwright.sync_api import BrowserContext, sync_playwright
 
+from dicomscp.dicom.part10 import read_file_meta
 from tests.gateway import REPOSITORY, Gateway, run_command, wait_for_instances
 from tests.integration.test_series import storescu_profile
-from tests.peers import DCMTK, NGINX, Nginx, missed, require
+from tests.peers import DCMTK, NGINX, ShippedNginx, missed, require
 from tests.viewer.browser import GREETINGS, OPTIONS, Ohif
 from tests.viewer.studies import PDF, Study, as_drawn, of_drawn, sha256, studies, write
 
@@ -184,26 +186,44 @@ def test_one_document_opens_one_study(ohif, held):
     assert ohif.complaints == []
 
 
-class StaticNginx(Nginx):
-    """nginx with the shipped configuration, on a port of its own and over the root of a gateway."""
+def test_a_file_is_stored_by_its_button(ohif, gateway, ct_small, tmp_path):
+    dataset = pydicom.dcmread(ct_small)
+    dataset.StudyInstanceUID, dataset.PatientName = "1.2.826.77", "Stored^By hand"
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.826.77.1"
+    dataset.save_as(tmp_path / "one.dcm")
+
+    ohif.page.goto(ohif.base)
+    ohif.page.get_by_role("button", name="Upload", exact=True).click()
+    ohif.page.locator("input[type=file]:not([webkitdirectory])").set_input_files(tmp_path / "one.dcm")
+    ohif.page.get_by_text("Completed!", exact=True).wait_for()
+    wait_for_instances(gateway, "1.2.826.77", 1)
+    ohif.page.get_by_role("button", name="Close").first.click()
+    ohif.page.get_by_text("Stored, By hand").first.wait_for()
+
+    address = f"/dicomweb/studies/1.2.826.77/series/{dataset.SeriesInstanceUID}/instances/1.2.826.77.1"
+    stored = gateway.get(address, accept="application/dicom")
+    assert stored.endswith(dataset_of((tmp_path / "one.dcm").read_bytes()))
+    assert ohif.complaints == []
+
+
+def dataset_of(file: bytes) -> bytes:
+    return file[read_file_meta(file).dataset_offset :]
+
+
+class StaticNginx(ShippedNginx):
+    """nginx over the root of a gateway."""
+
+    configuration, user = "nginx.conf", "dicomscp"
 
     def __init__(self, directory: Path, root: Path) -> None:
         super().__init__(directory)
         self._root = root
 
-    def _settings(self) -> str:
-        shipped = (REPOSITORY / "conf/nginx.conf").read_text(encoding="utf-8")
-        # The workers of one that root started would give up root, and with it our files: so there are none.
-        ours = {
-            "user dicomscp;": f"daemon off; master_process off; pid {self.directory}/nginx.pid;",
-            "http {": f"http {{ access_log off; {self._temporary()}",
+    def replaced(self) -> dict[str, str]:
+        return {
             "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.port};",
             "root /var/lib/dicomscp;": f"root {self._root};",
         }
-        for line, instead in ours.items():
-            assert shipped.count(line) == 1, line
-            shipped = shipped.replace(line, instead)
-        return shipped
 
 
 @pytest.fixture(scope="module")
