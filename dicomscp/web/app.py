@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,6 +98,7 @@ class WebSettings:
     *metrics*: Prometheus text.  *status*: how the gateway stands, as `dicomscp status --json` says it; {} is
     not told.  *viewer_url*: where the study of a UID can be viewed, if not in *viewer*; None if nowhere.
     *store*: how instances are stored; without it they are not.
+    *frame_files*: frames are published as files.
     """
 
     base_url: str = "/dicomweb"
@@ -121,6 +122,7 @@ class WebSettings:
     store: StoreSettings | None = None
     status: Callable[[], Mapping[str, Any]] = dict
     viewer_url: Callable[[str], str | None] = lambda _: None
+    frame_files: bool = False
 
 
 def create_app(
@@ -147,6 +149,7 @@ def create_app(
             Compiler, cache_bytes=0, inline_bytes=settings.inline_bytes, private_un=settings.private_un
         ),
         request_publish=settings.request_publish,
+        frame_files=settings.frame_files,
     )
     instances = Instances(archive, decoders, base_url=settings.base_url)
     rendering = Rendering(archive, decoders, studies, base_url=settings.base_url)
@@ -170,11 +173,11 @@ def create_app(
     )
     return Starlette(
         routes=[
+            *studies.routes(),  # first: they are looked at in this order, and viewers ask for every frame
+            *search.routes(),
             *page.routes(),
             *_probes(settings),
             *Changes(archive, settings.stopping).routes(),
-            *search.routes(),
-            *studies.routes(),
             *instances.routes(),
             *rendering.routes(),
             *WadoUri(archive, instances, rendering).routes(),
@@ -347,6 +350,7 @@ def _host_name(written: re.Match[str]) -> str:
     return (written["address"] or written["name"]).lower().rstrip(".")
 
 
+@lru_cache(maxsize=64)
 def _is_local(name: str) -> bool:
     """An address or a loopback name: no other site can make a browser send these for its own name."""
     if name == "localhost" or name.endswith(".localhost"):
