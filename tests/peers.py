@@ -197,10 +197,14 @@ class Orthanc(Peer):
 
 
 class Nginx(Peer):
-    """nginx, one worker, serving the files under *received* as they lie."""
+    """nginx with the shipped configuration, one worker, on a port of its own and over the root of a gateway."""
 
     name = "nginx"
     program, package = "nginx", NGINX
+
+    def __init__(self, directory: Path, root: Path) -> None:
+        super().__init__(directory)
+        self._root = root
 
     def command(self) -> list[str | Path]:
         settings = self.directory / "nginx.conf"
@@ -216,19 +220,19 @@ class Nginx(Peer):
         ]
 
     def _settings(self) -> str:
-        # No master: the workers of one that root started would give up root, and with it our files.
-        return f"""daemon off;
-master_process off;
-pid {self.directory}/nginx.pid;
-events {{ worker_connections 256; }}
-http {{
-  access_log off;
-  sendfile on;
-  keepalive_requests 1000000;
-  {self._temporary()}
-  server {{ listen 127.0.0.1:{self.port}; root {self.received}; }}
-}}
-"""
+        shipped = (REPOSITORY / "conf/nginx.conf").read_text(encoding="utf-8")
+        # The workers of one that root started would give up root, and with it our files: so there are none.
+        alone = f"daemon off; master_process off; pid {self.directory}/nginx.pid;"
+        ours = {
+            "user dicomscp;": alone,
+            "http {": f"http {{ access_log off; keepalive_requests 1000000; {self._temporary()}",
+            "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.port};",
+            "root /var/lib/dicomscp;": f"root {self._root};",
+        }
+        for line, instead in ours.items():
+            assert shipped.count(line) == 1, line
+            shipped = shipped.replace(line, instead)
+        return shipped
 
     def _temporary(self) -> str:
         """Where it keeps what it keeps for a while."""

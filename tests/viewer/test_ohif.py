@@ -11,17 +11,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from playwright.sync_api import BrowserContext, sync_playwright
+from playwright.sync_api import BrowserContext
 
-from tests.gateway import REPOSITORY, Gateway, run_command, wait_for_instances
+from tests.gateway import Gateway, run_command, wait_for_instances
 from tests.integration.test_series import storescu_profile
 from tests.peers import DCMTK, NGINX, Nginx, missed, require
-from tests.viewer.browser import GREETINGS, OPTIONS, Ohif
+from tests.viewer.browser import CHROMIUM, FETCH_PACKAGE, PACKAGE, Ohif, chromium, new_context
 from tests.viewer.studies import PDF, Study, as_drawn, of_drawn, sha256, studies, write
 
-PACKAGE = REPOSITORY / "tests/viewer/ohif-app-3.13.2.tgz"
 SCREENSHOTS = os.environ.get("DICOMSCP_TEST_SCREENSHOTS", "")
-_CHROMIUM = "chromium"
 _SHOWN = ("CT series", "US palette", "US frames JPEG", "Enhanced CT")
 _ROUNDING = 4  # of 255
 _SLOW = {"offline": False, "latency": 20, "downloadThroughput": 500_000, "uploadThroughput": 500_000}
@@ -35,7 +33,7 @@ def held(pydicom_files, collection) -> list[Study]:
 @pytest.fixture(scope="module")
 def gateway(held, tmp_path_factory) -> Iterator[Gateway]:
     if not PACKAGE.is_file():
-        missed(f"no package of OHIF (npm pack @ohif/app@3.13.2 --pack-destination {PACKAGE.parent})")
+        missed(f"no package of OHIF ({FETCH_PACKAGE})")
     folder = tmp_path_factory.mktemp("ohif")
     installed = run_command("viewer", "install", PACKAGE, "--root", folder / "root")
     assert installed.returncode == 0, installed.stderr
@@ -69,13 +67,9 @@ def send(gateway: Gateway, held: list[Study], folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[BrowserContext]:
-    program = require(_CHROMIUM, _CHROMIUM)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=OPTIONS)
-        context = browser.new_context(viewport={"width": 1280, "height": 800})
-        context.add_init_script(GREETINGS)
-        yield context
-        browser.close()
+    require(CHROMIUM, CHROMIUM)
+    with chromium() as browser:
+        yield new_context(browser)
 
 
 @pytest.fixture
@@ -184,32 +178,10 @@ def test_one_document_opens_one_study(ohif, held):
     assert ohif.complaints == []
 
 
-class StaticNginx(Nginx):
-    """nginx with the shipped configuration, on a port of its own and over the root of a gateway."""
-
-    def __init__(self, directory: Path, root: Path) -> None:
-        super().__init__(directory)
-        self._root = root
-
-    def _settings(self) -> str:
-        shipped = (REPOSITORY / "conf/nginx.conf").read_text(encoding="utf-8")
-        # The workers of one that root started would give up root, and with it our files: so there are none.
-        ours = {
-            "user dicomscp;": f"daemon off; master_process off; pid {self.directory}/nginx.pid;",
-            "http {": f"http {{ access_log off; {self._temporary()}",
-            "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.port};",
-            "root /var/lib/dicomscp;": f"root {self._root};",
-        }
-        for line, instead in ours.items():
-            assert shipped.count(line) == 1, line
-            shipped = shipped.replace(line, instead)
-        return shipped
-
-
 @pytest.fixture(scope="module")
-def nginx(gateway, tmp_path_factory) -> Iterator[StaticNginx]:
+def nginx(gateway, tmp_path_factory) -> Iterator[Nginx]:
     require("nginx", NGINX)
-    with StaticNginx(tmp_path_factory.mktemp("nginx"), gateway.root) as running:
+    with Nginx(tmp_path_factory.mktemp("nginx"), gateway.root) as running:
         yield running
 
 
