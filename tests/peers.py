@@ -197,7 +197,7 @@ class Orthanc(Peer):
 
 
 class Nginx(Peer):
-    """nginx with the shipped configuration, one worker, on a port of its own and over the root of a gateway."""
+    """nginx with the shipped configuration, one worker, on a port of its own, over the root of a gateway."""
 
     name = "nginx"
     program, package = "nginx", NGINX

@@ -33,7 +33,7 @@ import prometheus_client
 import structlog
 from anyio import to_thread
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -63,12 +63,12 @@ from dicomscp.web.wado_uri import WadoUri
 
 log = structlog.get_logger()
 
-_SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-    "cross-origin-resource-policy": "same-origin",
-}
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
 _CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Range")
 _CORS_METHODS = ("GET", "HEAD", "POST")
 _CORS_EXPOSED = ("Content-Range", "ETag", "Location", "Retry-After", "Warning")
@@ -340,9 +340,9 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
-            headers = MutableHeaders(scope=message)
-            for name, value in _SECURITY_HEADERS.items():
-                headers.setdefault(name, value)
+            headers = message["headers"] = list(message.get("headers", ()))
+            named = {name for name, _ in headers}  # which are in lower case (ASGI)
+            headers += [pair for pair in _SECURITY_HEADERS if pair[0] not in named]
         await self._send(message)
 
 

@@ -38,7 +38,9 @@ MOST_AT_ONCE_BYTES = 4 * 1024 * 1024
 _DAMAGED = "A published document is damaged; run `dicomscp verify --repair`."
 _HEAD_BYTES = 256  # the head of a frame's part has half of it
 _DEFLATED_HEAD_BYTES = 1024  # a table of codes comes before it
-_PART_HEAD = re.compile(rb"--([0-9a-f]{64})\r\nContent-Type: application/octet-stream; transfer-syntax=([0-9.]+)\r\n")
+_PART_HEAD = re.compile(
+    rb"--([0-9a-f]{64})\r\nContent-Type: application/octet-stream; transfer-syntax=([0-9.]+)\r\n"
+)
 
 
 class Fingerprint(NamedTuple):
@@ -52,11 +54,9 @@ _UNKNOWN = Fingerprint("", 0)
 _Identity: TypeAlias = tuple[int, int, int, int]  # the last is the size
 
 
-class FrameFile(NamedTuple):
-    """A multipart body of one frame as it lies, its boundary, and the transfer syntax that its part names."""
+class FrameHead(NamedTuple):
+    """What the body of one frame begins with: its boundary, and the transfer syntax of its part."""
 
-    body: bytes
-    deflated: bool
     boundary: str
     transfer_syntax_uid: str
 
@@ -83,6 +83,40 @@ class Document:
     def inflated(self) -> Iterator[bytes]:
         """The uncompressed bytes, in pieces of bounded size."""
         return _inflate(self.compressed())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+class FrameFile:
+    """A frame that was published as a file, a multipart body; to be closed."""
+
+    def __init__(self, file: FileIO, *, deflated: bool) -> None:
+        self._file = file
+        self.size = os.fstat(file.fileno()).st_size
+        self.deflated = deflated
+
+    def at_once(self) -> bytes | None:
+        """The bytes as they lie, if that takes no wait for the disk."""
+        return _at_once(self._file, self.size)
+
+    def whole(self) -> bytes:
+        """The bytes as they lie; blocking."""
+        self._file.seek(0)
+        return self._file.read()
+
+    def head(self, body: bytes) -> FrameHead:
+        """What the *body*, bytes as they lie, begins with.  Raises DamagedError if it is no frame's."""
+        begin = body[:_DEFLATED_HEAD_BYTES]
+        try:
+            head = zlib.decompressobj(wbits=31).decompress(begin, _HEAD_BYTES) if self.deflated else begin
+        except zlib.error as error:
+            raise DamagedError(_DAMAGED) from error
+        part = _PART_HEAD.match(head)
+        if part is None:
+            raise DamagedError(_DAMAGED)
+        return FrameHead(part[1].decode(), part[2].decode())
 
     def close(self) -> None:
         """Let go of the file."""
@@ -123,19 +157,12 @@ class Documents:
         file.close()
         return None
 
-    def frame(self, key: InstanceKey, number: int, *, gzip: bool, wait: bool) -> FrameFile | None:
-        """The file of one frame, or None if there is none, or its bytes come only by a *wait* for the disk.
-
-        Without *gzip* only of what is not deflated.  None as well of one that is too large to be held whole.
-        """
+    def open_frame(self, key: InstanceKey, number: int, *, gzip: bool) -> FrameFile | None:
+        """The file of one frame, deflated only if *gzip*, which the caller closes, or None if there is none."""
         for compressed in (False, True) if gzip else (True,):
             if file := self._file(layout.frame_path(key, number, compressed=compressed)):
-                with file:
-                    size = _identity(file)[-1]
-                    body = None if size > MOST_AT_ONCE_BYTES else _at_once(file, size)
-                    if body is None and wait and size <= MOST_AT_ONCE_BYTES:
-                        body = file.read()
-                return _frame_file(body, deflated=not compressed) if body else None
+                with _closed_on_error(file):
+                    return FrameFile(file, deflated=not compressed)
         return None
 
     def _file(self, relative: str) -> FileIO | None:
@@ -183,19 +210,6 @@ def _at_once(file: FileIO, size: int) -> bytes | None:
     except OSError:  # nothing of it is there, or the file system cannot say: whoever waits is told why
         return None
     return bytes(buffer) if read == size else None
-
-
-def _frame_file(body: bytes, *, deflated: bool) -> FrameFile:
-    head = body[:_DEFLATED_HEAD_BYTES]
-    try:
-        if deflated:
-            head = zlib.decompressobj(wbits=31).decompress(head, _HEAD_BYTES)
-    except zlib.error as error:
-        raise DamagedError(_DAMAGED) from error
-    part = _PART_HEAD.match(head)
-    if part is None:
-        raise DamagedError(_DAMAGED)
-    return FrameFile(body, deflated, part[1].decode(), part[2].decode())
 
 
 def _fingerprint(pieces: Iterator[bytes]) -> Fingerprint:

@@ -159,6 +159,11 @@ def _unquoted(text: str) -> str:
 
 def choose(accept: str, offers: Sequence[Offer]) -> Offer | None:
     """The offer to answer with, or None if *accept* fits none; an empty *accept* takes the first."""
+    return _choice(accept, tuple(offers))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _choice(accept: str, offers: tuple[Offer, ...]) -> Offer | None:
     if not accept.strip(" \t,"):
         return offers[0]
     wanted = ranges(accept)

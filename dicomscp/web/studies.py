@@ -180,7 +180,7 @@ class Studies:
         raise Problem(503, sentence, {"retry-after": str(RETRY_SECONDS)})
 
     def _document_at_once(self, request: Request, relative: str, offer: Offer) -> Response | None:
-        """The document as it lies, or that it is known, if nothing has to be waited for: in the event loop."""
+        """The document as it lies, or a 304, if nothing has to be waited for: in the event loop."""
         if offer.multipart or request.method == "HEAD":
             return None
         document = self._documents.open_known(relative)
@@ -248,31 +248,38 @@ class Studies:
     async def frames(self, request: Request) -> Response:
         """Frames of one instance, in the order asked for, as they are stored or natively."""
         key, numbers = key_of(request), frame_numbers(request.path_params["frames"])
-        if self._frame_files and len(numbers) == 1 and request.method != "HEAD":
-            number = numbers[0]
-            found = self._frame_file(request, key, number, wait=False) or await to_thread.run_sync(
-                partial(self._frame_file, request, key, number, wait=True)
-            )
-            if found:
-                return found
+        filed = await self._frame_file(request, key, numbers)
+        if filed is not None:
+            return filed
         found = await to_thread.run_sync(self._frames, request, key, numbers)
         return found if isinstance(found, Response) else await self._native(request, *found, numbers)
 
-    def _frame_file(self, request: Request, key: InstanceKey, number: int, *, wait: bool) -> Response | None:
-        """The frame as it was published, if it is there and that is how it is asked for."""
+    async def _frame_file(
+        self, request: Request, key: InstanceKey, numbers: Sequence[int]
+    ) -> Response | None:
+        """One frame as it was published, if it was, and that is how it is asked for."""
+        if not self._frame_files or len(numbers) > 1 or request.method == "HEAD":
+            return None
         gzip = takes_gzip(request.headers.get("accept-encoding", ""))
-        file = self._documents.frame(key, number, gzip=gzip, wait=wait)
+        file = self._documents.open_frame(key, numbers[0], gzip=gzip)
         if file is None:
             return None
-        offer = negotiate(request, _frame_offers(file.transfer_syntax_uid, 1))
-        if offer != Offer(OCTET_STREAM, True, file.transfer_syntax_uid):
+        with closing(file):
+            if file.size > WHOLE_BYTES:
+                return None
+            body = file.at_once()
+            if body is None:
+                body = await to_thread.run_sync(file.whole)
+        boundary, transfer_syntax_uid = file.head(body)
+        offer = negotiate(request, _frame_offers(transfer_syntax_uid, 1))
+        if offer != Offer(OCTET_STREAM, True, transfer_syntax_uid):
             return None
-        headers = headers_of(offer, file.boundary) | _CODED
+        headers = headers_of(offer, boundary) | _CODED
         if file.deflated:
-            headers |= {"etag": f'"{file.boundary}-gzip"', "content-encoding": "gzip"}
+            headers |= {"etag": f'"{boundary}-gzip"', "content-encoding": "gzip"}
         if is_known(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        return Response(file.body, headers=headers)
+        return Response(body, headers=headers)
 
     def _frames(
         self, request: Request, key: InstanceKey, numbers: Sequence[int]
@@ -280,11 +287,12 @@ class Studies:
         """The frames as they are stored, or what they are to be decoded from and for."""
         (held,) = held_of(self._archive, *key)
         boundary = digest_of(request, [held])
+        coded = _CODED if self._frame_files else {}
         with self._archive.open(held) as instance:
             dataset, table = self._frames_of(held, instance)
             first = _frame(dataset, table, numbers[0])
             offer = negotiate(request, _frame_offers(first.transfer_syntax_uid, len(numbers)))
-            headers = headers_of(offer, boundary) | (_CODED if self._frame_files else {})
+            headers = headers_of(offer, boundary) | coded
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             rest = (_frame(dataset, table, number).data for number in numbers[1:])

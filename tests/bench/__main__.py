@@ -111,8 +111,8 @@ def _run(options: argparse.Namespace, directory: Path, report: Report) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from tests.bench.find import PARTS
     from tests.bench import serve as serving
+    from tests.bench.find import PARTS
     from tests.bench.store import RECEIVERS, STUDIES
 
     parser = argparse.ArgumentParser(

@@ -1,16 +1,18 @@
 """Serve: DICOMweb, by the gateway, by Orthanc, and by nginx with the gateway's published files.
 
     requests   metadata, frames and searches, in requests a second
-    ohif       a CT of large slices opened in OHIF: from its first request for data to correct pixels (`slices`)
+    ohif       a CT of large slices in OHIF, from its first request for data to correct pixels (`slices`)
 
 There are two gateways: one as it is by default, that reads frames out of the Part 10 files, and one that
 publishes them as files.  nginx serves the tree of the second with the shipped configuration; it is the bound,
 and knows no search.  Each answers with what it has by default, but nginx with one worker: that is one process
 of the gateway, and of Orthanc as many threads as it likes (50).
 
-Servers take turns within a round; what counts is the median, over rounds, of the ratio within a round.  Beside
-the rate stands the processor time that a request took the server, and how busy whoever asked was meanwhile:
-near 1, it was not the server that bounded the rate.
+Servers take turns within a round; what counts is the median, over rounds, of the ratio within a round.
+Orthanc deflates frames for whoever takes gzip, which costs it more than it saves here: what is asked of ours
+as browsers ask is compared with the faster of its two ways.  Beside the rate stands the processor time that a
+request took the server, and how busy each of those who asked was: near 1, it was not the server that bounded
+the rate.
 """
 
 import contextlib

@@ -4,24 +4,27 @@ Two moments count: when the slice that is shown is decoded, and when the last on
 loads the whole series behind the one it shows.  Both are of the page's own clock.  What was decoded is then
 compared with what was sent, every slice by its SHA-256; a slice that differs ends the benchmark.
 
-Every slice has other pixels, anatomy repeated and noise in five of its bits, so that gzip halves it as it does
-real ones.  Servers take turns, each with a new context of the browser: nothing is kept between two openings.
+Every slice has other pixels, anatomy repeated and noise in five of its bits, so that gzip takes a third off it,
+as it does with real ones.  Servers take turns, each with a new context of the browser: nothing is kept between two openings.
 """
 
 import contextlib
 import hashlib
 import statistics
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tests import peers
 from tests.bench.instances import SIZES, Template, new_study_uid, sop_uid
-from tests.bench.report import Report, Target, number
+from tests.bench.report import Report, Target
 from tests.bench.store import wait_published
 from tests.gateway import Gateway, run_command
 from tests.processes import GoneError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 _SIZE = SIZES["0.5 MB"]
 _NOISE = 32  # values
@@ -39,12 +42,15 @@ _WATCH = """
     set(value) {
       library = value;
       value.eventTarget.addEventListener('CORNERSTONE_IMAGE_CACHE_IMAGE_ADDED', (event) => {
-        came.set(event.detail.image.imageId, performance.now());
+        const id = event.detail.image.imageId;
+        if (id.includes('/frames/')) came.set(id, performance.now());
       });
     },
   });
 """
-_ALL_CAME = """(count) => [...window.sliceTimes.keys()].filter((id) => id.includes('/frames/')).length >= count"""
+_ALL_CAME = (
+    """(count) => [...window.sliceTimes.keys()].filter((id) => id.includes('/frames/')).length >= count"""
+)
 _TIMES = """() => {
   const began = Math.min(...performance.getEntriesByType('resource')
     .filter((one) => one.name.includes('/dicomweb/')).map((one) => one.startTime));
@@ -144,7 +150,9 @@ def _opened(browser: "Browser", base: str, study_uid: str, digests: dict[str, st
 
 def _judge(taken: dict[str, list[Opening]], bound: str, count: int, report: Report) -> None:
     report.fact("ohif", {name: [one._asdict() for one in found] for name, found in taken.items()})
-    sheet = report.sheet(f"{count} slices in OHIF, milliseconds from its first request for data", "what", *taken)
+    sheet = report.sheet(
+        f"{count} slices in OHIF, milliseconds from its first request for data", "what", *taken
+    )
     for moment, told in (("shown", "the one that is shown"), ("last", "the last one")):
         times = {name: [getattr(one, moment) for one in found] for name, found in taken.items()}
         cells = (f"{statistics.median(one):,.0f} ({min(one):,.0f}-{max(one):,.0f})" for one in times.values())
