@@ -158,7 +158,7 @@ class Documents:
         return None
 
     def open_frame(self, key: InstanceKey, number: int, *, gzip: bool) -> FrameFile | None:
-        """The file of one frame, deflated only if *gzip*, which the caller closes, or None if there is none."""
+        """The file of one frame, a deflated one only if *gzip*; to be closed.  None if there is none."""
         for compressed in (False, True) if gzip else (True,):
             if file := self._file(layout.frame_path(key, number, compressed=compressed)):
                 with _closed_on_error(file):
