@@ -19,6 +19,9 @@ from tests.peers import DCMTK, NGINX, Nginx, missed, require
 from tests.viewer.browser import CHROMIUM, FETCH_PACKAGE, PACKAGE, Ohif, chromium, new_context
 from tests.viewer.studies import PDF, Study, as_drawn, of_drawn, sha256, studies, write
 
+# Real devices do not keep to the letter of the standard, and pydicom says so.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
 SCREENSHOTS = os.environ.get("DICOMSCP_TEST_SCREENSHOTS", "")
 _SHOWN = ("CT series", "US palette", "US frames JPEG", "Enhanced CT")
 _ROUNDING = 4  # of 255
@@ -99,6 +102,14 @@ def check_pixels(ohif: Ohif, held: list[Study]) -> None:
     assert found == {}
 
 
+def check_documents(ohif: Ohif, held: list[Study]) -> None:
+    """The browser is given every PDF as it is in its instance."""
+    for study in held:
+        if not study.has_pixels:
+            given = ohif.bytes_at(ohif.show_document(study.uid))
+            assert given.rstrip(b"\0") == study.instances[0].EncapsulatedDocument.rstrip(b"\0"), study.name
+
+
 def show(ohif: Ohif, held: list[Study], source: str) -> None:
     """Draw some studies, and take their pictures; all of them if somebody wants to look at pictures."""
     for study in held:
@@ -136,8 +147,7 @@ def test_pixels_are_those_of_pydicom_by_dicomweb(ohif, held, gateway):
 
     check_pixels(ohif, held)
     show(ohif, held, "dicomweb")
-    (document,) = [study for study in held if study.name == "PDF"]
-    assert ohif.bytes_at(ohif.show_document(document.uid)).rstrip(b"\0") == PDF
+    check_documents(ohif, held)
     picture(ohif, "dicomweb-PDF")
     assert ohif.complaints == []
 
@@ -163,8 +173,7 @@ def test_pixels_are_those_of_pydicom_by_dicom_json(ohif, held, gateway):
 
     check_pixels(ohif, held)
     show(ohif, held, "dicomjson")
-    (document,) = [study for study in held if study.name == "PDF"]
-    assert ohif.bytes_at(ohif.show_document(document.uid)) == PDF
+    check_documents(ohif, held)
     assert not [one for one in ohif.requests if "/metadata" in one or "/series?" in one]
     assert ohif.complaints == []
 
@@ -191,8 +200,8 @@ def test_nginx_serves_what_is_published_without_us(context, nginx, held):
 
     check_pixels(ohif, held)
     show(ohif, held, "nginx")
+    check_documents(ohif, held)
     (document,) = [study for study in held if study.name == "PDF"]
-    assert ohif.bytes_at(ohif.show_document(document.uid)) == PDF
     ohif.open(f"viewer/dicomjson?url=/studies/{document.uid}/ohif-dicom-json", [document.uid])
     assert ohif.bytes_at(ohif.show_document(document.uid)) == PDF
     assert ohif.complaints == []
