@@ -40,11 +40,11 @@ EXACT = {
 # Two decoders of lossy JPEG may round in two ways.
 NEARLY = {"examples_ybr_color.dcm": "US frames JPEG"}
 _SYNTAXES = "transfer-syntaxes/one-image-9-syntaxes"
-# Of the collection, where there is one.  OHIF 3.13.2 shows some of it otherwise than pydicom, and DCMTK sides
-# with pydicom: of JPEG lossless .70 it leaves out the last pixel of some images (ct-15-syntaxes) and decodes
-# others wrongly (objects/sample-op.dcm); values of JPEG Extended of 12 bit are 15 too high, which pydicom does
-# not decode at all.  It takes uncompressed YBR_FULL_422 for three values a pixel (series-us/US-YBR_FULL_422),
-# and waits for ever for a palette in segments (series-us/gdcm-US-ALOKA-16.dcm).
+# Of the collection, where there is one.  OHIF 3.13.2 shows some of it otherwise than pydicom and DCMTK.  Of
+# JPEG lossless .70 it leaves out the last pixel of some images (ct-15-syntaxes), and decodes others wrongly
+# (objects/sample-op.dcm).  Values of JPEG Extended of 12 bit are 15 too high, as DCMTK and the original say;
+# pydicom decodes none.  It takes uncompressed YBR_FULL_422 (US-YBR_FULL_422-EVRLE.dcm) for three values a
+# pixel, and waits for ever for a palette in segments (gdcm-US-ALOKA-16.dcm).
 REAL = {
     "series-ct/philips-abdomen": "Real CT",
     "series-ct/siemens-gantrytilt": "Real CT tilted",
