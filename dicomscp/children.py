@@ -3,17 +3,22 @@
 They are forked off one process that has imported the program and does nothing else, the fork server of the
 standard library.  So a child starts in milliseconds in place of a second or two, and what was imported lies
 in memory once for all of them.  A child has nothing of us but what it is given.
+
+That process is itself forked off the command, once it has imported the program and before it does anything;
+so a start imports once.
 """
 
 import gc
 import multiprocessing
 import os
 import signal
+import socket
+import sys
 import time
 from collections.abc import Callable
-from multiprocessing import forkserver, reduction, resource_tracker
+from multiprocessing import forkserver, reduction, resource_tracker, util
 from multiprocessing.context import ForkServerProcess
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from setproctitle import setproctitle
 
@@ -29,8 +34,39 @@ _SERVER.set_forkserver_preload(["dicomscp.cli"])
 
 
 def prepare() -> None:
-    """Begin to import the program in the process that children are forked off; returns at once."""
-    forkserver.ensure_running()
+    """Fork off this process what children are forked off; returns at once.
+
+    For a command that has imported the program and done nothing yet, in its one thread.  Who does not call it
+    can start children too: the first waits until another process has imported the program.
+    """
+    if sys.version_info >= (3, 14):  # there the two share a secret that nobody else can set
+        forkserver.ensure_running()
+        return
+    server: Any = forkserver._forkserver  # noqa: SLF001 - it has no public way to be told of a server
+    with socket.socket(socket.AF_UNIX) as listening:
+        address = f"{util.get_temp_dir()}/children"
+        listening.bind(address)
+        listening.listen()
+        alive, ours = os.pipe()  # the server ends when nobody has the writing end
+        pid = os.fork()
+        if pid == 0:
+            os.close(ours)
+            _fork_children(listening, alive)
+    os.close(alive)
+    server._forkserver_address, server._forkserver_alive_fd = address, ours  # noqa: SLF001 - see above
+    server._forkserver_pid = pid  # noqa: SLF001 - see above
+
+
+def _fork_children(listening: socket.socket, alive: int) -> NoReturn:
+    """Be the fork server until the end of this process."""
+    try:
+        setproctitle("dicomscp children")
+        forkserver.main(listening.detach(), alive, [])
+    except SystemExit:
+        os._exit(0)
+    except Exception:  # noqa: BLE001 - nobody is behind us who could meet it
+        sys.excepthook(*sys.exc_info())
+    os._exit(1)
 
 
 class Descriptor:

@@ -31,6 +31,7 @@ from dicomscp.dicom.identity import is_filable
 from dicomscp.dimse import client
 from dicomscp.errors import ConfigError, DicomscpError, UnreachableError
 from dicomscp.telemetry import log as telemetry_log
+from dicomscp.telemetry.units import readable_size
 from dicomscp.web import install, users
 from dicomscp.web.access import SCOPES
 from dicomscp.web.viewer import publish_site
@@ -304,7 +305,7 @@ def _amount(found: upkeep.Found) -> str:
     """How much was found, in words."""
     keys = [one.key for one in found.variants]
     series, studies = {key[:2] for key in keys}, {key.study_uid for key in keys}
-    size = _size(sum(one.size for one in found.variants))
+    size = readable_size(sum(one.size for one in found.variants))
     variants = f" in {len(keys)} variants" if len(keys) > len(set(keys)) else ""
     return f"{len(set(keys))} instances{variants} of {len(series)} series in {len(studies)} studies, {size}"
 
@@ -395,7 +396,7 @@ def viewer_install(settings: Config, source: Path | None, version: str, integrit
         made = install.install(settings.root, source, progress, version=version, integrity=integrity)
     publish_site(told)
     click.echo(
-        f"OHIF {made.version} is installed, {len(made.files)} files, {_size(made.size)}; "
+        f"OHIF {made.version} is installed, {len(made.files)} files, {readable_size(made.size)}; "
         f"serve has it at {settings.viewer.base_path}/"
     )
 
@@ -410,7 +411,7 @@ def viewer_status(settings: Config, as_json: bool) -> None:
         facts = found and {name: getattr(found, name) for name in ("version", "integrity", "source", "size")}
         _print_json({"installed": facts, "base_path": settings.viewer.base_path})
     elif found:
-        click.echo(f"OHIF {found.version} of {found.source}, {_size(found.size)}")
+        click.echo(f"OHIF {found.version} of {found.source}, {readable_size(found.size)}")
         click.echo(f"Serve has it at {settings.viewer.base_path}/")
     else:
         click.echo("No viewer is installed; to have one: dicomscp viewer install")
@@ -499,8 +500,8 @@ def _print_sent(outcomes: Sequence[client.Outcome], seconds: float, *, as_json: 
         reasons = [{"path": path, "reason": reason} for path, reason in refused]
         _print_json({"sent": len(stored), "bytes": size, "seconds": round(seconds, 3), "refused": reasons})
         return
-    rate = f"{len(stored) / seconds:.0f}/s, {_size(size / seconds)}/s" if seconds else "-"
-    click.echo(f"{len(stored)} sent, {_size(size)} in {seconds:.1f} s ({rate}); {len(refused)} not")
+    rate = f"{len(stored) / seconds:.0f}/s, {readable_size(size / seconds)}/s" if seconds else "-"
+    click.echo(f"{len(stored)} sent, {readable_size(size)} in {seconds:.1f} s ({rate}); {len(refused)} not")
 
 
 def _refusal(outcome: client.Outcome) -> str:
@@ -570,18 +571,10 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
             told = _flat(one) if isinstance(one, dict) else [("", str(one))]
             yield "", ", ".join(f"{key} {text}".strip() for key, text in told)
     elif name.endswith("bytes") and isinstance(value, int):
-        yield "held in all" if name == "held bytes" else name.removesuffix(" bytes"), _size(value)
+        yield "held in all" if name == "held bytes" else name.removesuffix(" bytes"), readable_size(value)
     else:
         text = "".join(character if character.isprintable() else "�" for character in str(value))
         yield name, {"None": "-", "True": "yes", "False": "no"}.get(text, text)
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
 
 
 def _readable(path: str) -> str:

@@ -53,7 +53,7 @@ from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.store import StoreSettings
 from dicomscp.web.users import Users
-from dicomscp.web.viewer import ViewerSettings, publish_site, read_settings
+from dicomscp.web.viewer import ViewerSettings, app_config, publish_site, read_settings
 
 log = structlog.get_logger()
 
@@ -884,17 +884,22 @@ def _transport(config: Config) -> web_server.Transport:
 
 
 def check_web(config: Config) -> str:
-    """Whether the files that the web server lives by will do; what to warn of, or empty.
+    """Whether the files that the web server and the viewer live by will do; what to warn of, or empty.
 
     Raises ConfigError with a line for each that will not.
     """
-    wrong = []
+    wrong: list[str] = []
+    warning = ""
     try:
         make_schemes(config)
     except ConfigError as error:
         wrong.append(str(error))
     try:
         warning = _check_certificate(config)
+    except ConfigError as error:
+        wrong.append(str(error))
+    try:
+        app_config(viewer_settings(config))
     except ConfigError as error:
         wrong.append(str(error))
     if wrong:
@@ -987,6 +992,7 @@ def viewer_settings(config: Config) -> ViewerSettings:
         config.publish.base_url,
         read_settings(config.viewer.settings),
         config.viewer.preload,
+        config.web.store.enabled,
     )
 
 

@@ -43,7 +43,7 @@ from dicomscp.inbox import admit_file
 from dicomscp.pipeline import Pipeline
 from dicomscp.study import layout
 
-_REMOVE_SECONDS = 120.0
+_REMOVE_SECONDS = 120.0  # in which nothing goes, before it is left to serve
 _REMOVE_LOOK_SECONDS = 0.1
 _BLOCK_BYTES = 1 << 18
 _LISTED = 1000  # of each kind of trouble in a report
@@ -316,7 +316,7 @@ def find_removable(config: Config, places: Sequence[Sequence[str]], progress: Pr
 def remove(config: Config, found: Found, progress: Progress) -> RemoveReport:
     """Remove what was *found*; works beside a running serve, and without one.
 
-    Returns when it is gone from documents and disk, or when that takes too long.
+    Returns when it is gone from documents and disk, or when that does not go on.
     """
     config = _owned(_existing(config))
     archive, variants = make_archive(config), found.variants
@@ -333,17 +333,18 @@ def remove(config: Config, found: Found, progress: Progress) -> RemoveReport:
 
 
 def _finish_removing(config: Config, archive: Archive, variants: Sequence[Held], progress: Progress) -> bool:
-    """Return when nothing of *variants* is leaving, or that takes too long; False if it has not begun."""
+    """Return when nothing of *variants* is leaving, or that does not go on; False if it has not begun."""
     index = make_index(config, read_only=True)
     studies = {one.key.study_uid for one in variants}
-    deadline = time.monotonic() + _REMOVE_SECONDS
-    applied = False
+    deadline, applied, least = time.monotonic() + _REMOVE_SECONDS, False, len(variants)
     while not _take_away_alone(config, progress):
         applied = applied or archive.wait_until_applied()
-        leaving = [one for one in index.leaving() if one.key.study_uid in studies]
+        leaving = sum(n for study_uid, n in index.leaving_studies().items() if study_uid in studies)
+        if applied and leaving < least:
+            deadline, least = time.monotonic() + _REMOVE_SECONDS, leaving
         if (applied and not leaving) or time.monotonic() > deadline:
             return applied
-        progress(len(variants) - len(leaving), len(variants), "removing")
+        progress(max(0, len(variants) - leaving), len(variants), "removing")
         time.sleep(_REMOVE_LOOK_SECONDS)
     return True
 

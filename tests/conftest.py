@@ -1,5 +1,6 @@
 """Fixtures that every suite may ask for."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -11,10 +12,43 @@ from hypothesis import settings
 
 from tests.peers import POSTGRESQL, PostgreSql, missed
 
+gc.disable()  # what is collected stays: looking through it meanwhile takes half of the time
+
 # Random examples are for whoever changes something; in CI a red run tells of the change.
 settings.register_profile("CI", derandomize=True)
 if os.environ.get("CI", "").lower() == "true":
     settings.load_profile("CI")
+
+
+_TESTS = Path(__file__).parent
+
+# What takes long, as a file or because it waits, is begun first: no process of xdist's begins with it when
+# the others are about to end.  Most of the rest takes a second or so.
+_FIRST = (
+    "integration/test_round_trip.py",
+    "viewer/",
+    "conformance/test_outcomes.py",
+    "crash/",
+    "integration/",
+    "conformance/",
+    "unit/test_style.py",
+    "contract/",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files; the tests of each stay in their order."""
+    items.sort(key=lambda item: _turn(item.path.relative_to(_TESTS).as_posix()))
+
+
+def pytest_collection_finish():
+    """Look through what comes and goes from now on, and through nothing else."""
+    gc.freeze()
+    gc.enable()
+
+
+def _turn(file):
+    return next((turn for turn, first in enumerate(_FIRST) if file.startswith(first)), len(_FIRST))
 
 
 @pytest.fixture(autouse=True)
@@ -73,11 +107,11 @@ def postgresql() -> PostgreSql:
 
 @pytest.fixture
 def new_database(postgresql: PostgreSql):
-    """What makes an empty database and returns its URL; each goes after the test."""
+    """What makes an empty database, or a copy of one, and returns its URL; each goes after the test."""
     made = []
 
-    def make() -> str:
-        made.append(postgresql.new_database())
+    def make(copied: str = "") -> str:
+        made.append(postgresql.new_database(copied))
         return made[-1]
 
     yield make

@@ -23,6 +23,7 @@ from tests.processes import GoneError, Server, alive, command_of, descendants, w
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+_SETTINGS = {"storage.segment_size": "4MiB"}  # three are written in full before it is ready
 _START_SECONDS = 60
 _STOP_SECONDS = 60
 _KILL_SECONDS = 10
@@ -66,7 +67,7 @@ class Gateway:
     ) -> None:
         self.root = root.resolve()
         self.log = self.root.with_name(f"{self.root.name}.log")
-        self._settings = dict(settings or {})
+        self._settings = _SETTINGS | dict(settings or {})
         self._wrapper = list(wrapper)
         self._command = [sys.executable, "-m", "dicomscp", "serve", "--root", str(self.root)]
         self._command += ["--config", str(config)] if config else []

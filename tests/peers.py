@@ -196,15 +196,17 @@ class Orthanc(Peer):
         return answers(self.port) and answers(self.http_port)
 
 
-class Nginx(Peer):
-    """nginx with the shipped configuration, one worker, on a port of its own, over the root of a gateway."""
+class ShippedNginx(Peer):
+    """nginx, one worker, with the *configuration* in conf/ that operators are given, on a port of its own."""
 
     name = "nginx"
     program, package = "nginx", NGINX
+    configuration: ClassVar[str]
+    user: ClassVar[str]
 
-    def __init__(self, directory: Path, root: Path) -> None:
-        super().__init__(directory)
-        self._root = root
+    def replaced(self) -> dict[str, str]:
+        """What stands here in place of something that stands there once."""
+        return {}
 
     def command(self) -> list[str | Path]:
         settings = self.directory / "nginx.conf"
@@ -220,24 +222,38 @@ class Nginx(Peer):
         ]
 
     def _settings(self) -> str:
-        shipped = (REPOSITORY / "conf/nginx.conf").read_text(encoding="utf-8")
+        shipped = (REPOSITORY / "conf" / self.configuration).read_text(encoding="utf-8")
         # The workers of one that root started would give up root, and with it our files: so there are none.
-        alone = f"daemon off; master_process off; pid {self.directory}/nginx.pid;"
         ours = {
-            "user dicomscp;": alone,
+            f"user {self.user};": f"daemon off; master_process off; pid {self.directory}/nginx.pid;",
             "http {": f"http {{ access_log off; keepalive_requests 1000000; {self._temporary()}",
-            "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.port};",
-            "root /var/lib/dicomscp;": f"root {self._root};",
-        }
-        for line, instead in ours.items():
-            assert shipped.count(line) == 1, line
-            shipped = shipped.replace(line, instead)
+        } | self.replaced()
+        for there, here in ours.items():
+            if shipped.count(there) != 1:
+                raise ValueError(f"{self.configuration} has {there!r} {shipped.count(there)} times")
+            shipped = shipped.replace(there, here)
         return shipped
 
     def _temporary(self) -> str:
         """Where it keeps what it keeps for a while."""
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         return " ".join(f"{kind}_temp_path {self.directory}/{kind};" for kind in kinds)
+
+
+class StaticNginx(ShippedNginx):
+    """nginx over the root of a gateway, without the gateway."""
+
+    configuration, user = "nginx.conf", "dicomscp"
+
+    def __init__(self, directory: Path, root: Path) -> None:
+        super().__init__(directory)
+        self._root = root
+
+    def replaced(self) -> dict[str, str]:
+        return {
+            "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.port};",
+            "root /var/lib/dicomscp;": f"root {self._root};",
+        }
 
 
 class PostgreSql:
@@ -299,10 +315,11 @@ class PostgreSql:
             os.kill(self._server.pid, signal.SIGQUIT if immediately else signal.SIGINT)
             self._server.wait(_START_SECONDS)
 
-    def new_database(self) -> str:
-        """The URL of a new, empty database."""
+    def new_database(self, copied: str = "") -> str:
+        """The URL of a new database: an empty one, or a copy of that at *copied*, which nobody may use."""
         name = f"test_{next(self._numbers)}"
-        self.execute("postgres", f"CREATE DATABASE {name}")
+        template = copied.rpartition("/")[2] or "template1"
+        self.execute("postgres", f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
     def drop(self, url: str) -> None:

@@ -219,7 +219,7 @@ class Filing:
             log.info("removal_finished", variants=len(left))
         waiting = self._index.leaving_studies()
         self._may_leave = bool(waiting)
-        return waiting
+        return set(waiting)
 
     def _take_away(self, held: Held) -> None:
         """Take the file of *held* away, unless it is all there is of another variant.

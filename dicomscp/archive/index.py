@@ -307,11 +307,12 @@ class Index:
                 _note_leaving(connection, study_id, [one.id for one in going if one.study_id == study_id])
             return _changes_of(connection, {one.study_id for one in meant})
 
-    def leaving_studies(self) -> set[str]:
-        """The studies of which something is leaving."""
-        studies = select(study.c.study_uid).join_from(instance, series).join(study)
+    def leaving_studies(self) -> dict[str, int]:
+        """The studies of which something is leaving, and how many variants of each."""
+        studies = select(study.c.study_uid, func.count()).join_from(instance, series).join(study)
         with self._reading() as connection:
-            return set(connection.execute(studies.where(IS_LEAVING).distinct()).scalars())
+            rows = connection.execute(studies.where(IS_LEAVING).group_by(study.c.study_uid)).all()
+        return {row[0]: row[1] for row in rows}
 
     def leaving(self) -> list[Held]:
         """Every variant that left and whose file is not known to be gone."""

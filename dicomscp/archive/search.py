@@ -32,6 +32,7 @@ import orjson
 from sqlalchemy import (
     Column,
     ColumnElement,
+    FromClause,
     Select,
     Table,
     and_,
@@ -39,6 +40,7 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    literal_column,
     or_,
     select,
     true,
@@ -216,8 +218,8 @@ class _Answers:
 
     def answer(self, row: Row, *, decided: bool) -> Attributes | None:
         """The object of *row* as it is returned; None if it does not match, unless that is *decided*."""
-        found: Attributes = {}
-        for at in self._at_objects:
+        found: Attributes = orjson.loads(row[self._at_objects[0]]) if self._at_objects else {}
+        for at in self._at_objects[1:]:
             found.update(orjson.loads(row[at]))
         for tag, vr, at in self._at_elements:
             found[tag] = {"vr": vr, "Value": [row[at]]}
@@ -276,9 +278,7 @@ class _Told(NamedTuple):
     @property
     def coarse(self) -> Condition:
         """What irregular rows meet as well."""
-        return (
-            or_(self.condition, self.table.c.irregular.op("&")(self.bit) != 0) if self.bit else self.condition
-        )
+        return or_(self.condition, _is_irregular(self.table, self.bit)) if self.bit else self.condition
 
 
 def _told(key: Key, *, unknown: bool) -> _Told | None:
@@ -488,7 +488,7 @@ def _is_simple(pattern: str) -> bool:
     return re.fullmatch(r"[^*?]*\*+|\*+[^*?]+\*+", pattern) is not None
 
 
-def _begins(column: Column[Any], text: str) -> Condition:
+def _begins(column: ColumnElement[Any], text: str) -> Condition:
     """That the column's text begins so, as a range: which an index can seek and all databases agree on."""
     if not text:
         return column.is_not(None)
@@ -508,7 +508,7 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
     """Of a column with groups between equals signs."""
     if isinstance(match, Fuzzy):
         # The parts of other people's names are not kept.
-        parts, is_exact = _parts(match) if column is study.c.patient_name else ([], False)
+        parts, is_exact = _parts(match, _BESIDE) if column is study.c.patient_name else ([], False)
         return and_(column.is_not(None), *map(_has_part, parts)), is_exact
     if isinstance(match, Single):
         groups = _groups(match.value)
@@ -543,10 +543,11 @@ _MOST_EMPTY = 4  # components at the end of a name, PS3.5 section 6.2.1.1
 
 
 _MOST_PARTS = 4  # of a name that a question narrows by
+_BESIDE = study_name.alias("part")  # of a study that is walked by `study_name` itself, it may be
 
 
-def _parts(match: Fuzzy) -> tuple[list[tuple[int, Condition]], bool]:
-    """Parts, by kind and value, that each regular name has that matches; and whether any that has them does.
+def _parts(match: Fuzzy, among: FromClause = study_name) -> tuple[list[tuple[int, Condition]], bool]:
+    """Parts in *among*, by kind and value, that a regular name has if it matches; and whether they suffice.
 
     A name that matches literally has them as well: parts that are asked for end where parts of it end.
     """
@@ -554,15 +555,15 @@ def _parts(match: Fuzzy) -> tuple[list[tuple[int, Condition]], bool]:
     wanted = [part for parts in names for part in parts if set(part) != {"*"}]
     whole = sorted((part for part in wanted if not set(part) & set("*?")), key=len, reverse=True)
     begun = [re.split("[*?]", part)[0] for part in wanted if part not in whole]
-    found = [(SOUND, study_name.c.value == sound(part)) for part in whole]
-    found += [(PART, _begins(study_name.c.value, beginning)) for beginning in begun if beginning]
+    found = [(SOUND, among.c.value == sound(part)) for part in whole]
+    found += [(PART, _begins(among.c.value, beginning)) for beginning in begun if beginning]
     is_one = len(names) == len(wanted) == len(found) == 1
     return found[:_MOST_PARTS], is_one and wanted[0].rstrip("*") in (*whole, *begun)
 
 
 def _has_part(part: tuple[int, Condition]) -> Condition:
     kind, value = part
-    return exists().where(study_name.c.kind == kind, value, study_name.c.study_id == study.c.id)
+    return exists().where(_BESIDE.c.kind == kind, value, _BESIDE.c.study_id == study.c.id)
 
 
 def _folded_pattern(pattern: str) -> str:
@@ -668,6 +669,12 @@ def _ways_of(query: Query) -> Iterator[_Way]:
 # ── studies and patients ─────────────────────────────────────────────────────────────────────────
 
 _STUDY_ORDER = (study.c.recency, study.c.study_uid)
+_PAGE = "page"  # the studies of one page; its columns are made once, for they cost more than the rest
+_PAGE_ORDER: tuple[ColumnElement[Any], ...] = (
+    literal_column(f"{_PAGE}.recency"),
+    literal_column(f"{_PAGE}.study_uid"),
+)
+_IS_ON_PAGE = study.c.id == literal_column(f"{_PAGE}.id")
 
 
 class _Match(NamedTuple):
@@ -780,10 +787,9 @@ class _Studies:
 
     def _page(self, way: _Way | None, after: Row | None, size: int, beyond: int) -> Select[Any]:
         """The next *size* regular rows behind *after*, with what is read of them."""
-        page = self._picked(way, after).limit(size).offset(beyond).subquery()
-        columns = [page.c.recency, page.c.study_uid, *self._answers.columns]
-        rows = select(*columns).join_from(page, study, study.c.id == page.c.id)
-        return self._with_object(rows).order_by(page.c.recency, page.c.study_uid)
+        page = self._picked(way, after).limit(size).offset(beyond).subquery(_PAGE)
+        rows = select(*_PAGE_ORDER, *self._answers.columns).join_from(page, study, _IS_ON_PAGE)
+        return self._with_object(rows).order_by(*_PAGE_ORDER)
 
     def _picked(self, way: _Way | None, after: Row | None = None) -> Select[Any]:
         """Ids of regular rows behind *after* that meet what is told, in order."""
@@ -796,13 +802,15 @@ class _Studies:
             picked = select(walked.c.study_id.label("id"), *order).where(*walk.sought)
             if walk.beside or self._always:
                 picked = picked.join(study, study.c.id == walked.c.study_id).where(*walk.beside)
-        if way is not None and walked is not study:
-            picked = picked.distinct()  # two groups of a name may begin alike
+        sorted_by: tuple[Column[Any], ...] = order
+        if way is not None and walked is not study:  # two groups of a name may begin alike
+            sorted_by = (*order, walked.c.study_id)  # by all of what is grouped, so SQLite sorts but once
+            picked = picked.group_by(*sorted_by)
         if self._mask:
-            picked = picked.where(walked.c.irregular.op("&")(self._mask) == 0)
+            picked = picked.where(_is_regular(walked, self._mask))
         if after is not None:
             picked = picked.where(_is_behind(order, after[:2]))
-        return picked.where(*self._always).order_by(*order)
+        return picked.where(*self._always).order_by(*sorted_by)
 
     def _within(self, way: _Way) -> _Walk:
         if way.sought is None:
@@ -820,8 +828,8 @@ def _irregular_rows(
     mask: int, columns: tuple[ColumnElement[Any], ...], always: tuple[Condition, ...], with_object: bool
 ) -> Select[Any]:
     """The studies that are irregular by *mask*, in order; made once, for each search looks for them."""
-    bits = study.c.irregular.op("&")(mask) != 0
-    rows = select(*_STUDY_ORDER, *columns).select_from(study).where(IS_LISTED, IS_IRREGULAR, bits, *always)
+    those = (IS_LISTED, IS_IRREGULAR, _is_irregular(study, mask), *always)
+    rows = select(*_STUDY_ORDER, *columns).select_from(study).where(*those)
     return (rows.join(study_object) if with_object else rows).order_by(*_STUDY_ORDER)
 
 
@@ -901,7 +909,7 @@ class _Below:
     def _open(self, read: Read) -> Condition | None:
         """That the columns of a row do not tell all; None if they do of every row."""
         open_ = [
-            table.c.irregular.op("&")(mask) != 0
+            _is_irregular(table, mask)
             for table, mask in self._masks.items()
             if read(_any_irregular(table, mask))
         ]
@@ -945,7 +953,7 @@ class _Below:
         elif not _unknown(self._query):  # a series of a modality is in a study that has it
             series_of = [key for key, _ in self._known if key.tag == MODALITY]
             in_study = [_modality(key.match) for key in series_of]
-            is_open = study.c.irregular.op("&")(_IN_STUDY) != 0
+            is_open = _is_irregular(study, _IN_STUDY)
             found = found.where(*(or_(told[0], is_open) for told in in_study if told is not None))
         if self._answers.reads_study_object and columns:
             found = found.join(study_object, study_object.c.study_id == study.c.id)
@@ -965,8 +973,8 @@ class _Below:
         way = _fewest(read, self._bounds.few, _ways_of(self._query))
         if way is None or not self._study_mask:
             return None if way is None else [way]
-        bits = study.c.irregular.op("&")(self._study_mask) != 0
-        irregular = _Way(select(study.c.id).where(IS_LISTED, IS_IRREGULAR, bits))
+        those = (IS_LISTED, IS_IRREGULAR, _is_irregular(study, self._study_mask))
+        irregular = _Way(select(study.c.id).where(*those))
         return None if _fewest(read, self._bounds.few, [irregular]) is None else [way, irregular]
 
 
@@ -985,9 +993,20 @@ _PLACE = {Level.SERIES: _IN_SERIES, Level.IMAGE: (*_IN_SERIES, *_INSTANCE_ORDER)
 @functools.lru_cache(maxsize=256)
 def _any_irregular(table: Table, mask: int) -> Select[Any]:
     """A row of *table* that is irregular by *mask*, if there is one; made once."""
-    bits, listed = table.c.irregular, [IS_LISTED] if table is study else []
-    those = (bits != 0, bits.op("&")(mask) != 0, *listed)  # as the partial index says it
+    listed = [IS_LISTED] if table is study else []
+    those = (table.c.irregular != 0, _is_irregular(table, mask), *listed)  # as the partial index says it
     return select(literal(1)).select_from(table).where(*those).limit(1)
+
+
+@functools.lru_cache(maxsize=256)
+def _is_regular(table: Table, mask: int) -> Condition:
+    """That the columns of a row tell all that *mask* is about; made once, as is its opposite."""
+    return table.c.irregular.op("&")(mask) == 0
+
+
+@functools.lru_cache(maxsize=256)
+def _is_irregular(table: Table, mask: int) -> Condition:
+    return table.c.irregular.op("&")(mask) != 0
 
 
 def _mask(told: Iterable[_Told], table: Table) -> int:

@@ -29,7 +29,7 @@ _WRITER_CACHE_KIB = 64 << 10
 # Told once and for all, so that a query is answered in the same way in a small and in a large archive.
 _STATISTICS = (
     ("study", "sqlite_autoindex_study_1", "20000 1"),
-    ("study", "study_order", "20000 1 1"),
+    ("study", "study_order", "20000 1 1 1 1"),
     ("study", "study_scan", "20000 1 1 1 1 1 1 1 1 1 1 1 1 1"),
     ("study", "study_irregular", "20 1 1 1"),
     ("study", "study_patient_id", "20000 2 1 1"),
@@ -98,7 +98,11 @@ def _follow(engine: Engine, path: Path) -> None:
         record.info["inode"] = path.stat().st_ino
 
     def check(_connection: sqlite3.Connection, record: Any, _proxy: Any) -> None:
-        if not path.exists() or path.stat().st_ino != record.info["inode"]:
+        try:
+            is_there = path.stat().st_ino == record.info["inode"]
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
             raise exc.DisconnectionError
 
     event.listen(engine, "connect", note)
@@ -134,7 +138,9 @@ def _make(engine: Engine, incomplete: Callable[[], None]) -> None:
         revision = sql.revision_of(connection)
         if not revision and connection.exec_driver_sql("PRAGMA user_version").scalar():
             revision = _BEFORE_MIGRATIONS
-        if sql.migrate(connection, revision, incomplete):
+        if not revision:
+            sql.make(connection, incomplete)
+        if not revision or sql.migrate(connection, revision, incomplete):
             connection.exec_driver_sql("ANALYZE")  # makes the table of statistics
             connection.exec_driver_sql("DELETE FROM sqlite_stat1")
             connection.exec_driver_sql("INSERT INTO sqlite_stat1 VALUES (?, ?, ?)", list(_STATISTICS))

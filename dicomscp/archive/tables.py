@@ -99,13 +99,15 @@ def _study_index(
     TableIndex(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
 
 
-_study_index("study_order", study.c.recency, study.c.study_uid, unique=True)
-# What matching needs, in order: whoever walks all studies does not read the table.
+# Whoever walks all studies does not read the table: neither to skip some, nor for what matching needs.
+_study_index(
+    "study_order", study.c.recency, study.c.study_uid, study.c.listed, study.c.irregular, unique=True
+)
 _study_index(
     "study_scan",
     study.c.recency,
     study.c.study_uid,
-    study.c.listed,  # or SQLite reads the table for it
+    study.c.listed,  # or SQLite reads the table for it, here as in `study_order`
     study.c.irregular,
     study.c.modalities,
     study.c.patient_name,

@@ -13,6 +13,8 @@ that bulk data need not be in memory.
 - Pixel data whose bulk data are compressed are encapsulated, one fragment a frame, behind an empty Basic
   Offset Table.  Of a JPEG or JPEG 2000 image, what its header tells of the pixels is added where the metadata
   do not have it (10.5.2).
+- PNG and GIF, which have no transfer syntax, become native pixel data.  Where the metadata tell of these,
+  they say what the image has: to say otherwise would make others of the pixels.
 """
 
 import json
@@ -60,6 +62,13 @@ _ENCODING = Encoding(explicit=True, little=True)
 _NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
 # Media types whose transfer syntax the header of an image tells, and those that have one alone.
 _IMAGES = frozenset({"image/jpeg", "image/jls", "image/jp2", "image/jpx", "image/jphc"})
+TRANSFORMED = frozenset({"image/gif", "image/png"})
+"""Media types of images that no transfer syntax has (PS3.18 table 10.5.2-1): what is stored is decoded."""
+
+_ROWS_AND_KIND = frozenset(
+    {0x00280002, 0x00280006, 0x00280008, 0x00280010, 0x00280011, 0x00280100, 0x00280103}
+)
+_PHOTOMETRIC, _NUMBER_OF_FRAMES = 0x00280004, 0x00280008
 _DEFAULTS = dict.fromkeys(("image/dicom-rle", "image/x-dicom-rle"), "1.2.840.10008.1.2.5")
 
 
@@ -74,11 +83,15 @@ Piece: TypeAlias = bytes | Elsewhere
 
 
 class BulkData(NamedTuple):
-    """One part of bulk data; *transfer_syntax_uid* is empty where the part does not say it."""
+    """One part of bulk data; *transfer_syntax_uid* is empty where the part does not say it.
+
+    *image* describes native samples, of one frame or several, that an image was decoded to.
+    """
 
     media_type: str
     transfer_syntax_uid: str
     where: Elsewhere
+    image: Codestream | None = None
 
 
 class Composed(NamedTuple):
@@ -105,14 +118,22 @@ def read_json(text: bytes) -> list[Attributes]:
     return objects
 
 
+def _not_decoded(part: BulkData) -> BulkData:
+    raise TransferSyntaxError(f"{part.media_type} has no transfer syntax, and is not decoded")
+
+
 def composed(
-    attributes: Attributes, bulk: Callable[[str], Sequence[BulkData]], read: Callable[[Elsewhere], bytes]
+    attributes: Attributes,
+    bulk: Callable[[str], Sequence[BulkData]],
+    read: Callable[[Elsewhere], bytes],
+    decoded: Callable[[BulkData], BulkData] = _not_decoded,
 ) -> Composed:
     """The dataset that *attributes* are, with the parts of *bulk* data that each URI in them names.
 
-    *read* is called for the heads of compressed images.  Raises RefusedError, naming the element.
+    *read* is called for the heads of compressed images, *decoded* for the samples of those that are
+    `TRANSFORMED`.  Raises RefusedError, naming the element, and what these raise.
     """
-    making = _Making(bulk, read)
+    making = _Making(bulk, read, decoded)
     elements = making.dataset(attributes, 0)
     uids = [_uid(attributes, tag) for tag in (_SOP_CLASS_UID, _SOP_UID)]
     return Composed(uids[0], uids[1], making.transfer_syntax_uid, elements)
@@ -126,10 +147,16 @@ def _uid(attributes: Attributes, tag: str) -> str:
 class _Making:
     """One dataset while it is made."""
 
-    def __init__(self, bulk: Callable[[str], Sequence[BulkData]], read: Callable[[Elsewhere], bytes]) -> None:
-        self._bulk, self._read = bulk, read
+    def __init__(
+        self,
+        bulk: Callable[[str], Sequence[BulkData]],
+        read: Callable[[Elsewhere], bytes],
+        decoded: Callable[[BulkData], BulkData],
+    ) -> None:
+        self._bulk, self._read, self._decoded = bulk, read, decoded
         self._beyond_ascii = False
         self._described: dict[int, list[Piece]] = {}
+        self._is_native = False
         self.transfer_syntax_uid = EXPLICIT_LITTLE
 
     def dataset(self, attributes: Attributes, depth: int) -> list[Piece]:
@@ -140,6 +167,8 @@ class _Making:
             if tag >> 16 != 0x0002 and tag & 0xFFFF and tag not in _NOT_OF_DATASETS:
                 elements[tag] = self._element(tag, attribute, depth)
         if depth == 0:
+            if self._is_native:
+                self._check_described(elements)
             elements = self._described | elements
         if _CHARSET in attributes or (self._beyond_ascii and depth == 0):
             elements[int(_CHARSET, 16)] = _framed(int(_CHARSET, 16), "CS", [b"ISO_IR 192"])
@@ -192,12 +221,36 @@ class _Making:
         if tag == PIXEL_DATA and any(map(_is_compressed, parts)):
             if depth:
                 raise TransferSyntaxError("only pixel data of the dataset itself may be compressed")
+            if all(part.media_type in TRANSFORMED and not part.transfer_syntax_uid for part in parts):
+                return self._native([self._decoded(part) for part in parts])
             return self._encapsulated(parts)
         if len(parts) > 1:
             raise RefusedError("several parts are its bulk data")
         if tag == PIXEL_DATA and parts[0].transfer_syntax_uid == EXPLICIT_BIG:
             raise TransferSyntaxError("bulk data are little endian (PS3.18 section 10.5.1.4)")
         return _framed(tag, vr, [parts[0].where])
+
+    def _native(self, parts: Sequence[BulkData]) -> list[Piece]:
+        """Pixel data that were decoded, of parts with one frame or several; what they are is noted."""
+        image = parts[0].image
+        if image is None or any(part.image != image for part in parts):
+            raise RefusedError("its frames are not all of one size and kind")
+        self._described, self._is_native = _described(image), True
+        if not self._described:
+            raise RefusedError("the image has more rows or columns than an instance can tell")
+        frame_bytes = image.rows * image.columns * image.samples * (1 if image.bits <= 8 else 2)
+        frames = sum(part.where.size for part in parts) // frame_bytes
+        if frames > 1:
+            self._described[_NUMBER_OF_FRAMES] = _framed(_NUMBER_OF_FRAMES, "IS", [str(frames).encode()])
+        return _framed(PIXEL_DATA, "OB" if image.bits <= 8 else "OW", [part.where for part in parts])
+
+    def _check_described(self, elements: Mapping[int, list[Piece]]) -> None:
+        """Raise RefusedError if *elements* say otherwise of native pixels than the image has them."""
+        for tag in sorted(self._described.keys() & elements.keys()):
+            has, said = (_value_of(tag, one[tag]) for one in (self._described, elements))
+            is_grey = has.startswith(b"MONOCHROME") and said in (b"MONOCHROME1", b"MONOCHROME2")
+            if said != has and (tag in _ROWS_AND_KIND or (tag == _PHOTOMETRIC and not is_grey)):
+                raise _within(tag, RefusedError("it says otherwise than the image that is its pixel data"))
 
     def _encapsulated(self, parts: Sequence[BulkData]) -> list[Piece]:
         """Pixel data, a fragment a part; what the first image says of them is noted."""
@@ -232,6 +285,12 @@ class _Making:
             if part.transfer_syntax_uid:  # who says how it is encoded need not be understood
                 return None
             raise
+
+
+def _value_of(tag: int, element: Sequence[Piece]) -> bytes:
+    """The value of one of the elements that describe pixels, text without spaces around it."""
+    value = b"".join(piece for piece in element[1:] if isinstance(piece, bytes))
+    return value.strip(b" ") if tag in (_PHOTOMETRIC, _NUMBER_OF_FRAMES) else value
 
 
 def _is_compressed(part: BulkData) -> bool:

@@ -586,6 +586,8 @@ _UNASKED = {
     ),
 }
 _FLAGS = {"fuzzymatching": "fuzzy", "emptyvaluematching": "empty", "multiplevaluematching": "multiple"}
+OPTIONS = tuple(_FLAGS)
+"""The parameters of QIDO-RS that are true or false."""
 _COMMA_VRS = frozenset({"UI", "CS"})  # neither can hold a comma; viewers send lists of modalities so
 _LINE_VRS = frozenset({"LT", "ST", "UT", "UR"})  # a backslash is a character like any other
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
@@ -1177,6 +1179,7 @@ def _group(text: str) -> str:
 # ── deciding ─────────────────────────────────────────────────────────────────────────────────────
 
 _Test: TypeAlias = Callable[[Any], bool]
+_MOST_EMPTY = 4  # components of a name, PS3.5 section 6.2.1.1
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -1326,7 +1329,7 @@ def _test_person(match: Single | Wildcard) -> _Test:
     if isinstance(match, Single):
         tests = [_equals(group.rstrip("^ ")) for group in groups]
     else:
-        tests = [_fits(_pattern(group)) for group in groups]
+        tests = [_fits(group) for group in groups]
     asked = [bool(group.strip("^ ")) for group in groups]
 
     def test(value: Any) -> bool:
@@ -1376,9 +1379,12 @@ def _equals(wanted: str) -> Callable[[str], bool]:
     return lambda group: group == wanted
 
 
-def _fits(pattern: re.Pattern[str]) -> Callable[[str], bool]:
+def _fits(wanted: str) -> Callable[[str], bool]:
     """The empty components at the end of a name may be written or not (PS3.5 section 6.2.1.1)."""
-    return lambda group: any(pattern.fullmatch(group + "^" * empty) for empty in range(5))
+    pattern = _pattern(wanted)
+    if wanted.endswith("*"):  # what fits with some of them fits with all
+        return lambda group: pattern.fullmatch(group + "^" * _MOST_EMPTY) is not None
+    return lambda group: any(pattern.fullmatch(group + "^" * empty) for empty in range(_MOST_EMPTY + 1))
 
 
 def _test_range(vr: str, match: Range) -> _Test:

@@ -45,6 +45,11 @@ _COMPRESSED = (
     | {f"1.2.840.10008.1.2.4.{number}{kind}": _MPEG2 for number in (100, 101) for kind in ("", ".1")}
     | {f"1.2.840.10008.1.2.4.{number}{kind}": _MPEG4 for number in range(102, 109) for kind in ("", ".1")}
 )
+IMAGE_TYPES = tuple(
+    dict.fromkeys(one for types in _COMPRESSED.values() if types not in (_MPEG2, _MPEG4) for one in types)
+)
+VIDEO_TYPES = (*_MPEG2, *_MPEG4)
+"""The media types of all compressed frames, and of all videos."""
 
 
 def media_types(transfer_syntax_uid: str) -> tuple[str, ...]:

@@ -60,6 +60,10 @@ class NoPixelsError(RefusedError):
     """The instance has no pixel data, or none that are images, or not the frame that is asked for."""
 
 
+class NoFrameError(NoPixelsError):
+    """The instance has pixels, and not the frame that is asked for."""
+
+
 class TooLargeError(RefusedError):
     """What is asked for is more than may be made of it."""
 
@@ -181,7 +185,7 @@ class Pixels:
         try:
             syntax, pieces = read_frame(self._dataset, self._table, frame)
         except RefusedError as error:
-            raise NoPixelsError(str(error)) from error
+            raise NoFrameError(str(error)) from error
         data = b"".join(pieces)
         if syntax != _DEFLATED_FRAMES:
             return syntax, data

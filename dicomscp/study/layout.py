@@ -129,20 +129,25 @@ def bulk_path(key: InstanceKey, path: str) -> str:
 
 def study_url(base_url: str, study_uid: str) -> str:
     """The RetrieveURL of the study."""
-    return f"{base_url}/studies/{quote(study_uid, safe='')}"
+    return f"{base_url}/studies/{_segment(study_uid)}"
 
 
 def series_url(base_url: str, study_uid: str, series_uid: str) -> str:
     """The RetrieveURL of the series."""
-    return f"{study_url(base_url, study_uid)}/series/{quote(series_uid, safe='')}"
+    return f"{study_url(base_url, study_uid)}/series/{_segment(series_uid)}"
 
 
 def instance_url(base_url: str, key: InstanceKey) -> str:
     """The RetrieveURL of the instance."""
-    return f"{series_url(base_url, key.study_uid, key.series_uid)}/instances/{quote(key.sop_uid, safe='')}"
+    return f"{series_url(base_url, key.study_uid, key.series_uid)}/instances/{_segment(key.sop_uid)}"
 
 
 def bulk_uri(base_url: str, key: InstanceKey) -> str:
     """What the BulkDataURIs of the instance begin with."""
-    series, sop = quote(key.series_uid, safe=""), quote(key.sop_uid, safe="")
+    series, sop = _segment(key.series_uid), _segment(key.sop_uid)
     return f"{study_url(base_url, key.study_uid)}/bulkdata/{series}/{sop}"
+
+
+def _segment(uid: str) -> str:
+    """The UID as it stands in an address, where only one that is irregular needs an escape."""
+    return uid if _REGULAR.fullmatch(uid) else quote(uid, safe="")

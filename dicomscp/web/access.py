@@ -24,6 +24,7 @@ from typing import Protocol
 
 import structlog
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dicomscp.errors import DicomscpError
@@ -70,6 +71,11 @@ def revision_of(path: Path) -> Hashable:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
+
+
+def may_store(request: Request) -> bool:
+    """Whether who asks may store, as far as that is known: nobody is asked on paths that are open to all."""
+    return bool(request.scope.get("may_store", True))
 
 
 class Scheme(Protocol):
@@ -144,7 +150,7 @@ class Access:
         except DicomscpError as error:
             await response_of(problem_of(error))(scope, receive, send)
             return
-        scope["user"] = principal.name
+        scope["user"], scope["may_store"] = principal.name, WRITE in principal.scopes
         with structlog.contextvars.bound_contextvars(user=principal.name):
             await self._app(scope, receive, send)
 

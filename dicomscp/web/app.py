@@ -48,6 +48,7 @@ from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.errors import DamagedError, DicomscpError
 from dicomscp.telemetry.metrics import AccessMetrics
 from dicomscp.web.access import OPEN_PATHS, READING, Access, Scheme
+from dicomscp.web.capabilities import Capabilities
 from dicomscp.web.changes import Changes
 from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.documents import Documents
@@ -160,7 +161,10 @@ def create_app(
         empty_status=settings.empty_status,
         local=settings.local,
     )
-    store = Store(settings.store, base_url=settings.base_url).routes() if settings.store else []
+    capabilities = Capabilities(
+        lambda: archive.model, base_url=settings.base_url, stores=settings.store is not None
+    )
+    store = Store(settings.store, decoders, base_url=settings.base_url).routes() if settings.store else []
     viewer = Viewer(settings.viewer) if settings.viewer else None
     page = Page(
         archive,
@@ -178,6 +182,7 @@ def create_app(
             *page.routes(),
             *_probes(settings),
             *Changes(archive, settings.stopping).routes(),
+            *capabilities.routes(),
             *instances.routes(),
             *rendering.routes(),
             *WadoUri(archive, instances, rendering).routes(),

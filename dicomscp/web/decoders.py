@@ -34,12 +34,13 @@ from anyio import CapacityLimiter, sleep, to_thread
 from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Held
 from dicomscp.children import Child, start
+from dicomscp.dicom.codestream import Codestream
 from dicomscp.dicom.elements import is_deflated
-from dicomscp.dicom.pixels import NoPixelsError, Pixels, TooLargeError
+from dicomscp.dicom.pixels import NoFrameError, NoPixelsError, Pixels, TooLargeError
 from dicomscp.dicom.render import Window
 from dicomscp.dicom.transcode import explicit_part10
-from dicomscp.errors import BusyError, DicomscpError, RefusedError
-from dicomscp.web.imaging import Picture, View, pictured
+from dicomscp.errors import BusyError, DicomscpError, RefusedError, TransferSyntaxError
+from dicomscp.web.imaging import Picture, View, pictured, samples_of
 
 log = structlog.get_logger()
 
@@ -49,8 +50,10 @@ _LOOK_SECONDS = 0.05
 _GRACE_SECONDS = 3.0  # after a child should have ended itself
 
 _REFUSALS: dict[str, type[RefusedError]] = {
+    "no frame": NoFrameError,
     "no pixels": NoPixelsError,
     "too large": TooLargeError,
+    "unknown": TransferSyntaxError,
     "refused": RefusedError,
 }
 
@@ -82,11 +85,13 @@ class Job:
     picture: an image of the media type that *picture* names, and what more it says.
     frame: frame *frame*, native.
     file: the Part 10 file in Explicit VR Little Endian.
+    samples: the samples of an image, of *size* bytes and the media type that *picture* names.
     """
 
-    kind: Literal["picture", "frame", "file"]
+    kind: Literal["picture", "frame", "file", "samples"]
     offset: int
-    transfer_syntax_uid: str
+    transfer_syntax_uid: str = ""
+    size: int = 0
     sop_uid: str = ""
     frame: int = 1
     picture: Picture | None = None
@@ -95,13 +100,14 @@ class Job:
 class Made:
     """What a job made.  Its memory is given back when nobody has it any more.
 
-    *frames*: how many frames the instance tells of; 0 for a Part 10 file.
+    *frames*: how many frames the instance, or image, tells of; 0 for a Part 10 file.  *image*: what the
+    samples of an image are.
     """
 
-    def __init__(self, result: int, frames: int) -> None:
+    def __init__(self, result: int, frames: int, image: Codestream | None = None) -> None:
         """Of the memory file *result*, which may be closed then."""
         self.size = os.fstat(result).st_size
-        self.frames = frames
+        self.frames, self.image = frames, image
         self._data = mmap.mmap(result, self.size, access=mmap.ACCESS_READ)
 
     def read(self) -> bytes:
@@ -246,7 +252,7 @@ class _Decoder:
                 raise refused(said["sentence"])
             if said["outcome"] != "made":
                 raise DecoderError(said["sentence"])
-            return Made(result, said["frames"])
+            return Made(result, said["frames"], Codestream(*said["image"]) if said["image"] else None)
         finally:
             os.close(result)
 
@@ -353,11 +359,17 @@ def _dataset(job: Job, file: int) -> memoryview:
 def _done(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> dict[str, Any]:
     """What became of *job*; what was made is in *result*."""
     try:
-        return {"outcome": "made", "frames": _made(job, file, result, limits, lately)}
+        if job.kind == "samples":
+            return {"outcome": "made", **_decoded_image(job, file, result, limits)}
+        return {"outcome": "made", "frames": _made(job, file, result, limits, lately), "image": None}
+    except NoFrameError as error:
+        return {"outcome": "no frame", "sentence": str(error)}
     except NoPixelsError as error:
         return {"outcome": "no pixels", "sentence": str(error)}
     except TooLargeError as error:
         return {"outcome": "too large", "sentence": str(error)}
+    except TransferSyntaxError as error:
+        return {"outcome": "unknown", "sentence": str(error)}
     except RefusedError as error:
         return {"outcome": "refused", "sentence": str(error)}
     except MemoryError:
@@ -385,6 +397,16 @@ def _made(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> 
     else:
         _write(result, pixels.native(job.frame)[0])
     return pixels.frames
+
+
+def _decoded_image(job: Job, file: int, result: int, limits: Limits) -> dict[str, Any]:
+    """Write the samples of an image; what is said of them."""
+    data = bytes(_dataset(job, file)[: job.size])
+    media_type = job.picture.media_type if job.picture else ""
+    image, frames, samples = samples_of(data, media_type, limits.max_pixels)
+    for frame in samples:
+        _write(result, frame)
+    return {"frames": frames, "image": list(image)}
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -1,9 +1,11 @@
-"""Rendered frames as files of images, in the child that has the decoders: Pillow encodes.
+"""Rendered frames as files of images, and images as frames, in the child that has the decoders, by Pillow.
 
 What is shown of a frame, and how large, is a *view* (PS3.18 section 8.3.5.1.3): a region of it, scaled to fit
 into a viewport without distortion.  A region that reaches beyond the image is black there.
 """
 
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal, NamedTuple
@@ -11,11 +13,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from dicomscp.dicom.codestream import Codestream
+from dicomscp.dicom.elements import EXPLICIT_LITTLE
 from dicomscp.dicom.pixels import UNREADABLE, Pixels, TooLargeError, number
 from dicomscp.dicom.render import Window, common_extremes, render
-from dicomscp.errors import RefusedError
+from dicomscp.errors import RefusedError, TransferSyntaxError
 
 _FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/gif": "GIF"}
+# Bit depths and colour types of PNG: of 16 bits Pillow gives 8 in colour, and in grey with transparency.
+_DEEP_COLOUR = frozenset(bytes((16, colour_type)) for colour_type in (2, 4, 6))
+_MODES = {"1": "L", "L": "L", "LA": "L", "I;16": "I;16"}  # else RGB
+_UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _QUALITY = 90  # of JPEG unless it is asked for otherwise: no artefact that is seen at twice the size
 _PNG_LEVEL = 4  # measured on CT: a tenth larger than 6 and in half the time
 _FRAME_MILLISECONDS = 100  # where the instance does not tell
@@ -56,6 +64,42 @@ class Picture(NamedTuple):
     window: Window | None = None
     view: View | None = None
     quality: int | None = None
+
+
+def samples_of(file: bytes, media_type: str, max_pixels: int) -> tuple[Codestream, int, Iterator[bytes]]:
+    """What the samples of a PNG or GIF are, how many frames, and each frame; nothing is lost.
+
+    PS3.18 section 10.5.2: colours of a palette become RGB, transparency is discarded, an animated GIF has its
+    frames whole.  Raises TransferSyntaxError for what cannot be had without loss, TooLargeError for more than
+    *max_pixels* in all, RefusedError for what is damaged.
+    """
+    kind = _FORMATS[media_type]
+    if kind == "PNG" and file[24:26] in _DEEP_COLOUR:
+        raise TransferSyntaxError("A PNG with 16 bits a colour or with transparency is not decoded here.")
+    try:
+        image = Image.open(BytesIO(file), formats=(kind,))
+        frames = getattr(image, "n_frames", 1)
+        mode = _MODES.get(image.mode, "RGB") if frames == 1 else "RGB"
+    except _UNREADABLE_IMAGE as error:
+        raise RefusedError(f"What is called a {kind} image cannot be read.") from error
+    columns, rows = image.size
+    if columns * rows * frames > max_pixels:
+        raise TooLargeError(f"The image has more than {max_pixels} pixels.")
+    samples, bits = (3, 8) if mode == "RGB" else (1, 16 if mode == "I;16" else 8)
+    photometric = "RGB" if samples > 1 else "MONOCHROME2"
+    described = Codestream(EXPLICIT_LITTLE, rows, columns, samples, bits, False, photometric)
+    return described, frames, _samples(image, frames, mode)
+
+
+def _samples(image: Image.Image, frames: int, mode: str) -> Iterator[bytes]:
+    for frame in range(frames):
+        try:
+            image.seek(frame)
+            # By way of RGBA a palette keeps the colours of what is transparent.
+            shown = image.convert("RGBA") if mode == "RGB" and image.mode != "RGB" else image
+            yield (shown if shown.mode == mode else shown.convert(mode)).tobytes()
+        except _UNREADABLE_IMAGE as error:
+            raise RefusedError("An image is damaged, or ends too early.") from error
 
 
 def pictured(pixels: Pixels, picture: Picture, max_pixels: int) -> bytes:

@@ -35,6 +35,7 @@ from dicomscp.dicom.matching import Level, query_from_parameters
 from dicomscp.errors import DicomscpError
 from dicomscp.study import layout
 from dicomscp.telemetry.rested import Rested
+from dicomscp.telemetry.units import readable_size
 from dicomscp.web.exchange import is_known
 from dicomscp.web.problem import problem_of
 
@@ -379,8 +380,8 @@ def _now(facts: Facts) -> _Html:
         _tile("Associations", facts["associations"], "open now"),
         _tile(
             "To be indexed",
-            _size(waiting) if waiting else "nothing",
-            f"{lag:.0f} s behind" if lag else "received, not yet found",
+            readable_size(waiting) if waiting else "nothing",
+            f"{lag:.0f} s behind" if lag else "on the way" if waiting else "all that came can be found",
         ),
         _tile("To be published", "-" if due is None else due, "studies" if due != 1 else "study"),
         _tile(
@@ -394,7 +395,8 @@ def _now(facts: Facts) -> _Html:
         _tile(
             "Held",
             f"{held['studies']:,}",
-            f"studies · {held['instances']:,} instances · {_size(held['bytes'])}",
+            f"{'study' if held['studies'] == 1 else 'studies'} · "
+            f"{_counted(held['instances'], 'instance', 'instances')} · {readable_size(held['bytes'])}",
         )
         if held
         else _tile("Held", "-", "the index cannot say"),
@@ -425,9 +427,9 @@ def _disk(facts: Facts) -> _Html:
         '<div data-key="disk"><dt>Disk</dt><dd><b>{free}</b> <span>free of {size}, {reserve} kept free</span>'
         '<meter min="0" max="{size_bytes}" value="{used}" high="{high}" optimum="0" '
         'aria-label="Disk used">{percent} % used</meter></dd></div>',
-        free=_size(free),
-        size=_size(size),
-        reserve=_size(reserve),
+        free=readable_size(free),
+        size=readable_size(size),
+        reserve=readable_size(reserve),
         size_bytes=size,
         used=size - free,
         high=max(0, size - 2 * reserve),
@@ -450,7 +452,7 @@ def _arriving(calling_aes: Iterable[Facts]) -> _Html:
             per_second=_rate(one["instances_per_second"]),
             bytes_per_second=_byte_rate(one["bytes_per_second"]),
             instances=f"{one['instances']:,}",
-            size=_size(one["bytes"]),
+            size=readable_size(one["bytes"]),
             last=_moment(one["last_at"]),
         )
         for one in calling_aes
@@ -695,17 +697,9 @@ def _moment(text: object) -> _Html:
     )
 
 
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
-
-
 def _rate(per_second: float | None) -> str:
     return "-" if not per_second else f"{per_second:,.1f}" if per_second < 10 else f"{per_second:,.0f}"
 
 
 def _byte_rate(per_second: float | None) -> str:
-    return "-" if not per_second else f"{_size(per_second)}/s"
+    return "-" if not per_second else f"{readable_size(per_second)}/s"

@@ -64,6 +64,7 @@ from dicomscp.web.exchange import (
     negotiate,
     passed_over,
     uids_of,
+    warning,
 )
 from dicomscp.web.imaging import Picture, View, Which
 from dicomscp.web.media import DOCUMENT_TYPES, Offer
@@ -76,7 +77,8 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "rendered": ("accept", "annotation", "charset", "iccprofile", "quality", "viewport", "window"),
     "thumbnail": ("accept", "charset", "viewport"),
 }
-UNSUPPORTED: Mapping[str, tuple[str, ...]] = {"rendered": ("annotation", "iccprofile"), "thumbnail": ()}
+ANNOTATIONS = ("patient", "technique")
+"""What annotation may ask for (section 8.3.5.1.1); none of it is burned in."""
 FUNCTIONS: Mapping[str, Function] = {
     "linear": "LINEAR",
     "linear-exact": "LINEAR_EXACT",
@@ -273,8 +275,15 @@ class Rendering:
         """A Warning for what is asked for and not done (PS3.18 sections 8.3.5.1.1 and 8.3.5.1.5)."""
         asked = request.query_params
         names = [name for name in asked if name not in PARAMETERS[kind]]
-        names += [name for name in UNSUPPORTED[kind] if asked.get(name, "no") != "no"]
-        return passed_over(request, self._base_url, names)
+        names += [
+            name for name in ("iccprofile",) if name in PARAMETERS[kind] and asked.get(name, "no") != "no"
+        ]
+        told = list(passed_over(request, self._base_url, names).values())
+        if kind == "rendered" and "annotation" in asked:
+            values = " and ".join(asked["annotation"].split(","))
+            sentence = f"The following annotation values are not supported: {values}"
+            told.append(warning(request, self._base_url, sentence))
+        return {"warning": ", ".join(told)} if told else {}
 
 
 def _from_the_middle(series: list[Held]) -> list[Held]:
@@ -331,6 +340,7 @@ def _confined(offer: Offer) -> dict[str, str]:
 
 def picture_of(request: Request) -> Picture:
     """The image that the parameters ask for, its media type open.  Raises Problem 400."""
+    _check_annotation(request)
     return Picture(
         "",
         window=_window(_parameter(request, "window")),
@@ -343,7 +353,16 @@ def _parameter(request: Request, name: str) -> str:
     values = request.query_params.getlist(name)
     if len(values) > 1:
         raise Problem(400, f"{name} is given more than once.")
+    if values == [""]:
+        raise Problem(400, f"{name} has no value.")
     return values[0] if values else ""
+
+
+def _check_annotation(request: Request) -> None:
+    """Section 8.3.5.1.1: what is no keyword is wrong; a keyword that is not supported is passed over."""
+    text = _parameter(request, "annotation")
+    if text and not set(text.split(",")) <= set(ANNOTATIONS):
+        raise Problem(400, f"annotation is of these, with commas between: {', '.join(ANNOTATIONS)}.")
 
 
 def _window(text: str) -> Window | None:

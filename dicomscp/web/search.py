@@ -29,7 +29,7 @@ from starlette.routing import Route
 
 from dicomscp.archive.archive import Archive
 from dicomscp.dicom.identity import Buffer
-from dicomscp.dicom.matching import Level, Query, narrowed, query_from_parameters
+from dicomscp.dicom.matching import OPTIONS, Level, Query, narrowed, query_from_parameters
 from dicomscp.dicom.multipart import framed
 from dicomscp.dicom.xmlmodel import native_model
 from dicomscp.web.exchange import WHOLE_BYTES, chunked, is_known, negotiate, uids_of, warning
@@ -44,6 +44,9 @@ MOST_IGNORED = 8
 
 OFFERS = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 """How results can be had, the default first (PS3.18 table 10.6.4-1)."""
+
+PARAMETERS = ("accept", "charset", "includefield", "limit", "offset", *OPTIONS)
+"""What can be asked beside attributes (PS3.18 table 10.6.1-5)."""
 
 RESOURCES = {
     "/studies": Level.STUDY,

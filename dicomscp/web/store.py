@@ -8,7 +8,8 @@
 The event loop asks for bytes only when those before them have been taken, so a client is read as fast as its
 instances can be kept, and holds a thread only while there is something to do.  Memory is a block, the head of
 a part, and some hundred bytes an instance for the answer.  Metadata are held whole, to a bound; the bulk data
-that come with them wait in one file without a name until the body has ended.
+that come with them wait in one file without a name until the body has ended.  PNG and GIF, which no transfer
+syntax has, are decoded in a child (`decoders`) as their instance is made.
 
 What was admitted stays, whatever becomes of the rest.  A part that does not come to its end is kept nowhere:
 a client that goes away and sends all again finds that what is held is the same.  No instance is named as
@@ -22,26 +23,29 @@ import asyncio
 import os
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import orjson
 import structlog
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from dicomscp.archive.archive import Archive, Claim, Incoming, Source
 from dicomscp.dicom.dataset import BulkData, Composed, Elsewhere, composed, read_json
+from dicomscp.dicom.elements import EXPLICIT_LITTLE
 from dicomscp.dicom.identity import Identity, InstanceKey, is_filable, is_filable_syntax
-from dicomscp.dicom.multipart import PartData, PartEnd, PartEvent, PartHead, PartReader, framed
+from dicomscp.dicom.multipart import OCTET_STREAM, PartData, PartEnd, PartEvent, PartHead, PartReader, framed
 from dicomscp.dicom.part10 import Origin, read_file_meta
 from dicomscp.dicom.xmlmodel import Attributes, native_model, read_native_model
 from dicomscp.errors import (
@@ -54,7 +58,9 @@ from dicomscp.errors import (
 )
 from dicomscp.study import layout
 from dicomscp.telemetry.metrics import IntakeMetrics
+from dicomscp.web.decoders import Decoders, Job, Made
 from dicomscp.web.exchange import negotiate, service_url, uids_of, warning
+from dicomscp.web.imaging import Picture
 from dicomscp.web.media import DICOM, DICOM_JSON, DICOM_XML, JSON, ContentType, Offer, content_type
 from dicomscp.web.problem import RETRY_SECONDS, Problem
 
@@ -70,6 +76,8 @@ _META_WITHIN = 1 << 16  # what read_file_meta needs to see
 _METADATA_BYTES = 32 << 20  # some tens of thousands of instances without bulk data
 _DESCRIBED_AT_ONCE = 1  # metadata become objects of ten times their size
 _SENTENCES = 8  # different ones in Warning fields
+_CODINGS = ("identity", "gzip", "x-gzip")
+_TAKEN_CODINGS = {"accept-encoding": "gzip, identity"}
 _BOUNDARY = "dicomscp-store-instances-response"
 
 
@@ -121,9 +129,9 @@ class StoreSettings:
 class Store:
     """The resources by which instances are stored."""
 
-    def __init__(self, settings: StoreSettings, *, base_url: str) -> None:
-        """*base_url* begins every link."""
-        self._settings, self._base_url = settings, base_url.rstrip("/")
+    def __init__(self, settings: StoreSettings, decoders: Decoders, *, base_url: str) -> None:
+        """*base_url* begins every link; *decoders* are for images that are not stored as they come."""
+        self._settings, self._decoders, self._base_url = settings, decoders, base_url.rstrip("/")
         self._turns = asyncio.Semaphore(settings.max_requests)
         self._threads: CapacityLimiter | None = None
         self._describing = threading.Semaphore(_DESCRIBED_AT_ONCE)
@@ -145,7 +153,14 @@ class Store:
             kept: _Instances | _Described = (
                 _Instances(door)
                 if payload == DICOM
-                else _Described(door, payload, str(request.url), self._settings.aside, self._describing)
+                else _Described(
+                    door,
+                    payload,
+                    str(request.url),
+                    folder=self._settings.aside,
+                    describing=self._describing,
+                    decode=self._decoded,
+                )
             )
             reception = Reception(parts, kept, door, self._settings)
             try:
@@ -157,10 +172,11 @@ class Store:
                 reception.close()
             return await self._blocking(self._answer, request, offer, outcome)
 
-    def _payload(self, request: Request) -> "tuple[str, PartReader | WholeBody]":
+    def _payload(self, request: Request) -> "tuple[str, PartReader | WholeBody | Inflated]":
         """What the body has in it, and what reads its parts.  Raises Problem 400, 413 or 415."""
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Problem(415, "A body with a content coding is not taken.", {"accept-encoding": "identity"})
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in _CODINGS:
+            raise Problem(415, "The only content coding of a body that is taken is gzip.", _TAKEN_CODINGS)
         field_said = request.headers.get("content-type", "")
         said = content_type(field_said)
         payload = _payload_of(said) if said else ""
@@ -171,12 +187,13 @@ class Store:
             raise Problem(415, sentence, {"accept-post": "multipart/related"})
         if int(request.headers.get("content-length", "0")) > self._settings.max_body_bytes:
             raise Problem(413, _body_limit(self._settings))
-        if said.media_type != "multipart/related":
-            return payload, WholeBody(field_said)
-        try:
-            return payload, PartReader(said.parameters.get("boundary", ""))
-        except RefusedError as error:
-            raise Problem(400, str(error)) from error
+        parts: PartReader | WholeBody = WholeBody(field_said)
+        if said.media_type == "multipart/related":
+            try:
+                parts = PartReader(said.parameters.get("boundary", ""))
+            except RefusedError as error:
+                raise Problem(400, str(error)) from error
+        return payload, parts if coding == "identity" else Inflated(parts, self._settings)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -215,6 +232,10 @@ class Store:
         if self._threads is None:  # it belongs to a running loop
             self._threads = CapacityLimiter(self._settings.max_requests)
         return await to_thread.run_sync(call, *arguments, limiter=self._threads)
+
+    def _decoded(self, open_file: Callable[[], tuple[BinaryIO, Job]]) -> Made:
+        """What a decoder makes; called in a worker thread, which waits for its turn and for the result."""
+        return from_thread.run(partial(self._decoders.run, open_file, patient=True))
 
     def _answer(self, request: Request, offer: Offer, outcome: "Outcome") -> Response:
         if outcome.malformed and not outcome.stored:
@@ -267,6 +288,37 @@ class WholeBody:
     def close(self) -> Iterator[PartEvent]:
         """What the end of the body tells: the part is whole, if there was a byte."""
         return iter((PartEnd(),) if self._begun else ())
+
+
+class Inflated:
+    """A body with the content coding gzip (RFC 9110 8.4.1.3), told as what is in it is."""
+
+    def __init__(self, parts: PartReader | WholeBody, settings: StoreSettings) -> None:
+        self._parts, self._settings = parts, settings
+        self._inflator = zlib.decompressobj(wbits=31)
+        self._size = 0
+
+    def feed(self, block: bytes) -> Iterator[PartEvent]:
+        """What the next bytes tell.  Raises RefusedError where they are no gzip, or no multipart body."""
+        is_full = True
+        while block or is_full:  # what a block inflates to may be many
+            try:
+                data = self._inflator.decompress(block, BLOCK_BYTES)
+            except zlib.error as error:
+                raise RefusedError("The body is not gzip, as Content-Encoding says it is.") from error
+            if self._inflator.unused_data:
+                raise RefusedError("The body goes on behind the end of what is gzip in it.")
+            block, is_full = self._inflator.unconsumed_tail, len(data) == BLOCK_BYTES
+            self._size += len(data)
+            if self._size > self._settings.max_body_bytes:
+                raise LimitError(_body_limit(self._settings))
+            yield from self._parts.feed(data)
+
+    def close(self) -> Iterator[PartEvent]:
+        """What the end of the body tells.  Raises RefusedError if the end of the gzip file is missing."""
+        if not self._inflator.eof:
+            raise RefusedError("The body ends too early: it is cut short.")
+        return self._parts.close()
 
 
 # What becomes of the instances
@@ -449,7 +501,7 @@ class Reception:
 
     def __init__(
         self,
-        parts: PartReader | WholeBody,
+        parts: "PartReader | WholeBody | Inflated",
         kept: "_Instances | _Described",
         door: _Door,
         settings: StoreSettings,
@@ -606,13 +658,22 @@ class _Described:
     """Parts that are metadata, and bulk data that these name: made into instances when all have come."""
 
     def __init__(
-        self, door: _Door, payload: str, address: str, folder: Path, describing: threading.Semaphore
+        self,
+        door: _Door,
+        payload: str,
+        address: str,
+        *,
+        folder: Path,
+        describing: threading.Semaphore,
+        decode: Callable[[Callable[[], tuple[BinaryIO, Job]]], Made],
     ) -> None:
         """*payload* is the media type of the metadata.
 
-        *address* is what relative URIs are relative to (RFC 2557 section 5).
+        *address* is what relative URIs are relative to (RFC 2557 section 5).  *decode* does the job that what
+        it is given opens a file for.
         """
         self.door, self._payload, self._address, self._describing = door, payload, address, describing
+        self._decode = decode
         self.aside = _Aside(folder, door.check_space)
         self.texts: deque[bytearray] = deque()
         self.text_bytes = 0
@@ -657,7 +718,7 @@ class _Described:
     def _store(self, attributes: Attributes) -> None:
         uids = ("", "")
         try:
-            made = composed(attributes, self._find, self.aside.read)
+            made = composed(attributes, self._find, self.aside.read, self._decoded)
             uids = made.sop_class_uid, made.sop_uid
             self._pass_on(made)
         except Exception as error:  # noqa: BLE001 - one instance is one unit of work, as one C-STORE is
@@ -675,6 +736,14 @@ class _Described:
         if absolute in self.lost:
             raise self.lost[absolute]
         return self.bulk.get(absolute, [])
+
+    def _decoded(self, part: BulkData) -> BulkData:
+        """The samples of an image, put aside too."""
+        made = self._decode(partial(self.aside.image, part))
+        start = self.aside.size
+        for piece in made.chunks(BLOCK_BYTES):
+            self.aside.write(memoryview(piece))
+        return BulkData(OCTET_STREAM, EXPLICIT_LITTLE, Elsewhere(start, made.size), made.image)
 
     def _pass_on(self, made: Composed) -> None:
         incoming = self.door.receive(made.sop_class_uid, made.sop_uid, made.transfer_syntax_uid)
@@ -784,6 +853,11 @@ class _Aside:
         except OSError as error:
             raise BusyError(f"Bulk data cannot be read back: {error.strerror}") from error
         return data
+
+    def image(self, part: BulkData) -> tuple[BinaryIO, Job]:
+        """The file, for reading alone, and the job to decode the image that *part* is."""
+        job = Job("samples", part.where.start, size=part.where.size, picture=Picture(part.media_type))
+        return Path(f"/proc/self/fd/{self._descriptor}").open("rb"), job
 
     def blocks(self, where: Elsewhere) -> Iterator[bytes]:
         """The bytes there, in blocks."""

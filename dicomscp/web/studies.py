@@ -88,7 +88,8 @@ from dicomscp.web.problem import RETRY_SECONDS, Problem
 _LOOK_SECONDS = 0.05
 _CODED = {"vary": "Accept, Accept-Encoding"}
 _VIEWER = (Offer(JSON),)
-_METADATA = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
+METADATA = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
+"""How metadata can be had, the default first (PS3.18 table 10.4.4-1)."""
 
 
 class Studies:
@@ -143,7 +144,7 @@ class Studies:
 
     async def metadata(self, request: Request) -> Response:
         """The published metadata of a study or series."""
-        offer = negotiate(request, _METADATA, default=True)
+        offer = negotiate(request, METADATA, default=True)
         uids = uids_of(request)
         study_uid, series_uid = uids["study"], uids.get("series")
         if series_uid is None:
@@ -218,7 +219,7 @@ class Studies:
 
     async def instance_metadata(self, request: Request) -> Response:
         """The metadata of one instance, read from its file as the compiler reads it."""
-        offer = negotiate(request, _METADATA, default=True)
+        offer = negotiate(request, METADATA, default=True)
         (held,) = await to_thread.run_sync(held_of, self._archive, *key_of(request))
         body = await to_thread.run_sync(self._instance_json, held)
         digest = hashlib.sha256(offer.media_type.encode() + body).hexdigest()

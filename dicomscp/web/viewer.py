@@ -37,6 +37,7 @@ from starlette.routing import Route
 
 from dicomscp.errors import ConfigError, DamagedError
 from dicomscp.web import install
+from dicomscp.web.access import may_store
 from dicomscp.web.exchange import is_known
 from dicomscp.web.install import BASE, File, Installed
 from dicomscp.web.media import takes_gzip
@@ -81,7 +82,8 @@ class ViewerSettings(NamedTuple):
 
     *root* has the files that were installed.  *base_path*, without a slash at its end, is where browsers find
     the viewer, *base_url* where they find DICOMweb.  *settings* are laid over those that are made here.  With
-    *preload* studies have a document for the second data source.
+    *preload* studies have a document for the second data source.  With *upload* the list of studies has a
+    button to store files, for those who may.
     """
 
     root: Path
@@ -89,6 +91,7 @@ class ViewerSettings(NamedTuple):
     base_url: str = "/dicomweb"
     settings: Mapping[str, Any] = {}
     preload: bool = True
+    upload: bool = False
 
 
 def read_settings(path: Path | None) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def app_config(settings: ViewerSettings) -> dict[str, Any]:
         "showErrorDetails": "always",
         "maxNumRequests": {"interaction": 100, "thumbnail": 5, "prefetch": 25},
         "defaultDataSourceName": DICOMWEB,
-        "dataSources": [_dicomweb(settings.base_url)] + [_dicom_json(settings.base_url)] * settings.preload,
+        "dataSources": [_dicomweb(settings)] + [_dicom_json(settings.base_url)] * settings.preload,
     }
     theirs = dict(settings.settings)
     sources = theirs.pop("dataSources", [])
@@ -140,7 +143,8 @@ def app_config(settings: ViewerSettings) -> dict[str, Any]:
     return merged
 
 
-def _dicomweb(base_url: str) -> dict[str, Any]:
+def _dicomweb(settings: ViewerSettings) -> dict[str, Any]:
+    base_url = settings.base_url
     return {
         "namespace": "@ohif/extension-default.dataSourcesModule.dicomweb",
         "sourceName": DICOMWEB,
@@ -162,6 +166,7 @@ def _dicomweb(base_url: str) -> dict[str, Any]:
             "supportsFuzzyMatching": False,
             "supportsWildcard": True,
             "bulkDataURI": {"enabled": True},
+            "dicomUploadEnabled": settings.upload,  # STOW-RS, a request a file
         },
     }
 
@@ -202,19 +207,22 @@ def _merged_sources(ours: Sequence[dict[str, Any]], theirs: Any) -> list[Any]:
 
 def site(settings: ViewerSettings, page: str) -> dict[str, bytes]:
     """The page and the settings as files, by name; *page* is what was installed."""
+    return {PAGE: page.replace(BASE, settings.base_path).encode(), SETTINGS: _settings_file(settings)}
+
+
+def _settings_file(settings: ViewerSettings) -> bytes:
     head = _HEAD.format(orjson.dumps(f"{settings.base_path}/").decode())
     config = orjson.dumps(app_config(settings), option=orjson.OPT_INDENT_2)
-    return {
-        PAGE: page.replace(BASE, settings.base_path).encode(),
-        SETTINGS: head.encode() + b"window.config = " + config + b";\n",
-    }
+    return head.encode() + b"window.config = " + config + b";\n"
 
 
 def publish_site(settings: ViewerSettings) -> None:
     """Write page and settings for web servers other than ours, if the viewer is installed.
 
-    Raises ConfigError if the operator's settings cannot be merged, BusyError if the disk takes no more.
+    These serve what is published, and store nothing.  Raises ConfigError if the operator's settings cannot
+    be merged, BusyError if the disk takes no more.
     """
+    settings = settings._replace(upload=False)
     app_config(settings)
     if install.installed(settings.root):
         install.write_site(settings.root, site(settings, install.page(settings.root)))
@@ -270,6 +278,7 @@ class Viewer:
     def __init__(self, settings: ViewerSettings) -> None:
         self._settings = settings
         self._policies = {".html": page_policy(settings), ".js": worker_policy(settings)}
+        self._for_readers = _settings_file(settings._replace(upload=False))
         self._site: _Site | None = None
         self._lock = threading.Lock()
 
@@ -298,7 +307,8 @@ class Viewer:
         if name not in site.installed.files and "." not in PurePosixPath(name).name:
             name = PAGE
         if (data := site.files.get(name)) is not None:
-            return self._whole(request, name, data)
+            is_for_readers = name == SETTINGS and not may_store(request)
+            return self._whole(request, name, self._for_readers if is_for_readers else data)
         file = site.installed.files.get(name)
         if file is None:
             raise Problem(404, "The viewer has no such file.")
@@ -331,6 +341,8 @@ class Viewer:
         }
         if file.gzip:
             headers["vary"] = "Accept-Encoding"
+        if name == SETTINGS:
+            headers["vary"] = "Authorization"  # who may not store has no button for it
         if gzip:
             headers["content-encoding"] = "gzip"
         if suffix in self._policies:

@@ -4,15 +4,17 @@
 
 What it gives are the representations of WADO-RS: the instance as a Part 10 file (section 9.4), an image of
 it, or the document that it encapsulates (section 9.5).  Without contentType the Accept header decides between
-the file and images: a page's <img> gets an image, other clients the file.
+the file and images; who takes anything gets a JPEG (section 9.3).
 
-Errors as the section has them: 400 for what is missing, not as it must be, or does not go together, 404 for
-what is not held or has no pixels, 406 for what it cannot be given as.  To be de-identified (`anonymize`), or
-shown as a presentation state says, is 406: answered otherwise than asked for, it would do harm.
+Errors as the section has them: 400 for what is missing, not as it must be, or does not go together, and for a
+frame that is not there, 404 for what is not held or has no pixels, 406 for what it cannot be given as.  To be
+de-identified (`anonymize`), or shown as a presentation state says, is 406: answered otherwise than asked for,
+it would do harm.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -22,6 +24,7 @@ from starlette.routing import Route
 from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Held
 from dicomscp.dicom.identity import is_filable
+from dicomscp.dicom.pixels import NoFrameError
 from dicomscp.dicom.render import Window
 from dicomscp.web.exchange import accepted, held_of, passed_over
 from dicomscp.web.imaging import Picture, View, Which
@@ -45,7 +48,8 @@ FOR_FILES = ("transferSyntax",)
 FOR_IMAGES = ("frameNumber", "imageQuality", "rows", "columns", "region", "windowCenter", "windowWidth")
 REFUSED = ("anonymize", "presentationUID", "presentationSeriesUID")
 PASSED_OVER = ("annotation", "imageAnnotation")
-_KNOWN = ("requestType", "contentType", "charset", *UIDS, *FOR_FILES, *FOR_IMAGES, *REFUSED, *PASSED_OVER)
+KNOWN = ("requestType", "contentType", "charset", *UIDS, *FOR_FILES, *FOR_IMAGES, *REFUSED, *PASSED_OVER)
+"""Every parameter that is known."""
 
 
 class WadoUri:
@@ -62,6 +66,7 @@ class WadoUri:
         """The instance as a file, or as an image or document."""
         told = _told(request)
         uids = _uids(told)
+        _check_together(told)
         if named := [name for name in REFUSED if told.get(name)]:
             raise Problem(406, f"{named[0]} is not done here, and without it the answer would be another.")
         image = _image(told)
@@ -69,18 +74,26 @@ class WadoUri:
         wanted = _wanted(request, told)
         offers = _offers(told, held)
         offer = choose(wanted, offers) if offers else None
-        if offer is None and is_document(held):
+        if is_document(held) and (offer is None or _takes_anything(told, wanted)):
             _check_absent(told, FOR_FILES, "a document")
             return await to_thread.run_sync(self._rendering.document, request, held, wanted)
         if offer is None:
             raise Problem(406, "The instance is not to be had as contentType and transferSyntax ask for.")
         if offer.media_type == DICOM:
             _check_absent(told, FOR_IMAGES, DICOM)
-            return await self._instances.give(request, [held], offer)
+            response = await self._instances.give(request, [held], offer)
+            if response.status_code == HTTPStatus.OK:
+                response.headers["content-type"] = DICOM  # without parameters here (section 9.1.3)
+            return response
         _check_absent(told, FOR_FILES, offer.media_type)
         which: Which = "all" if offer.media_type == "image/gif" and not image.frames else "representative"
         picture = image._replace(media_type=offer.media_type, which=which)
-        return await self._rendering.picture(request, held, picture, _warned(request, told))
+        try:
+            return await self._rendering.picture(request, held, picture, _warned(request, told))
+        except Problem as problem:
+            if isinstance(problem.__cause__, NoFrameError):  # section 9.5.2.1
+                raise Problem(400, problem.detail) from problem
+            raise
 
 
 def _told(request: Request) -> dict[str, str]:
@@ -109,9 +122,17 @@ def _wanted(request: Request, told: Mapping[str, str]) -> str:
         return accepted(request)
     # A plus stands for itself in PS3.18 and for a space in forms.
     wanted = re.sub("(?<=[A-Za-z]) (?=[A-Za-z])", "+", told["contentType"])
-    if not ranges(wanted):
+    listed = ranges(wanted)
+    if not listed:
         raise Problem(400, "contentType lists media types, such as application/dicom or image/jpeg.")
+    if any(one.transfer_syntax_uid or one.charset for one in listed):
+        raise Problem(400, "contentType has no parameters; transferSyntax and charset are their own.")
     return wanted
+
+
+def _takes_anything(told: Mapping[str, str], wanted: str) -> bool:
+    """Whether nothing is said of what is wanted: then it is shown, if it can be (section 9.3)."""
+    return not (told.get("contentType") or told.get("transferSyntax")) and wanted.strip() in ("", "*/*")
 
 
 def _offers(told: Mapping[str, str], held: Held) -> list[Offer]:
@@ -124,9 +145,18 @@ def _offers(told: Mapping[str, str], held: Held) -> list[Offer]:
         for offer in dicom_offers([held], single=True)
         if not offer.multipart and syntax in ("", "*", offer.transfer_syntax_uid)
     ]
-    if syntax and not told.get("contentType"):
+    if (syntax and not told.get("contentType")) or is_document(held):
         return files
-    return files if is_document(held) else [*files, *(Offer(media_type) for media_type in IMAGES)]
+    images = [Offer(media_type) for media_type in IMAGES]
+    return [*files, *images] if told.get("contentType") else [*images, *files]
+
+
+def _check_together(told: Mapping[str, str]) -> None:
+    """Raise Problem 400 for parameters of which one alone may be there (section 9.5.2.2)."""
+    if (told.get("windowCenter") or told.get("windowWidth")) and (
+        told.get("presentationUID") or told.get("presentationSeriesUID")
+    ):
+        raise Problem(400, "A window does not go with a presentation state.")
 
 
 def _check_absent(told: Mapping[str, str], names: Iterable[str], media_type: str) -> None:
@@ -192,5 +222,5 @@ def _shares(region: str) -> tuple[float, float, float, float]:
 
 def _warned(request: Request, told: Mapping[str, str]) -> dict[str, str]:
     """A Warning for what is asked for and not done."""
-    names = (name for name in told if name not in _KNOWN or (name in PASSED_OVER and told[name]))
+    names = (name for name in told if name not in KNOWN or (name in PASSED_OVER and told[name]))
     return passed_over(request, ADDRESS, names)

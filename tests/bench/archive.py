@@ -58,6 +58,13 @@ class Archive:
             return sqlite.open_engine(self.folder / "index.sqlite", read_only=read_only)
         return postgres.open_engine(self.url, read_only=read_only, root_name=root_name(self.folder))
 
+    def read_through(self) -> None:
+        """Let the system have in memory what it can of the file, if it is one."""
+        if not self.url:
+            with (self.folder / "index.sqlite").open("rb", buffering=0) as file:
+                while file.read(1 << 20):
+                    pass
+
     def drop(self) -> None:
         """Take the tables away."""
         if self.url:

@@ -31,7 +31,7 @@ from tests.bench.report import Report, Target, number
 from tests.bench.store import ORTHANC, Receiver, bring_up, wait_published
 from tests.gateway import Gateway
 
-GATEWAY, FILES, NGINX = "dicomscp", "dicomscp, frames as files", peers.Nginx.name
+GATEWAY, FILES, NGINX = "dicomscp", "dicomscp, frames as files", peers.StaticNginx.name
 SERVERS = (GATEWAY, FILES, ORTHANC, NGINX)
 PARTS = ("requests", "ohif")
 
@@ -106,8 +106,8 @@ def _requests(options: Options, report: Report) -> None:
             _fill(receiver, study_uid, options)
             report.progress(f"{name} holds {options.instances} + {options.studies} instances")
         places = _places(receivers, report)
-        if NGINX in options.servers and peers.Nginx.installed():
-            nginx = stack.enter_context(peers.Nginx(options.directory / "nginx", gateway.root))
+        if NGINX in options.servers and peers.StaticNginx.installed():
+            nginx = stack.enter_context(peers.StaticNginx(options.directory / "nginx", gateway.root))
             places[NGINX] = Place(nginx, nginx.port, "/dicomweb")
         elif NGINX in options.servers:
             report.left_out(f"nginx is not installed (Debian package {peers.NGINX})")

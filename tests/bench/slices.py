@@ -83,7 +83,7 @@ def run(directory: Path, count: int, rounds: int, report: Report) -> None:
     for there, what in (
         (PACKAGE.is_file(), f"its package is not here ({FETCH_PACKAGE})"),
         (peers.find_program(CHROMIUM), f"Chromium is not installed (Debian package {CHROMIUM})"),
-        (peers.Nginx.installed(), f"nginx is not installed (Debian package {peers.NGINX})"),
+        (peers.StaticNginx.installed(), f"nginx is not installed (Debian package {peers.NGINX})"),
     ):
         if not there:
             report.left_out(f"OHIF: {what}")
@@ -98,7 +98,7 @@ def run(directory: Path, count: int, rounds: int, report: Report) -> None:
             gateway = stack.enter_context(Gateway(root, settings={"publish.frames": frames}))
             wait_published(gateway, [study_uid], count)
             bases[name] = gateway.url("/ohif/")
-        nginx = stack.enter_context(peers.Nginx(directory / "ohif-nginx", gateway.root))
+        nginx = stack.enter_context(peers.StaticNginx(directory / "ohif-nginx", gateway.root))
         bases[nginx.name] = f"http://127.0.0.1:{nginx.port}/ohif/"
         browser = stack.enter_context(chromium())
         _opened(browser, bases[nginx.name], study_uid, digests)

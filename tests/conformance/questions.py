@@ -1121,6 +1121,7 @@ SEARCHES = (
         (("StudyInstanceUID", uid("john")), ("includefield", "all")),
         ("john",),
         has=("SOPClassesInStudy", "PatientAge", "Allergies"),
+        lacks=("NumberOfPatientRelatedStudies",),  # counted when it is named
     ),
     Search(
         "PS3.18 8.3.4.3 includefield: nothing of a level below",

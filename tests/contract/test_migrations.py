@@ -99,21 +99,36 @@ def test_revisions_are_numbered_each_behind_one_and_the_last_is_the_program_s():
     assert names == [f"{number:04}" for number in range(len(names), 0, -1)]
     assert [before for _, before in newest_first] == [*names[1:], None]
     assert names[0] == sql.HEAD
+    assert revisions()[0].module.compatible == sql.COMPATIBLE
     for one in revisions():
         assert (one.down_revision or "0001") <= one.module.compatible <= one.revision
 
 
 def test_what_migrations_make_is_what_the_program_knows(database):
-    with database.open().connect() as connection:
+    with database.plain().begin() as connection:
+        assert sql.migrate(connection, "", lambda: None)
         assert differences(connection) == []
+
+
+def test_a_file_that_is_made_at_once_has_what_migrations_make_in_one(tmp_path):
+    at_once, migrated = SqliteFile(tmp_path / "index.sqlite"), create_engine("sqlite://")
+    with at_once.open().connect() as made, migrated.begin() as connection:
+        assert differences(made) == []
+        sql.migrate(connection, "", lambda: None)
+        for kept in (f"SELECT * FROM {sql.VERSION_TABLE}", "SELECT * FROM setting WHERE name = 'compatible'"):
+            assert made.exec_driver_sql(kept).all() == connection.exec_driver_sql(kept).all()
+        texts = "SELECT sql FROM sqlite_master WHERE name = 'dicomscp_revision'"
+        one, other = (each.exec_driver_sql(texts).scalar() for each in (made, connection))
+        assert "".join(one.split()) == "".join(other.split())
 
 
 def test_indexes_of_some_rows_are_those_that_questions_are_made_for(tmp_path):
     """Their conditions, word by word, without which SQLite does not take them; Alembic compares columns."""
     texts = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name"
-    known, engine = create_engine("sqlite://"), sqlite.open_engine(tmp_path / "index.sqlite", read_only=False)
-    with engine.connect() as made, known.connect() as own:
+    known, engine = create_engine("sqlite://"), create_engine("sqlite://")
+    with engine.begin() as made, known.connect() as own:
         metadata.create_all(own)
+        sql.migrate(made, "", lambda: None)
         assert made.exec_driver_sql(texts).all() == own.exec_driver_sql(texts).all()
     engine.dispose()
 
@@ -126,7 +141,6 @@ def test_an_index_of_the_first_revision_becomes_what_the_program_knows(database)
 
 
 def test_a_start_that_migrates_nothing_and_needs_no_server_imports_neither_for_it(tmp_path):
-    sqlite.open_engine(tmp_path / "index.sqlite", read_only=False).dispose()
     script = f"""
 import pathlib, sys
 import dicomscp.daemon

@@ -178,27 +178,43 @@ def _replay(past, rng):
     names: dict[str, int] = {}
     files: dict[int, bytearray] = {}
     folders: set[str] = {"."}
+    synced = _Synced(past)
     for index, step in enumerate(past):
-        later = past[index + 1 :]
         if step.kind in {"write", "truncate"}:
-            kept = any(s.kind == "sync_all" or (s.kind == "sync" and s.inode == step.inode) for s in later)
-            _apply_bytes(files, step, rng, kept=kept)
+            _apply_bytes(files, step, rng, kept=synced.file(step.inode, index))
         elif step.kind == "mkdir":
             parent = str(Path(step.path).parent)
-            if parent in folders and (_name_synced(later, parent) or rng.random() < 0.7):
+            if parent in folders and (synced.folder(parent, index) or rng.random() < 0.7):
                 folders.add(step.path)
         elif step.kind == "rmdir":
-            if _name_synced(later, str(Path(step.path).parent)) or rng.random() < 0.5:
+            if synced.folder(str(Path(step.path).parent), index) or rng.random() < 0.5:
                 _apply_rmdir(names, folders, step.path)
         elif step.kind in {"create", "link", "unlink", "rename"}:
             touched = [str(Path(p).parent) for p in (step.path, step.other) if p]
-            if any(_name_synced(later, parent) for parent in touched) or rng.random() < 0.5:
+            if any(synced.folder(parent, index) for parent in touched) or rng.random() < 0.5:
                 _apply_name(names, folders, step)
     return names, files, folders
 
 
-def _name_synced(later, parent):
-    return any(s.kind == "sync_all" or (s.kind == "sync_directory" and s.path == parent) for s in later)
+class _Synced:
+    """Whether a file or a folder is synced behind a step: alone, or with all others."""
+
+    def __init__(self, past):
+        self._all = -1
+        self._files, self._folders = {}, {}
+        for index, step in enumerate(past):
+            if step.kind == "sync_all":
+                self._all = index
+            elif step.kind == "sync":
+                self._files[step.inode] = index
+            elif step.kind == "sync_directory":
+                self._folders[step.path] = index
+
+    def file(self, inode, index):
+        return max(self._all, self._files.get(inode, -1)) > index
+
+    def folder(self, path, index):
+        return max(self._all, self._folders.get(path, -1)) > index
 
 
 def _apply_name(names, folders, step):

@@ -25,6 +25,7 @@ from dicomscp.dicom.part10 import Origin
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError
 from tests.crash.powerloss import Recorder, survivors
+from tests.databases import open_sqlite
 
 SEGMENT = 1 << 20
 SOURCE = Source(Origin.C_STORE, "MODALITY", "DICOMSCP")
@@ -60,16 +61,8 @@ def encoded(dataset):
     return buffer.getvalue()
 
 
-COMPILED = {}  # statements, for all of the many indexes
-
-
 def open_index(root):
-    engine = sqlite.open_engine(root / "index.sqlite", read_only=False)
-    return Index(
-        engine.execution_options(compiled_cache=COMPILED),
-        duplicates="first",
-        retrieve_url="/dicomweb",
-    )
+    return Index(open_sqlite(root / "index.sqlite"), duplicates="first", retrieve_url="/dicomweb")
 
 
 def open_archive(root, index, disk, role="listener-0"):

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from dicomscp.web import users
 from tests.certificates import certified
 from tests.gateway import Gateway, run_command
-from tests.integration.sending import send
+from tests.integration.commands import send
 from tests.processes import wait_until
 
 PASSWORD = "a good password"

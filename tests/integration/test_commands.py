@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import pydicom
 import pytest
@@ -21,6 +21,7 @@ from pynetdicom import AE
 
 from tests.bench.instances import SIZES, Template
 from tests.gateway import REPOSITORY, Gateway, run_command, wait_for_instances
+from tests.integration.commands import Run
 from tests.peers import DCMTK, Peer, PynetdicomScp, StoreScp, find_program, require
 from tests.processes import command_of, descendants, session_of, wait_until
 
@@ -41,14 +42,6 @@ SYNTAXES = [
     "image_dfl.dcm",
 ]
 SETTLE_SECONDS = 2
-
-
-class Run(NamedTuple):
-    """What a command did."""
-
-    status: int
-    out: str
-    err: str
 
 
 def run(*arguments: object, **environ: str) -> Run:

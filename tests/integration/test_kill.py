@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pydicom
 import pytest
 
 from tests.gateway import Gateway
+from tests.integration.commands import run_here
 from tests.peers import DCMTK, require
 from tests.processes import alive, wait_until
 
@@ -101,12 +101,11 @@ def check_complete(gateway, folder, acknowledged):
     wait_until(lambda: published(gateway) == everything, 60, "the study to be published whole")
     assert gateway.stop() == 0
     before = documents(gateway.root)
-    command = [sys.executable, "-m", "dicomscp"]
-    rebuilt = subprocess.run([*command, "rebuild", "--root", gateway.root], check=False, capture_output=True)
-    assert rebuilt.returncode == 0, rebuilt.stderr
+    rebuilt = run_here("rebuild", "--root", gateway.root)
+    assert rebuilt.status == 0, rebuilt.err
     assert documents(gateway.root) == before
-    verified = subprocess.run([*command, "verify", "--root", gateway.root], check=False, capture_output=True)
-    assert verified.returncode == 0, verified.stdout
+    verified = run_here("verify", "--root", gateway.root)
+    assert verified.status == 0, verified.out
 
 
 @pytest.mark.parametrize("killed", [["listener-0", "listener-1"], ["pipeline", "web", "inbox"]])

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from tests.gateway import Gateway, run_command, wait_for_instances
+from tests.integration.commands import run_here
 from tests.processes import free_port, wait_until
 
 STUDY = "1.3.6.1.4.1.5962.1.2.1.20040119072730.12322"  # of CT_small.dcm
@@ -23,7 +24,7 @@ def run(url: str, *arguments: object, password_file: object = ""):
 
 
 def sent(port: int, *paths: Path) -> dict:
-    return json.loads(run("", "send", "--json", f"DICOMSCP@127.0.0.1:{port}", *paths).stdout)
+    return json.loads(run_here("send", "--json", f"DICOMSCP@127.0.0.1:{port}", *paths).out)
 
 
 def instances(pydicom_files: Path, folder: Path, count: int) -> list[Path]:
@@ -83,8 +84,8 @@ def test_a_gateway_outlives_its_database_and_a_database_is_made_again(
         again = sent(port, *paths[:3])  # the first is a resend
         assert (again["sent"], again["refused"]) == (3, [])
         assert asked(gateway) == 503
-        find = run("", "find", f"DICOMSCP@127.0.0.1:{port}", "StudyDate=")
-        assert OUT_OF_RESOURCES in find.stdout + find.stderr
+        find = run_here("find", f"DICOMSCP@127.0.0.1:{port}", "StudyDate=")
+        assert OUT_OF_RESOURCES in find.out + find.err
         status = json.loads(run(url, "status", "--root", root, "--json").stdout)
         assert "cannot be reached" in status["index_away"]
         assert status["journal_waiting_bytes"] > 0

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 
 from tests.gateway import REPOSITORY, Gateway
+from tests.integration.commands import run_here
 from tests.integration.test_commands import DONE, FAILED, MISCONFIGURED, run
 from tests.integration.test_kill import Sending
 from tests.processes import wait_until
@@ -71,12 +72,19 @@ def published(gateway):
     return uids(json.loads(gzip.decompress(path.read_bytes()))) if path.is_file() else set()
 
 
+def listed(gateway):
+    """How many instances the list of the newest studies counts, which is written after the documents."""
+    path = gateway.root / "dicomweb" / "studies" / "index.json.gz"
+    studies = json.loads(gzip.decompress(path.read_bytes())) if path.is_file() else []
+    return sum(study["00201208"]["Value"][0] for study in studies)
+
+
 def on_disk(gateway):
     return {path.stem for path in (gateway.root / "instances").rglob("*.dcm")}
 
 
 def status(gateway):
-    return json.loads(run("status", "--json", "--root", gateway.root).out)
+    return json.loads(run_here("status", "--json", "--root", gateway.root).out)
 
 
 def is_idle(gateway):
@@ -94,7 +102,7 @@ def found(gateway):
     answers = set()
     for series_uid in (f"{STUDY}.0", f"{STUDY}.1"):
         keys = [f"StudyInstanceUID={STUDY}", f"SeriesInstanceUID={series_uid}", "SOPInstanceUID="]
-        answer = run("find", peer, "--level", "IMAGE", "--json", *keys, "--root", gateway.root)
+        answer = run_here("find", peer, "--level", "IMAGE", "--json", *keys, "--root", gateway.root)
         assert answer.status == DONE, answer.err
         answers |= uids(json.loads(answer.out))
     return answers
@@ -106,7 +114,8 @@ def assert_agreed(gateway):
     assert published(gateway) == everything
     assert found(gateway) == everything
     assert on_disk(gateway) == everything
-    verified = run("verify", "--root", gateway.root)
+    wait_until(lambda: listed(gateway) == len(everything), 10, "the list of the newest studies")
+    verified = run_here("verify", "--root", gateway.root)
     assert verified.status == DONE, verified.out
     return everything
 
@@ -194,7 +203,7 @@ def test_a_removal_goes_on_after_a_kill(gateway, folder, tmp_path, all_at_once):
 
 def test_without_serve_the_command_does_it_itself(folder, tmp_path):
     root = tmp_path / "root"
-    assert run("import", "--root", root, folder).status == DONE
+    assert run_here("import", "--root", root, folder).status == DONE
     result = run("remove", "--root", root, STUDY)
     assert result.status == MISCONFIGURED
     assert "--yes" in result.err
@@ -202,7 +211,7 @@ def test_without_serve_the_command_does_it_itself(folder, tmp_path):
     assert (result.status, result.out) == (DONE, f"{COUNT} removed\n")
     assert list((root / "instances").rglob("*.dcm")) == list((root / "journal").glob("remove-*")) == []
     assert not (root / "dicomweb" / "studies" / STUDY).exists()
-    assert run("verify", "--root", root).status == DONE
+    assert run_here("verify", "--root", root).status == DONE
     result = run("remove", "--yes", "--root", root, STUDY)
     assert (result.status, result.out) == (FAILED, "0 removed\n")
 
@@ -217,7 +226,7 @@ def test_a_place_that_is_none_is_told(tmp_path, place):
 @pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", COUNT)])
 def test_on_a_terminal_it_says_what_would_go_and_asks(folder, tmp_path, answer, left):
     root = tmp_path / "root"
-    assert run("import", "--root", root, folder).status == DONE
+    assert run_here("import", "--root", root, folder).status == DONE
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "dicomscp", "remove", "--root", root, STUDY]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=theirs, stdout=-1, stderr=-1) as removing:

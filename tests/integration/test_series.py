@@ -38,7 +38,7 @@ from tests.conformance.readings import (
 )
 from tests.gateway import Gateway, wait_for_instances
 from tests.integration import sources
-from tests.integration.sending import send_all
+from tests.integration.commands import send_all
 from tests.integration.sources import PIXELS, Source, frames_of
 from tests.peers import DCMTK, require
 from tests.processes import wait_until

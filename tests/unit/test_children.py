@@ -3,10 +3,15 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 from multiprocessing.connection import Pipe
+from pathlib import Path
 
 from dicomscp.children import Descriptor, start
 from tests.processes import command_of, wait_until
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def _tell(connection, descriptor, listening):
@@ -44,6 +49,34 @@ def test_children_can_be_started_when_what_they_are_forked_off_was_killed():
     second.join(10)
     assert (first.exitcode, second.exitcode) == (0, 0)
     wait_until(lambda: _parent_of_children() != server, 10, "another process to fork them off")
+
+
+PREPARED = """
+import os, signal, sys
+from dicomscp import children
+from tests.unit.test_children import _asked_of_a_child, _tell_what_it_began_with
+
+sys.imported_before = True
+children.prepare()
+sys.imported_after = True
+server, *began_with = _asked_of_a_child(_tell_what_it_began_with)
+assert began_with == [True, False], began_with
+os.kill(server, signal.SIGKILL)
+another, *began_with = _asked_of_a_child(_tell_what_it_began_with)
+assert another != server
+assert began_with == [False, False], began_with
+"""
+
+
+def test_children_are_forked_off_a_command_as_it_was_when_it_prepared_for_them():
+    command = [sys.executable, "-c", PREPARED]
+    run = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True, timeout=60, cwd=REPOSITORY)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def _tell_what_it_began_with(connection):
+    began_with = (hasattr(sys, "imported_before"), hasattr(sys, "imported_after"))
+    connection.send((os.getppid(), *began_with))
 
 
 def _parent_of_children() -> int:

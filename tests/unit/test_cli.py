@@ -213,6 +213,27 @@ def test_files_that_the_web_server_lives_by_are_looked_at(tmp_path):
     assert [line.split(": ")[1] for line in result.stderr.splitlines()] == ["web.users_file", "web.key_file"]
 
 
+def test_settings_of_the_viewer_are_looked_at(tmp_path):
+    file, settings = tmp_path / "gateway.toml", tmp_path / "viewer.json"
+    file.write_text(f'[viewer]\nsettings = "{settings}"\n[web]\nusers_file = "{tmp_path}/none"\n')
+    for text, told in (
+        (None, "cannot be read"),
+        ("[1]", "not a JSON object"),
+        ('{"dataSources": 1}', "list"),
+    ):
+        if text is not None:
+            settings.write_text(text)
+        result = invoke("check-config", "--config", file)
+        assert result.exit_code == MISCONFIGURED
+        users_line, viewer_line = result.stderr.splitlines()
+        assert "web.users_file" in users_line
+        assert "viewer.settings" in viewer_line
+        assert told in viewer_line
+    settings.write_text('{"showStudyList": false}')
+    (tmp_path / "gateway.toml").write_text(f'[viewer]\nsettings = "{settings}"\n')
+    assert invoke("check-config", "--config", file).exit_code == DONE
+
+
 def test_all_settings_in_force_are_one_json_object():
     result = invoke("check-config", "--json", "--root", "/x", env={"DICOMSCP_DIMSE__PORT": "104"})
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Intake, Source
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
@@ -18,6 +17,7 @@ from dicomscp.dicom.part10 import Origin
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, RefusedError
 from dicomscp.inbox import Inbox, Quarantine, admit_file, quarantined
+from tests.databases import open_sqlite
 from tests.processes import wait_until
 
 SETTLE, RESCAN = 2.0, 10.0
@@ -40,7 +40,7 @@ class Gateway:
 
     def __init__(self, root, archive=Archive):
         self.root = root
-        self.engine = sqlite.open_engine(root / "index.sqlite", read_only=False)
+        self.engine = open_sqlite(root / "index.sqlite")
         self.index = Index(self.engine)
         self.intake = Intake(
             root,

@@ -10,7 +10,6 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
 from dicomscp import config, daemon, upkeep
-from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Claim, Intake, Source
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
@@ -20,6 +19,7 @@ from dicomscp.disk import Disk
 from dicomscp.pipeline import Pipeline, _pause
 from dicomscp.publisher import Documents, Publisher, attempts
 from dicomscp.telemetry.metrics import PipelineMetrics
+from tests.databases import open_sqlite
 from tests.processes import wait_until
 
 SEGMENT = 1 << 20
@@ -30,7 +30,7 @@ class Parts:
 
     def __init__(self, root, source, quiet_seconds=2, patience_seconds=30):
         self.root, self.source, self.has_run = root, source, False
-        self.index = Index(sqlite.open_engine(root / "index.sqlite", read_only=False))
+        self.index = Index(open_sqlite(root / "index.sqlite"))
         intake = Intake(
             root,
             "listener-0",

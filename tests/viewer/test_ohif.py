@@ -10,12 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pydicom
 import pytest
 from playwright.sync_api import BrowserContext
 
+from dicomscp.dicom.part10 import read_file_meta
 from tests.gateway import Gateway, run_command, wait_for_instances
 from tests.integration.test_series import storescu_profile
-from tests.peers import DCMTK, NGINX, Nginx, missed, require
+from tests.peers import DCMTK, NGINX, StaticNginx, missed, require
 from tests.viewer.browser import CHROMIUM, FETCH_PACKAGE, PACKAGE, Ohif, chromium, new_context
 from tests.viewer.studies import PDF, Study, as_drawn, of_drawn, sha256, studies, write
 
@@ -187,10 +189,34 @@ def test_one_document_opens_one_study(ohif, held):
     assert ohif.complaints == []
 
 
+def test_a_file_is_stored_by_its_button(ohif, gateway, ct_small, tmp_path):
+    dataset = pydicom.dcmread(ct_small)
+    dataset.StudyInstanceUID, dataset.PatientName = "1.2.826.77", "Stored^By hand"
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.826.77.1"
+    dataset.save_as(tmp_path / "one.dcm")
+
+    ohif.page.goto(ohif.base)
+    ohif.page.get_by_role("button", name="Upload", exact=True).click()
+    ohif.page.locator("input[type=file]:not([webkitdirectory])").set_input_files(tmp_path / "one.dcm")
+    ohif.page.get_by_text("Completed!", exact=True).wait_for()
+    wait_for_instances(gateway, "1.2.826.77", 1)
+    ohif.page.get_by_role("button", name="Close").first.click()
+    ohif.page.get_by_text("Stored, By hand").first.wait_for()
+
+    address = f"/dicomweb/studies/1.2.826.77/series/{dataset.SeriesInstanceUID}/instances/1.2.826.77.1"
+    stored = gateway.get(address, accept="application/dicom")
+    assert stored.endswith(dataset_of((tmp_path / "one.dcm").read_bytes()))
+    assert ohif.complaints == []
+
+
+def dataset_of(file: bytes) -> bytes:
+    return file[read_file_meta(file).dataset_offset :]
+
+
 @pytest.fixture(scope="module")
-def nginx(gateway, tmp_path_factory) -> Iterator[Nginx]:
+def nginx(gateway, tmp_path_factory) -> Iterator[StaticNginx]:
     require("nginx", NGINX)
-    with Nginx(tmp_path_factory.mktemp("nginx"), gateway.root) as running:
+    with StaticNginx(tmp_path_factory.mktemp("nginx"), gateway.root) as running:
         yield running
 
 

@@ -4,8 +4,9 @@
     versions/v0001_tables   the tables as they were when migrations began
     versions/v0002_ways_in  narrow tables for questions, filled from the instances anew
 
-What the newest revision gives is `tables.metadata`.  Whoever writes migrates when it opens the index, in one
-transaction; whoever reads finds what stands, and says so if it cannot be read.
+What the newest revision gives is `tables.metadata`; a new file of SQLite is made of that at once.  Whoever
+writes migrates when it opens the index, in one transaction; whoever reads finds what stands, and says so if
+it cannot be read.
 
 The rule of every revision: it adds, and leaves alone what the version of the program before it reads and
 writes (a new column has a default or may be null, a new table may be left empty).  So that version goes on
@@ -21,10 +22,14 @@ from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
+from dicomscp.archive.tables import metadata
 from dicomscp.errors import BusyError, ConfigError
 
 HEAD = "0002"
 """The revision of `tables.metadata`; revisions are numbered, so they sort."""
+
+COMPATIBLE = "0002"
+"""The oldest revision whose program can live with the tables of `HEAD`, as that revision says too."""
 
 VERSION_TABLE = "dicomscp_revision"
 """Where Alembic notes the revision; a database that has it has an index of ours."""
@@ -61,6 +66,18 @@ def revision_of(connection: Connection) -> str:
     return str(connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar() or "")  # noqa: S608 - a constant
 
 
+def make(connection: Connection, incomplete: Callable[[], None]) -> None:
+    """Make the tables of `HEAD`, where there are none; *incomplete* is called as by `migrate`."""
+    metadata.create_all(connection, checkfirst=False)
+    connection.exec_driver_sql(
+        f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL,"
+        f" CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
+    )
+    connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:revision)"), {"revision": HEAD})  # noqa: S608 - a constant
+    incomplete()
+    _note_compatible(connection)
+
+
 def migrate(connection: Connection, revision: str, incomplete: Callable[[], None]) -> bool:
     """Bring tables of that *revision*, "" if there are none, to `HEAD` in the connection's transaction.
 
@@ -70,7 +87,7 @@ def migrate(connection: Connection, revision: str, incomplete: Callable[[], None
     is_stamped = bool(revision_of(connection))
     if is_stamped and revision >= HEAD:
         return False
-    from alembic import command, config, script  # noqa: PLC0415 - takes long to import
+    from alembic import command, config  # noqa: PLC0415 - takes long to import
 
     settings = config.Config()
     settings.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
@@ -81,8 +98,11 @@ def migrate(connection: Connection, revision: str, incomplete: Callable[[], None
     command.upgrade(settings, HEAD)
     if lacking:
         incomplete()
-    newest = script.ScriptDirectory.from_config(settings).get_revision(HEAD)
+    _note_compatible(connection)
+    return True
+
+
+def _note_compatible(connection: Connection) -> None:
     connection.execute(text("DELETE FROM setting WHERE name = 'compatible'"))
     noted = text("INSERT INTO setting (name, value) VALUES ('compatible', :revision)")
-    connection.execute(noted, {"revision": newest.module.compatible})
-    return True
+    connection.execute(noted, {"revision": COMPATIBLE})

@@ -2,7 +2,6 @@
 
 import pytest
 
-from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Claim, Intake, Source
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
@@ -10,6 +9,7 @@ from dicomscp.archive.rebuild import rebuild_index
 from dicomscp.dicom.matching import Level, Model, Query, header_tag, query_from_parameters
 from dicomscp.dicom.part10 import Origin, read_file_meta
 from dicomscp.disk import Disk
+from tests.databases import open_sqlite
 
 SEGMENT = 4 << 20
 MODEL = Model(
@@ -32,7 +32,7 @@ def life(root, request):
     """Opens the index under *root* with a model, and what files into it."""
 
     def open_index(model):
-        engine = sqlite.open_engine(root / "index.sqlite", read_only=False)
+        engine = open_sqlite(root / "index.sqlite")
         request.addfinalizer(engine.dispose)
         return Index(engine, model=model)
 

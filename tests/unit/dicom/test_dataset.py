@@ -2,6 +2,7 @@
 
 import json
 import struct
+from functools import partial
 
 import pydicom
 import pytest
@@ -9,6 +10,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filebase import DicomBytesIO
 
 from dicomscp.dicom.bulk import bulk_value
+from dicomscp.dicom.codestream import Codestream
 from dicomscp.dicom.dataset import BulkData, Elsewhere, composed, read_json
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.part10 import read_file_meta
@@ -43,9 +45,10 @@ class Aside:
     def read(self, where):
         return self.data[where.start : where.start + where.size]
 
-    def compose(self, attributes):
-        """What is made, and its bytes."""
-        made = composed(attributes, lambda uri: self.parts.get(uri, ()), self.read)
+    def compose(self, attributes, decode=None):
+        """What is made, and its bytes; *decode* is told this and a part."""
+        decoding = [partial(decode, self)] if decode else []
+        made = composed(attributes, lambda uri: self.parts.get(uri, ()), self.read, *decoding)
         pieces = (self.read(piece) if isinstance(piece, Elsewhere) else piece for piece in made.pieces)
         return made, b"".join(pieces)
 
@@ -329,10 +332,72 @@ def test_of_a_jp2_file_the_codestream_is_kept():
     ],
 )
 def test_pixel_data_that_cannot_be_held_as_they_came_are_refused(data, media_type, syntax, error):
-    """Of PNG and GIF there is no transfer syntax, and nothing is decoded here; a video must say its own."""
+    """Of PNG and GIF there is no transfer syntax, and here nobody decodes them; a video must say its own."""
     with pytest.raises(error) as caught:
         Aside().add("p", data, media_type, syntax).compose(UIDS | {PIXELS: {"vr": "OB", "BulkDataURI": "p"}})
     assert type(caught.value) is error
+
+
+def decoded_to(image, data):
+    """What decodes an image, as the web server does it: to the samples *data*, described by *image*."""
+
+    def decode(aside, part):
+        assert part.media_type == "image/png"
+        where = Elsewhere(len(aside.data), len(data))
+        aside.data += data
+        return BulkData("application/octet-stream", LITTLE, where, image)
+
+    return decode
+
+
+RGB = Codestream(LITTLE, 2, 3, 3, 8, False, "RGB")
+GREY = Codestream(LITTLE, 2, 3, 1, 16, False, "MONOCHROME2")
+
+
+@pytest.mark.parametrize(
+    ("image", "parts", "frames", "photometric"),
+    [(RGB, 1, 1, "RGB"), (RGB, 2, 1, "RGB"), (RGB, 1, 3, "RGB"), (GREY, 1, 1, "MONOCHROME2")],
+)
+def test_an_image_that_no_transfer_syntax_has_becomes_native_pixels(image, parts, frames, photometric):
+    """Table 10.5.2-1; what describes the pixels is added (10.5.2)."""
+    data = bytes(range(2 * 3 * image.samples * image.bits // 8)) * frames
+    aside = Aside()
+    for _ in range(parts):
+        aside.add("p", b"file", "image/png")
+    made, encoded = aside.compose(UIDS | {PIXELS: {"vr": "OB", "BulkDataURI": "p"}}, decoded_to(image, data))
+    assert made.transfer_syntax_uid == LITTLE
+    again = read_dataset(encoded)
+    assert again.PixelData == data * parts
+    assert (again.Rows, again.Columns, again.SamplesPerPixel) == (2, 3, image.samples)
+    assert (again.BitsAllocated, again.BitsStored, again.HighBit) == (image.bits, image.bits, image.bits - 1)
+    assert again.PhotometricInterpretation == photometric
+    assert again.get("NumberOfFrames", 1) == parts * frames
+    assert again.get("PlanarConfiguration") == (0 if image.samples == 3 else None)
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value", "agrees"),
+    [
+        ("00280010", "US", "2", True),
+        ("00280010", "US", "3", False),
+        ("00280100", "US", "8", False),
+        ("00280101", "US", "12", True),  # of 16 that are there
+        ("00280004", "CS", "MONOCHROME1", True),
+        ("00280004", "CS", "PALETTE COLOR", False),
+        ("00280008", "IS", "1", True),
+    ],
+)
+def test_metadata_say_of_decoded_pixels_what_the_image_has(tag, vr, value, agrees):
+    attributes = UIDS | {PIXELS: {"vr": "OW", "BulkDataURI": "p"}, tag: {"vr": vr, "Value": [value]}}
+    compose = Aside().add("p", b"file", "image/png").compose
+    if agrees:
+        assert (
+            str(read_dataset(compose(attributes, decoded_to(GREY, bytes(12)))[1])[int(tag, 16)].value)
+            == value
+        )
+        return
+    with pytest.raises(RefusedError, match=f"^.{tag[:4]},{tag[4:]}.: "):
+        compose(attributes, decoded_to(GREY, bytes(12)))
 
 
 def test_a_video_is_held_in_the_syntax_that_it_says():

@@ -9,12 +9,12 @@ from pydicom.filewriter import write_dataset
 
 from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Arrival, Index
-from dicomscp.archive.sqlite import open_engine
 from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.matching import STANDARD
 from dicomscp.dicom.part10 import Origin, Receipt, file_meta, read_file_meta
 from dicomscp.study import layout
+from tests.databases import open_sqlite
 
 SOURCES = Path(pydicom.__file__).parent / "data" / "test_files"
 LITTLE = "1.2.840.10008.1.2.1"
@@ -25,7 +25,7 @@ class FilledArchive(Archive):
 
     def __init__(self, root, retrieve_url="/dicomweb"):
         self.root = root
-        self.engine = open_engine(root / "index.sqlite", read_only=False)
+        self.engine = open_sqlite(root / "index.sqlite")
         self.index = Index(self.engine, retrieve_url=retrieve_url)
         self.compiler = Compiler()
         super().__init__(root, self.index)

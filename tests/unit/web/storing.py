@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 
-from dicomscp.archive import sqlite
 from dicomscp.archive.archive import Archive, Intake
 from dicomscp.archive.filing import Filing
 from dicomscp.archive.index import Index
 from dicomscp.disk import Disk
 from dicomscp.telemetry.metrics import IntakeMetrics
 from dicomscp.web.store import StoreSettings
+from tests.databases import open_sqlite
 
 SEGMENT = 4 << 20
 BOUNDARY = "a-boundary"
@@ -19,7 +19,7 @@ class StoringArchive:
 
     def __init__(self, root, disk=None, *, inline_bytes=64 << 10, reserve_bytes=0, max_variants=3):
         self.root, self.disk = root, disk or Disk()
-        self.engine = sqlite.open_engine(root / "index.sqlite", read_only=False)
+        self.engine = open_sqlite(root / "index.sqlite")
         self.index = Index(self.engine)
         self.intake = Intake(
             root,

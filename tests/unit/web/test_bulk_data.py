@@ -208,7 +208,18 @@ def document(gateway, media_type, content, **attributes):
     return f"/dicomweb/studies/{study_uid}/bulkdata/{series_uid}/{sop_uid}/00420011"
 
 
-@pytest.mark.parametrize("media_type", ["application/pdf", "text/XML", "model/stl", "model/obj", "model/mtl"])
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        "application/pdf",
+        "application/sla",
+        "application/xml",
+        "model/mtl",
+        "model/obj",
+        "model/stl",
+        "text/XML",
+    ],
+)
 def test_a_document_can_be_had_as_what_it_is(gateway, media_type):
     content = b"%PDF-1.4 " + bytes(range(1, 200)) + b"\0\0"
     uri = document(gateway, media_type, content, EncapsulatedDocumentLength=len(content) - 1)
@@ -292,6 +303,52 @@ def test_a_video_is_one_stream_in_ranges(gateway, syntax, media_type):
 
 
 # Frames
+
+
+# PS3.18 table 8.7.3-5, and what clients asked for before it settled.
+FRAME_TYPES = {
+    "1.2.840.10008.1.2.4.50": ("image/jpeg",),
+    "1.2.840.10008.1.2.4.51": ("image/jpeg",),
+    "1.2.840.10008.1.2.4.57": ("image/jpeg",),
+    "1.2.840.10008.1.2.4.70": ("image/jpeg",),
+    "1.2.840.10008.1.2.4.80": ("image/jls",),
+    "1.2.840.10008.1.2.4.81": ("image/jls",),
+    "1.2.840.10008.1.2.4.90": ("image/jp2",),
+    "1.2.840.10008.1.2.4.91": ("image/jp2",),
+    "1.2.840.10008.1.2.4.92": ("image/jpx",),
+    "1.2.840.10008.1.2.4.93": ("image/jpx",),
+    "1.2.840.10008.1.2.4.110": ("image/jxl",),
+    "1.2.840.10008.1.2.4.111": ("image/jxl",),
+    "1.2.840.10008.1.2.4.112": ("image/jxl",),
+    "1.2.840.10008.1.2.4.201": ("image/jphc",),
+    "1.2.840.10008.1.2.4.202": ("image/jphc",),
+    "1.2.840.10008.1.2.4.203": ("image/jphc",),
+    "1.2.840.10008.1.2.5": ("image/dicom-rle", "image/x-dicom-rle"),
+    "1.2.840.10008.1.2.8.1": ("application/x-deflate",),
+}
+
+
+def test_a_frame_is_of_the_media_type_of_its_transfer_syntax(gateway):
+    """As it is stored, whatever it holds: alone and as a part, by the path of frames and of bulk data."""
+    held = {}
+    for number, syntax in enumerate(FRAME_TYPES, 1):
+        dataset = instance(NumberOfFrames=1, SOPInstanceUID=f"1.2.3.{number}")
+        pixels = explicit(0x7FE00010, "OB", fragments(f"frame {number:02}".encode()), length=UNDEFINED)
+        held[syntax] = gateway.archive.add(dataset, syntax, encoded(dataset) + pixels).key
+    client = gateway.start()
+    for number, (syntax, media_types) in enumerate(FRAME_TYPES.items(), 1):
+        key, frame = held[syntax], f"frame {number:02}".encode()
+        bulk = f"/dicomweb/studies/{key[0]}/bulkdata/{key[1]}/{key[2]}/7FE00010"
+        for media_type in media_types:
+            for path in (address(key, "/frames/1"), bulk):
+                alone = client.get(path, headers={"accept": media_type})
+                said = (alone.status_code, alone.headers["content-type"], alone.content)
+                assert said == (200, f"{media_type}; transfer-syntax={syntax}", frame)
+                parts = client.get(path, headers={"accept": f'multipart/related; type="{media_type}"'})
+                assert f'type="{media_type}"' in parts.headers["content-type"]
+                assert frame in parts.content
+        for other in {one for types in FRAME_TYPES.values() for one in types} - set(media_types):
+            assert client.get(address(key, "/frames/1"), headers={"accept": other}).status_code == 406
 
 
 def test_a_frame_that_is_told_of_and_not_there_is_told_in_a_sentence(gateway):

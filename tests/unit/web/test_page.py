@@ -211,16 +211,36 @@ def test_with_a_viewer_thumbnail_and_name_lead_to_it(gateway):
 
 def test_the_figures_are_told(gateway):
     document = shown(gateway.start(status=facts))
-    for text in ("7 studies", "1,234 instances", "5.6 MB", "412 GB free of 1.0 TB", "2 open now", "1 study"):
+    for text in (
+        "7 studies",
+        "1,234 instances",
+        "5.3 MiB",
+        "384 GiB free of 931 GiB",
+        "2 open now",
+        "1 study",
+    ):
         assert text in document.words, text
     assert document.all("meter", "value") == ["588000000000"]
     assert STARTED in document.all("time", "datetime")
 
 
+@pytest.mark.parametrize(
+    ("waiting_bytes", "lag_seconds", "said"),
+    [
+        (0, 0.0, "To be indexed nothing all that came can be found"),
+        (3 << 20, 0.0, "To be indexed 3.0 MiB on the way"),
+        (3 << 30, 75.0, "To be indexed 3.0 GiB 75 s behind"),
+    ],
+)
+def test_what_waits_for_the_index_is_told(gateway, waiting_bytes, lag_seconds, said):
+    told = facts(journal_waiting_bytes=waiting_bytes, journal_lag_seconds=lag_seconds)
+    assert said in shown(gateway.start(status=lambda: told)).words
+
+
 def test_who_sends_now_is_told_with_the_rates(gateway):
     told = facts(calling_aes=[sending("CT1", 12.5), sending("", 0.0), sending("MR1")])
     text = shown(gateway.start(status=lambda: told)).words
-    assert "CT1 12 6.2 MB/s 1,200 600 MB 2026-01-02 03:04:05 UTC" in text
+    assert "CT1 12 6.0 MiB/s 1,200 572 MiB 2026-01-02 03:04:05 UTC" in text
     assert "drop folder - - 1,200" in text
     assert "MR1 - - 1,200" in text
 

@@ -1,17 +1,22 @@
 """STOW-RS, PS3.18 section 10.5: what is stored, what is answered, and what becomes of everything else."""
 
 import errno
+import gzip
 import itertools
 import json
 import os
 import socket
 import struct
 import threading
+import zlib
 from contextlib import closing
+from io import BytesIO
 
 import httpx
+import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.filebase import DicomBytesIO
@@ -25,6 +30,7 @@ from dicomscp.dicom.xmlmodel import native_model
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, RefusedError
 from dicomscp.web.app import WebSettings, create_app
+from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.server import bind, serve
 from dicomscp.web.store import BLOCK_BYTES
 from tests.processes import peak_rss_bytes, reset_peak_rss, wait_until
@@ -86,11 +92,13 @@ class Storing:
             inline_bytes=inline_bytes,
             max_variants=max_variants,
         )
+        self.decoders = Decoders(Limits())
         app = create_app(
             self.archive.archive,
             WebSettings(store=self.archive.settings(**settings), **(web or {})),
             self.root / "dicomweb",
             self.root / "state",
+            self.decoders,
         )
         self.socket = bind("127.0.0.1", 0)
         self.port = self.socket.getsockname()[1]
@@ -128,6 +136,7 @@ class Storing:
             self.thread.join(20)
             assert not self.thread.is_alive()
             self.socket.close()
+            self.decoders.close()
             self.archive.close()
 
 
@@ -408,10 +417,40 @@ def test_which_payloads_are_taken(storing, content_type, status):
     assert storing.post(multipart([CT]), {"content-type": content_type}).status_code == status
 
 
-def test_a_body_with_a_content_coding_is_not_taken(storing):
+def test_a_body_may_be_deflated(storing):
+    """PS3.18 table 10.5.1-2: Content-Encoding is supported."""
+    storing.start(max_body_bytes=1 << 20)
+    body, gzipped = multipart([instance(1), instance(2)]), {"content-encoding": "gzip"}
+    whole = gzip.compress(body)
+    for blocks in ([whole], [bytes([byte]) for byte in whole]):
+        answer = storing.post(iter(blocks), said() | gzipped)
+        assert (answer.status_code, len(items(answer, REFERENCED))) == (200, 2)
+    storing.archive.file()
+    assert storing.dataset_of(items(answer, REFERENCED)[1]) == dataset_of(instance(2))
+    alone = gzip.compress(instance(3))
+    assert storing.post(alone, {"content-type": "application/dicom"} | gzipped).status_code == 200
+    # What came whole before it broke off is stored, as it is without a coding.
+    for sent, status in ((whole[: len(whole) // 2], (202, 400)), (body, (400,)), (b"", (400,))):
+        assert storing.post(sent, said() | gzipped).status_code in status
+    for sent in (whole + whole, whole + b"more"):
+        assert storing.post(sent, said() | gzipped).status_code in (202, 400)
+    bomb = gzip.compress(bytes(3 * BLOCK_BYTES))
+    assert storing.post(bomb, {"content-type": "application/dicom"} | gzipped).status_code == 413
+
+
+def test_what_a_deflated_block_holds_is_taken_in_blocks(storing):
     storing.start()
-    answer = storing.post(multipart([CT]), **{"content-encoding": "gzip"})
-    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "identity")
+    sent = instance(1, size=3 * BLOCK_BYTES + 4)
+    answer = storing.post(gzip.compress(multipart([sent])), said() | {"content-encoding": "gzip"})
+    assert answer.status_code == 200
+    storing.archive.file()
+    assert storing.dataset_of(items(answer, REFERENCED)[0]) == dataset_of(sent)
+
+
+def test_a_body_with_another_content_coding_is_not_taken(storing):
+    storing.start()
+    answer = storing.post(multipart([CT]), said() | {"content-encoding": "br"})
+    assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip, identity")
 
 
 # Limits
@@ -707,6 +746,77 @@ def test_metadata_and_bulk_data_become_instances(storing, kind):
     assert "PixelData" not in third
 
 
+def image_file(image, kind, **options):
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def deep_colour():
+    """A PNG of one pixel, 16 bits a colour, which Pillow does not write."""
+    chunks = [
+        (b"IHDR", struct.pack(">2L5B", 1, 1, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(7))),
+        (b"IEND", b""),
+    ]
+    framed = [
+        struct.pack(">L", len(data)) + kind + data + struct.pack(">L", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def test_png_and_gif_become_native_pixels_without_loss(storing):
+    """PS3.18 table 10.5.2-1: they shall be transformed; the notes below it say what becomes of what."""
+    rng = np.random.default_rng(1)
+    grey8, grey16 = rng.integers(0, 256, (5, 7), np.uint8), rng.integers(0, 1 << 16, (5, 7), np.uint16)
+    colour = rng.integers(0, 256, (5, 7, 3), np.uint8)
+    alpha = np.dstack([colour, rng.integers(0, 256, (5, 7), np.uint8)])
+    palette = Image.fromarray(colour).quantize(16)
+    frames = [Image.fromarray(rng.integers(0, 256, (5, 7), np.uint8)) for _ in range(3)]
+    moving = [Image.fromarray(np.dstack([np.asarray(one)] * 3)).quantize(35) for one in frames]
+    shown = [np.asarray(one.convert("RGB")) for one in moving]
+    sent = {
+        "1": ("png", image_file(Image.fromarray(grey8), "PNG"), grey8),
+        "2": ("png", image_file(Image.fromarray(grey16), "PNG"), grey16),
+        "3": ("png", image_file(Image.fromarray(colour), "PNG"), colour),
+        "4": ("png", image_file(Image.fromarray(alpha), "PNG"), colour),  # note 5
+        "5": ("png", image_file(palette, "PNG", transparency=0), np.asarray(palette.convert("RGB"))),
+        "6": ("png", image_file(Image.fromarray(grey8 > 99), "PNG"), (grey8 > 99) * np.uint8(255)),
+        "7": ("gif", image_file(palette, "GIF"), np.asarray(palette.convert("RGB"))),
+        "8": (
+            "gif",
+            image_file(moving[0], "GIF", save_all=True, append_images=moving[1:]),
+            np.stack(shown),  # note 3
+        ),
+    }
+    refused = {
+        "20": ("png", deep_colour(), 0xC122),  # note 2
+        "21": ("png", sent["3"][1][:60], 0xC000),
+        "22": ("gif", b"GIF89a", 0xC000),
+        "23": ("gif", sent["3"][1], 0xC000),
+    }
+    storing.start()
+    body = with_metadata(
+        [metadata(int(number), **pixels(number)) for number in (*sent, *refused)],
+        *((bulk_head(number, f"image/{kind}"), file) for number, (kind, file, _) in (sent | refused).items()),
+    )
+    answer = storing.post(body, said("application/dicom+json"))
+    assert answer.status_code == 202, answer.text
+    assert {item[SOP_UID]["Value"][0] for item in items(answer, REFERENCED)} == {
+        f"1.2.1.{one}" for one in sent
+    }
+    failed = {item[SOP_UID]["Value"][0]: item[FAILURE_REASON]["Value"][0] for item in items(answer, FAILED)}
+    assert failed == {f"1.2.1.{number}": reason for number, (_, _, reason) in refused.items()}
+    storing.archive.file()
+    for item in items(answer, REFERENCED):
+        dataset = stored_dataset(storing, item)
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+        _, _, pixels_sent = sent[dataset.SOPInstanceUID.rpartition(".")[2]]
+        assert np.array_equal(dataset.pixel_array, pixels_sent), dataset.SOPInstanceUID
+
+
 @pytest.mark.parametrize("kind", ["json", "xml"])
 def test_metadata_without_bulk_data_may_be_the_whole_body(storing, kind):
     storing.start()
@@ -745,10 +855,10 @@ def test_metadata_that_fail_are_named_and_the_others_are_stored(storing):
             metadata(1, **pixels("missing")),
             metadata(2),
             metadata(3, **{"00280010": {"vr": "US", "Value": [70000]}}),
-            metadata(4, **pixels("gif")),
+            metadata(4, **pixels("video")),
             {"00080018": {"vr": "UI", "Value": ["1.2.1.5"]}},
         ],
-        (bulk_head("gif", "image/gif"), b"GIF89a"),
+        (bulk_head("video", "video/mp4"), b"....ftyp"),
         (bulk_head("nobody's"), b"bytes"),
     )
     answer = storing.post(body, said("application/dicom+json"))

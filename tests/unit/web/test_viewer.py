@@ -8,6 +8,7 @@ import pytest
 
 from dicomscp.errors import ConfigError
 from dicomscp.web import install
+from dicomscp.web.users import Cost, Users, set_password
 from dicomscp.web.viewer import Viewer, ViewerSettings, app_config, publish_site, read_settings
 from tests.unit.web.packages import FILES, package
 
@@ -177,6 +178,35 @@ def test_the_settings_of_the_operator_are_laid_over_ours(viewer):
     ]
 
 
+def uploads(config):
+    return config["dataSources"][0]["configuration"]["dicomUploadEnabled"]
+
+
+def test_there_is_a_button_to_store_files_where_that_is_done(viewer):
+    client = viewer(upload=True)
+    assert uploads(config_of(client)) is True
+    assert uploads(app_config(ViewerSettings("/"))) is False
+
+
+def test_who_may_not_store_has_no_button_for_it(gateway, tmp_path):
+    put_in(tmp_path)
+    users = tmp_path / "users"
+    for name, scopes in (("anna", ["read", "write"]), ("ward", ["read"])):
+        set_password(users, name, scopes, f"{name}'s password", cost=Cost(10, 8, 1))
+    client = gateway.start(viewer=ViewerSettings(tmp_path, upload=True), schemes={"basic": Users(users)})
+    answers = {
+        name: client.get("/ohif/app-config.js", auth=(name, f"{name}'s password"))
+        for name in ("anna", "ward")
+    }
+    found = {
+        name: json.loads(re.search(r"window\.config = (.*);", answer.text, re.DOTALL)[1])
+        for name, answer in answers.items()
+    }
+    assert {name: uploads(config) for name, config in found.items()} == {"anna": True, "ward": False}
+    assert answers["anna"].headers["vary"] == "Authorization"
+    assert answers["anna"].headers["etag"] != answers["ward"].headers["etag"]
+
+
 def test_without_preload_there_is_one_data_source():
     found = app_config(ViewerSettings("/", preload=False))["dataSources"]
     assert [one["sourceName"] for one in found] == ["dicomweb"]
@@ -200,8 +230,9 @@ def test_other_web_servers_find_page_and_settings_as_files(tmp_path):
     assert not (tmp_path / "viewer").exists()
     put_in(tmp_path)
 
-    publish_site(ViewerSettings(tmp_path, base_path="/here"))
+    publish_site(ViewerSettings(tmp_path, base_path="/here", upload=True))
 
     site = {path.name: gzip.decompress(path.read_bytes()) for path in (tmp_path / "viewer/site").iterdir()}
     assert set(site) == {"index.html.gz", "app-config.js.gz"}
     assert b'src="/here/app.bundle.' in site["index.html.gz"]
+    assert b'"dicomUploadEnabled": false' in site["app-config.js.gz"]  # they store nothing

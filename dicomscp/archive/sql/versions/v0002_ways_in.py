@@ -60,7 +60,7 @@ def _make_studies() -> None:
         sa.Column("referring_physician_name", _TEXT),
         sa.Column("modalities", _TEXT, nullable=False),
     )
-    _index("study_order", "recency", "study_uid", unique=True)
+    _index("study_order", "recency", "study_uid", "listed", "irregular", unique=True)
     _index(
         "study_scan", "recency", "study_uid", "listed", "irregular", "modalities", "patient_name",
         "patient_id",
