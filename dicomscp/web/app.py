@@ -21,7 +21,7 @@ here.
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
@@ -47,7 +47,7 @@ from dicomscp.archive.archive import Archive
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.errors import DamagedError, DicomscpError
 from dicomscp.telemetry.metrics import AccessMetrics
-from dicomscp.web.access import OPEN_PATHS, READING, Access, Scheme
+from dicomscp.web.access import READING, Access, OpenRoute, Scheme
 from dicomscp.web.capabilities import Capabilities
 from dicomscp.web.changes import Changes
 from dicomscp.web.decoders import Decoders, Limits
@@ -89,8 +89,9 @@ class WebSettings:
 
     *hosts*: names by which the gateway is reached, beside loopback names and addresses; "*" takes any.
     *cors_origins*: origins whose pages may ask, such as "https://viewer.example.org"; "*" is any.
-    *schemes*: how people say who they are (`access.Access`); with none nobody is asked.
-    *open_paths*: where nobody is asked all the same.
+    *schemes*: how people say who they are (`access.Access`); with none nobody is asked.  With "bearer" alone
+    nobody is asked for the viewer's files, which have nothing of what is held: browsers ask for pages without
+    a token.
     *request_publish*: called from a worker thread with a study UID that somebody waits for.
     *max_results*, *empty_status*, *local*: of searches (`search.Search`).
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
@@ -106,7 +107,6 @@ class WebSettings:
     hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
-    open_paths: frozenset[str] = OPEN_PATHS
     wait_seconds: float = 10.0
     max_results: int = 1000
     empty_status: int = 200
@@ -165,7 +165,9 @@ def create_app(
         lambda: archive.model, base_url=settings.base_url, stores=settings.store is not None
     )
     store = Store(settings.store, decoders, base_url=settings.base_url).routes() if settings.store else []
-    viewer = Viewer(settings.viewer) if settings.viewer else None
+    viewer = (
+        Viewer(settings.viewer, is_open=settings.schemes.keys() == {"bearer"}) if settings.viewer else None
+    )
     page = Page(
         archive,
         state,
@@ -175,24 +177,25 @@ def create_app(
         status=settings.status,
         viewer_url=viewer.study_url if viewer else settings.viewer_url,
     )
+    routes = [
+        *studies.routes(),  # first: they are looked at in this order, and viewers ask for every frame
+        *search.routes(),
+        *page.routes(),
+        *_probes(settings),
+        *Changes(archive, settings.stopping).routes(),
+        *capabilities.routes(),
+        *instances.routes(),
+        *rendering.routes(),
+        *WadoUri(archive, instances, rendering).routes(),
+        *store,
+        *(viewer.routes() if viewer else ()),  # last: nothing of ours is behind it
+    ]
     return Starlette(
-        routes=[
-            *studies.routes(),  # first: they are looked at in this order, and viewers ask for every frame
-            *search.routes(),
-            *page.routes(),
-            *_probes(settings),
-            *Changes(archive, settings.stopping).routes(),
-            *capabilities.routes(),
-            *instances.routes(),
-            *rendering.routes(),
-            *WadoUri(archive, instances, rendering).routes(),
-            *store,
-            *(viewer.routes() if viewer else ()),
-        ],
+        routes=routes,
         middleware=[
             Middleware(Guard, hosts=settings.hosts, origins=settings.cors_origins),
             *_cors(settings.cors_origins),
-            *_access(settings),
+            *_access(settings, routes),
         ],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},
     )
@@ -214,12 +217,10 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
     ]
 
 
-def _access(settings: WebSettings) -> list[Middleware]:
+def _access(settings: WebSettings, routes: Sequence[Route]) -> list[Middleware]:
     if not settings.schemes:
         return []
-    return [
-        Middleware(Access, schemes=settings.schemes, open_paths=settings.open_paths, metrics=AccessMetrics())
-    ]
+    return [Middleware(Access, schemes=settings.schemes, routes=routes, metrics=AccessMetrics())]
 
 
 def _probes(settings: WebSettings) -> list[Route]:
@@ -234,8 +235,11 @@ def _probes(settings: WebSettings) -> list[Route]:
         text = await to_thread.run_sync(settings.metrics)
         return Response(text, headers={"content-type": prometheus_client.CONTENT_TYPE_LATEST})
 
-    endpoints = {"/healthz": health, "/readyz": ready, "/metrics": metrics}
-    return [Route(path, endpoint, methods=["GET"]) for path, endpoint in endpoints.items()]
+    return [
+        OpenRoute("/healthz", health, methods=["GET"]),
+        OpenRoute("/readyz", ready, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]
 
 
 def _json(facts: dict[str, Any], status: int = 200) -> Response:
