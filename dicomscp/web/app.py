@@ -190,7 +190,7 @@ def create_app(
         *store,
         *(viewer.routes() if viewer else ()),  # last: nothing of ours is behind it
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[
             Middleware(Guard, hosts=settings.hosts, origins=settings.cors_origins),
@@ -199,6 +199,9 @@ def create_app(
         ],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},
     )
+    # Nothing has moved; and where browsers find us, behind a proxy and below its path, is not known here.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:

@@ -128,6 +128,15 @@ def test_an_unknown_address_and_a_wrong_method_are_problems(gateway):
     assert "GET" in response.headers["allow"]
 
 
+def test_nothing_is_redirected(gateway):
+    client = gateway.start()
+    for path in ("/dicomweb/studies", "/dicomweb/studies/1.2/metadata", "/status", "/changes", "/healthz"):
+        response = client.get(f"{path}/?PatientName=Doe")
+        assert response.status_code == 404, path
+        assert response.headers["content-type"] == "application/problem+json"
+        assert "location" not in response.headers
+
+
 def test_a_busy_archive_says_when_to_come_back(gateway):
     busy = Failing(BusyError("The index is being rebuilt; ask again later."))
     response = gateway.start(busy).get("/dicomweb/studies")
