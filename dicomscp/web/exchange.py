@@ -15,7 +15,7 @@ from dicomscp.archive.index import Held
 from dicomscp.dicom.identity import Buffer, InstanceKey, is_filable
 from dicomscp.errors import RefusedError
 from dicomscp.web.documents import CHUNK_BYTES
-from dicomscp.web.media import Offer, byte_range, choose, ranges
+from dicomscp.web.media import DOCUMENT_TYPES, Offer, byte_range, choose, ranges
 from dicomscp.web.problem import Problem
 
 STUDY = "/studies/{study}"
@@ -31,6 +31,7 @@ PDF_POLICY = "default-src 'none'; frame-ancestors 'self'"
 
 Browsers show none in a sandbox; their own viewers run nothing of a PDF in the origin that it came from.
 """
+_SANDBOX = "style-src 'unsafe-inline'; sandbox"
 
 _UID_NAMES = {"study": "Study", "series": "Series", "instance": "SOP"}
 
@@ -190,6 +191,14 @@ def headers_of(offer: Offer, digest: str) -> dict[str, str]:
         "cache-control": "no-cache",
         "vary": "Accept",
     }
+
+
+def confined(offer: Offer) -> dict[str, str]:
+    """The header with the policy for a document that somebody has sent us; none if *offer* is no document."""
+    if offer.media_type not in DOCUMENT_TYPES:
+        return {}
+    policy = PDF_POLICY if offer.media_type == "application/pdf" else f"{PDF_POLICY}; {_SANDBOX}"
+    return {"content-security-policy": policy}
 
 
 def answer(

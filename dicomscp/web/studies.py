@@ -56,12 +56,12 @@ from dicomscp.web.decoders import Decoders, Made, opened
 from dicomscp.web.documents import CHUNK_BYTES, Document, Documents
 from dicomscp.web.exchange import (
     INSTANCE,
-    PDF_POLICY,
     SERIES,
     STUDY,
     WHOLE_BYTES,
     answer,
     chunked,
+    confined,
     digest_of,
     frame_numbers,
     headers_of,
@@ -363,7 +363,7 @@ class Studies:
 
     def _bulk(self, request: Request, key: InstanceKey, path: str) -> Response:
         (held,) = held_of(self._archive, *key)
-        return self.value(request, held, path, _bulk_offers, also=_policy)
+        return self.value(request, held, path, _bulk_offers, also=confined)
 
     def value(
         self,
@@ -505,10 +505,6 @@ def _frame_offers(transfer_syntax_uid: str, frames: int) -> list[Offer]:
     if transfer_syntax_uid != EXPLICIT_LITTLE and is_decodable(transfer_syntax_uid):
         offers += frame_offers(EXPLICIT_LITTLE, frames)
     return offers
-
-
-def _policy(offer: Offer) -> dict[str, str]:
-    return {"content-security-policy": PDF_POLICY} if offer.media_type == "application/pdf" else {}
 
 
 def _bulk_offers(value: BulkValue) -> list[Offer]:
