@@ -16,7 +16,7 @@ hold the path, never the query: people search by patient.
 
 A browser sends what it has of us (cookies it has none, but passwords, and the loopback address) with
 requests that pages of others make.  They cannot read the answers; that they cannot store either is seen to
-here.
+here.  Pages of listed origins can do what ours can: read, store, show images, and documents in frames.
 """
 
 import ipaddress
@@ -46,7 +46,7 @@ import dicomscp
 from dicomscp.archive.archive import Archive
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.errors import DamagedError, DicomscpError
-from dicomscp.telemetry.metrics import AccessMetrics
+from dicomscp.telemetry.metrics import CONTENT_TYPE, AccessMetrics
 from dicomscp.web.access import READING, Access, OpenRoute, Scheme
 from dicomscp.web.capabilities import Capabilities
 from dicomscp.web.changes import Changes
@@ -70,9 +70,10 @@ _SECURITY_HEADERS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Range")
+_OUR_FRAMES = b"frame-ancestors 'self'"
+_CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "If-Range", "Range")
 _CORS_METHODS = ("GET", "HEAD", "POST")
-_CORS_EXPOSED = ("Content-Range", "ETag", "Location", "Retry-After", "Warning")
+_CORS_EXPOSED = ("Accept-Ranges", "Content-Range", "ETag", "Location", "Retry-After", "Warning")
 _HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(:[0-9]*)?", re.ASCII)
 _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 _LAST = {"connection": "close"}  # what follows on the connection may be part of it
@@ -236,7 +237,7 @@ def _probes(settings: WebSettings) -> list[Route]:
 
     async def metrics(_: Request) -> Response:
         text = await to_thread.run_sync(settings.metrics)
-        return Response(text, headers={"content-type": prometheus_client.CONTENT_TYPE_LATEST})
+        return Response(text, headers={"content-type": CONTENT_TYPE})
 
     return [
         OpenRoute("/healthz", health, methods=["GET"]),
@@ -273,13 +274,19 @@ class Guard:
         self._app = app
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
         self._origins = frozenset(origins)
+        headers, self._frames = dict(_SECURITY_HEADERS), b""
+        if self._origins:
+            # Images are asked for without an Origin to go by: whoever shows one of ours cannot look into it.
+            headers[b"cross-origin-resource-policy"] = b"cross-origin"
+            self._frames = b" ".join((_OUR_FRAMES, *(one.encode() for one in sorted(self._origins))))
+        self._headers = tuple(headers.items())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer = _Answer(send, self._headers, self._frames)
         try:
             problem = self._problem(scope)
             app = response_of(problem) if problem else self._app
@@ -343,10 +350,13 @@ class Guard:
 
 
 class _Answer:
-    """The sending side of one request."""
+    """The sending side of one request.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    It has *headers* where it does not say otherwise, and *frames*, if any, where our own pages may frame it.
+    """
+
+    def __init__(self, send: Send, headers: Sequence[tuple[bytes, bytes]], frames: bytes) -> None:
+        self._send, self._headers, self._frames = send, headers, frames
         self.begun = False
 
     async def send(self, message: Message) -> None:
@@ -354,8 +364,14 @@ class _Answer:
             self.begun = True
             headers = message["headers"] = list(message.get("headers", ()))
             named = {name for name, _ in headers}  # which are in lower case (ASGI)
-            headers += [pair for pair in _SECURITY_HEADERS if pair[0] not in named]
+            headers += [pair for pair in self._headers if pair[0] not in named]
+            if self._frames:
+                message["headers"] = [self._widened(*pair) for pair in headers]
         await self._send(message)
+
+    def _widened(self, name: bytes, value: bytes) -> tuple[bytes, bytes]:
+        is_policy = name == b"content-security-policy"
+        return name, value.replace(_OUR_FRAMES, self._frames) if is_policy else value
 
 
 def _host_name(written: re.Match[str]) -> str:
