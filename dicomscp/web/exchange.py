@@ -158,17 +158,31 @@ def frame_numbers(text: str) -> list[int]:
 
 
 def wanted_part(request: Request, headers: dict[str, str], size: int, offer: Offer) -> tuple[slice, int]:
-    """Which of *size* bytes are wanted, and the status to give them; *headers* get what belongs to it."""
+    """Which of *size* bytes are wanted, and the status to give them; *headers* get what belongs to it.
+
+    Of an *offer* of several parts all are.  HEAD tells of the whole (RFC 9110 14.2).
+    """
     if offer.multipart:
         return slice(0, size), 200
     headers["accept-ranges"] = "bytes"
-    part = byte_range(request.headers.get("range", ""), size)
+    part = byte_range(request.headers.get("range", ""), size) if request.method == "GET" else None
     if part is None or request.headers.get("if-range", headers["etag"]) != headers["etag"]:
         return slice(0, size), 200
     if part.start == part.stop:
-        raise Problem(416, f"The value has {size} bytes.", {"content-range": f"bytes */{size}"})
+        raise Problem(416, f"There are {size} bytes of it.", {"content-range": f"bytes */{size}"})
     headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
     return part, 206
+
+
+def cut(pieces: Iterable[Buffer], part: slice) -> Iterator[Buffer]:
+    """That part, whose start and stop are set, of all *pieces* together; none is looked at behind it."""
+    position = 0
+    for piece in pieces:
+        if wanted := memoryview(piece)[max(part.start - position, 0) : max(part.stop - position, 0)]:
+            yield wanted
+        position += len(piece)
+        if position >= part.stop:
+            return
 
 
 def digest_of(request: Request, held: Iterable[Held], *also: str) -> str:

@@ -62,6 +62,7 @@ from dicomscp.web.exchange import (
     answer,
     chunked,
     confined,
+    cut,
     digest_of,
     frame_numbers,
     headers_of,
@@ -247,7 +248,10 @@ class Studies:
     # Frames and bulk data, PS3.18 10.4.1.1.6 and .5
 
     async def frames(self, request: Request) -> Response:
-        """Frames of one instance, in the order asked for, as they are stored or natively."""
+        """Frames of one instance, in the order asked for, as they are stored or natively.
+
+        A byte range of one that is stored so, if it is a single part.
+        """
         key, numbers = key_of(request), frame_numbers(request.path_params["frames"])
         filed = await self._frame_file(request, key, numbers)
         if filed is not None:
@@ -300,9 +304,11 @@ class Studies:
             size, pieces = _measured(_body(offer, boundary, chain((first.data,), rest)))
             if offer.transfer_syntax_uid != first.transfer_syntax_uid:
                 return held, offer
+            part, status = wanted_part(request, headers, size, offer)
             if pieces is not None:
-                return answer(request, headers, size, iter(pieces))
-        return answer(request, headers, size, self._frame_chunks(held, offer, boundary, numbers))
+                return answer(request, headers, part.stop - part.start, cut(pieces, part), status)
+        chunks = self._frame_chunks(held, offer, boundary, numbers, part)
+        return answer(request, headers, part.stop - part.start, chunks, status)
 
     async def _native(self, request: Request, held: Held, offer: Offer, numbers: Sequence[int]) -> Response:
         """The frames decoded, one at a time; all have the size of the first, so the length is known."""
@@ -346,12 +352,12 @@ class Studies:
             raise only_as_stored(error) from error
 
     def _frame_chunks(
-        self, held: Held, offer: Offer, boundary: str, numbers: Iterable[int]
+        self, held: Held, offer: Offer, boundary: str, numbers: Iterable[int], part: slice
     ) -> Iterator[bytes]:
         with self._archive.open(held) as instance:
             dataset, table = self._frames_of(held, instance)
             parts = (_frame(dataset, table, number).data for number in numbers)
-            yield from chunked(_body(offer, boundary, parts))
+            yield from chunked(cut(_body(offer, boundary, parts), part))
 
     def _frames_of(self, held: Held, instance: OpenInstance) -> tuple[Encoded, FrameTable]:
         encoded = self._inflations.of(held, instance)
@@ -391,7 +397,7 @@ class Studies:
             size = part.stop - part.start
             if size <= WHOLE_BYTES:
                 body = pieces or _body(offer, boundary, _parts(value, offer, path))
-                return answer(request, headers, size, _cut(body, part), status)
+                return answer(request, headers, size, cut(body, part), status)
         chunks = self._bulk_chunks(held, path, offer, boundary, part)
         return answer(request, headers, size, chunks, status)
 
@@ -400,7 +406,7 @@ class Studies:
     ) -> Iterator[bytes]:
         with self._archive.open(held) as instance:
             value = _bulk_value(self._inflations.of(held, instance), path)
-            yield from chunked(_cut(_body(offer, boundary, _parts(value, offer, path)), part))
+            yield from chunked(cut(_body(offer, boundary, _parts(value, offer, path)), part))
 
 
 class Inflations:
@@ -591,11 +597,3 @@ def _measured(pieces: Iterable[Buffer]) -> tuple[int, list[Buffer] | None]:
         if size <= WHOLE_BYTES:
             kept.append(piece)
     return size, kept if size <= WHOLE_BYTES else None
-
-
-def _cut(pieces: Iterable[Buffer], part: slice) -> Iterator[Buffer]:
-    """That part, whose start and stop are set, of all *pieces* together."""
-    position = 0
-    for piece in pieces:
-        yield memoryview(piece)[max(part.start - position, 0) : max(part.stop - position, 0)]
-        position += len(piece)

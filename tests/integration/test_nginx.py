@@ -15,6 +15,7 @@ from dicomscp.web.viewer import ViewerSettings, page_policy, publish_site, worke
 from tests.peers import NGINX, StaticNginx, require
 from tests.unit.web.packages import package
 
+OURS = {name.decode(): value.decode() for name, value in _SECURITY_HEADERS}
 KEY = InstanceKey("1.2", "1.2.3", "1.2.3.4")
 NAMES = ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:8081"]
 OTHERS = ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]"]
@@ -93,7 +94,7 @@ def policies(root):
     scripts = ("/ohif/app-config.js", "/ohif/89.bundle.b327bf3664812958.js")
     documents = (BULK_DATA, f"{BULK_DATA}?accept=application/pdf")
     return {
-        **dict.fromkeys(DATA, _SECURITY_HEADERS["content-security-policy"]),
+        **dict.fromkeys(DATA, OURS["content-security-policy"]),
         **dict.fromkeys(documents, PDF_POLICY),
         **dict.fromkeys(pages, page),
         **dict.fromkeys(scripts, worker),
@@ -105,7 +106,7 @@ def test_each_answer_has_the_policy_that_we_would_send(client, root):
         headers = client.get(path).headers
         assert headers.get_list("content-security-policy") == [policy], path
         for name in ("x-content-type-options", "referrer-policy", "cross-origin-resource-policy"):
-            assert headers.get_list(name) == [_SECURITY_HEADERS[name]], path
+            assert headers.get_list(name) == [OURS[name]], path
         assert headers["cache-control"] == "no-cache"
 
 
