@@ -50,6 +50,7 @@ from dicomscp.telemetry.metrics import CONTENT_TYPE, AccessMetrics
 from dicomscp.web.access import READING, Access, OpenRoute, Scheme
 from dicomscp.web.capabilities import Capabilities
 from dicomscp.web.changes import Changes
+from dicomscp.web.connections import HEAD_BYTES
 from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.documents import Documents
 from dicomscp.web.instances import Instances
@@ -77,7 +78,6 @@ _CORS_EXPOSED = ("Accept-Ranges", "Content-Range", "ETag", "Location", "Retry-Af
 _HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(:[0-9]*)?", re.ASCII)
 _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 _LAST = {"connection": "close"}  # what follows on the connection may be part of it
-_HEAD_BYTES = 64 << 10  # of all header fields; tokens with many roles take 8 KiB, a long query as much
 _SENTENCES = {
     404: "There is nothing at this address.",
     405: "This resource is there, but not for this method.",
@@ -302,8 +302,8 @@ class Guard:
 
     def _problem(self, scope: Scope) -> Problem | None:
         headers = Headers(scope=scope)
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD_BYTES:
-            return Problem(431, f"The header fields of a request take at most {_HEAD_BYTES >> 10} KiB.")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
+            return Problem(431, f"The header fields of a request take at most {HEAD_BYTES >> 10} KiB.")
         if problem := self._host_problem(headers.getlist("host")):
             return problem
         return self._content_problem(scope["method"], headers) or self._origin_problem(

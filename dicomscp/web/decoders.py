@@ -211,7 +211,7 @@ def opened(
     frame: int = 1,
     picture: Picture | None = None,
 ) -> tuple[BinaryIO, Job]:
-    """The file of *held*, open, and the job to make what is *wanted* of it."""
+    """The file of *held*, open, and the job of that *kind* to be done with it."""
     with archive.open(held) as instance:
         file = instance.path.open("rb")
         return file, Job(

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Held
 from dicomscp.dicom.bulk import is_video
-from dicomscp.dicom.elements import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
+from dicomscp.dicom.elements import BIG_PIXELS, DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from dicomscp.dicom.multipart import part_head, part_type, tail
 from dicomscp.dicom.pixels import is_decodable
 from dicomscp.errors import DamagedError, RefusedError
@@ -44,8 +44,7 @@ from dicomscp.web.exchange import (
 )
 from dicomscp.web.media import DICOM, Offer
 
-_DEFLATED, _BIG_PIXELS = "1.2.840.10008.1.2.1.99", "1.2.840.113619.5.2"
-_UNCOMPRESSED = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, _DEFLATED, _BIG_PIXELS})
+_UNCOMPRESSED = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED, BIG_PIXELS})
 
 
 class Instances:
