@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from urllib.parse import urlsplit
 
 from anyio import to_thread
@@ -41,6 +41,7 @@ from dicomscp.dicom.bulk import (
     FrameTable,
     Piece,
     bulk_value,
+    frame_bytes,
     frame_table,
     read_frame,
 )
@@ -251,12 +252,12 @@ class Studies:
             headers = headers_of(offer, boundary)
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
-            rest = (_frame(dataset, table, number).data for number in numbers[1:])
-            size, pieces = _measured(_body(offer, boundary, chain((first.data,), rest)))
+            size = _size_of(offer, boundary, (_frame_bytes(dataset, table, number) for number in numbers))
             if offer.transfer_syntax_uid != first.transfer_syntax_uid:
                 return held, offer
-            if pieces is not None:
-                return answer(request, headers, size, iter(pieces))
+            if size <= WHOLE_BYTES:
+                rest = (_frame(dataset, table, number).data for number in numbers[1:])
+                return answer(request, headers, size, _body(offer, boundary, chain((first.data,), rest)))
         return answer(request, headers, size, self._frame_chunks(held, offer, boundary, numbers))
 
     async def _native(self, request: Request, held: Held, offer: Offer, numbers: Sequence[int]) -> Response:
@@ -264,30 +265,27 @@ class Studies:
         boundary = digest_of(request, [held])
         headers = headers_of(offer, boundary)
         first = await self._decoded(held, numbers[0], patient=False)
-        size = first.size
-        if offer.multipart:
-            head = part_head(boundary, offer.part_type())
-            size = (len(head) + size + 2) * len(numbers) + len(tail(boundary))
+        size = _size_of(offer, boundary, repeat(first.size, len(numbers)))
         headers["content-length"] = str(size)
         if request.method == "HEAD":
             return Response(headers=headers)
         pieces = self._native_pieces(held, numbers, first, offer, boundary)
+        del first  # before the next is waited for
         if size <= WHOLE_BYTES:
             return Response(b"".join([piece async for piece in pieces]), headers=headers)
         return StreamingResponse(pieces, headers=headers)
 
     async def _native_pieces(
-        self, held: Held, numbers: Sequence[int], first: Made, offer: Offer, boundary: str
+        self, held: Held, numbers: Sequence[int], made: Made | None, offer: Offer, boundary: str
     ) -> AsyncIterator[bytes]:
-        made: Made | None = first
-        for at, frame in enumerate(numbers):
-            if at:
-                made = None  # before the next is waited for
-                made = await self._decoded(held, frame, patient=True)
+        """The body, of which *made* is the first frame."""
+        for frame in numbers:
+            made = made or await self._decoded(held, frame, patient=True)
             if offer.multipart:
                 yield part_head(boundary, offer.part_type())
-            for piece in made.chunks(CHUNK_BYTES) if made else ():
+            for piece in made.chunks(CHUNK_BYTES):
                 yield piece
+            made = None  # before the next is waited for
             if offer.multipart:
                 yield b"\r\n"
         if offer.multipart:
@@ -499,7 +497,18 @@ def _frame(encoded: Encoded, table: FrameTable, number: int) -> Frame:
     try:
         return read_frame(encoded.dataset, table, number)
     except RefusedError as error:
-        raise Problem(404, f"Frame {number} cannot be had: {error}") from error
+        raise _no_frame(number, error) from error
+
+
+def _frame_bytes(encoded: Encoded, table: FrameTable, number: int) -> int:
+    try:
+        return frame_bytes(encoded.dataset, table, number)
+    except RefusedError as error:
+        raise _no_frame(number, error) from error
+
+
+def _no_frame(number: int, error: RefusedError) -> Problem:
+    return Problem(404, f"Frame {number} cannot be had: {error}")
 
 
 def _bulk_value(dataset: Encoded, path: str) -> BulkValue:
@@ -524,6 +533,14 @@ def _body(offer: Offer, boundary: str, parts: Iterable[Iterable[Buffer]]) -> Ite
     if offer.multipart:
         return framed(boundary, offer.part_type(), parts)
     return chain.from_iterable(parts)
+
+
+def _size_of(offer: Offer, boundary: str, sizes: Iterable[int]) -> int:
+    """The length of the body that parts of *sizes* make."""
+    if not offer.multipart:
+        return sum(sizes)
+    around = len(part_head(boundary, offer.part_type())) + len(b"\r\n")
+    return sum(around + size for size in sizes) + len(tail(boundary))
 
 
 def _measured(pieces: Iterable[Buffer]) -> tuple[int, list[Buffer] | None]:
