@@ -24,7 +24,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +43,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import dicomscp
 from dicomscp.archive.archive import Archive
-from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.errors import DamagedError, DicomscpError
 from dicomscp.telemetry.metrics import AccessMetrics
 from dicomscp.web.access import OPEN_PATHS, READING, Access, Scheme
@@ -144,9 +142,8 @@ def create_app(
         decoders,
         base_url=settings.base_url,
         wait_seconds=settings.wait_seconds,
-        new_compiler=partial(
-            Compiler, cache_bytes=0, inline_bytes=settings.inline_bytes, private_un=settings.private_un
-        ),
+        inline_bytes=settings.inline_bytes,
+        private_un=settings.private_un,
         request_publish=settings.request_publish,
     )
     instances = Instances(archive, decoders, base_url=settings.base_url)

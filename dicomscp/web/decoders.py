@@ -1,4 +1,4 @@
-"""Decoders: child processes in which pixels are decoded, rendered and transcoded.
+"""Decoders: child processes in which pixels are decoded, rendered and transcoded, and large headers compiled.
 
 Codecs are C, and what they read came from outside.  So no codec runs in the process that serves: a child
 is given the file and a place for the result, both as descriptors, and one job at a time.  One that crashes,
@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -40,7 +40,9 @@ from dicomscp.dicom.pixels import NoFrameError, NoPixelsError, Pixels, TooLargeE
 from dicomscp.dicom.render import Window
 from dicomscp.dicom.transcode import explicit_part10
 from dicomscp.errors import BusyError, DicomscpError, RefusedError, TransferSyntaxError
+from dicomscp.web.documents import CHUNK_BYTES
 from dicomscp.web.imaging import Picture, View, pictured, samples_of
+from dicomscp.web.metadata import Metadata
 
 log = structlog.get_logger()
 
@@ -86,22 +88,24 @@ class Job:
     frame: frame *frame*, native.
     file: the Part 10 file in Explicit VR Little Endian.
     samples: the samples of an image, of *size* bytes and the media type that *picture* names.
+    metadata: its metadata, as *metadata* says.
     """
 
-    kind: Literal["picture", "frame", "file", "samples"]
+    kind: Literal["picture", "frame", "file", "samples", "metadata"]
     offset: int
     transfer_syntax_uid: str = ""
     size: int = 0
     sop_uid: str = ""
     frame: int = 1
     picture: Picture | None = None
+    metadata: Metadata | None = None
 
 
 class Made:
     """What a job made.  Its memory is given back when nobody has it any more.
 
     *frames*: how many frames the instance, or image, tells of, and *there* how many of them its pixel data
-    hold; 0 for a Part 10 file.  *image*: what the samples of an image are.
+    hold; 0 for a Part 10 file and for metadata.  *image*: what the samples of an image are.
     """
 
     def __init__(self, result: int, frames: int, there: int, image: Codestream | None = None) -> None:
@@ -113,6 +117,11 @@ class Made:
     def chunks(self, size: int) -> Iterator[bytes]:
         """All of it in pieces of *size*."""
         return (self._data[start : start + size] for start in range(0, self.size, size))
+
+    async def sent(self) -> AsyncIterator[bytes]:
+        """All of it for a response; it counts as made until the last piece was taken."""
+        for piece in self.chunks(CHUNK_BYTES):
+            yield piece
 
 
 class Decoders:
@@ -212,10 +221,11 @@ class Decoders:
 def opened(
     archive: Archive,
     held: Held,
-    kind: Literal["picture", "frame", "file"],
+    kind: Literal["picture", "frame", "file", "metadata"],
     *,
     frame: int = 1,
     picture: Picture | None = None,
+    metadata: Metadata | None = None,
 ) -> tuple[BinaryIO, Job]:
     """The file of *held*, open, and the job to make what is *wanted* of it."""
     with archive.open(held) as instance:
@@ -227,6 +237,7 @@ def opened(
             sop_uid=held.key.sop_uid,
             frame=frame,
             picture=picture,
+            metadata=metadata,
         )
 
 
@@ -277,9 +288,9 @@ class _Decoder:
         self._child.join()
         status = self._child.exitcode or 0
         if late or status == -signal.SIGALRM:
-            raise DecoderError(f"The image took more than {self._seconds:g} s to make, and was given up.")
+            raise DecoderError(f"It took more than {self._seconds:g} s to make, and was given up.")
         end = signal.Signals(-status).name if status < 0 else f"status {status}"
-        raise DecoderError(f"The image cannot be made: what decodes it came to an end ({end}).")
+        raise DecoderError(f"It cannot be made: what makes it came to an end ({end}).")
 
     def end(self) -> None:
         """Have it end: it does when its socket is closed."""
@@ -319,11 +330,17 @@ def _serve(connection: socket.socket, limits: Limits) -> None:
 
 
 def _message(job: Job) -> bytes:
-    return orjson.dumps(asdict(job) | {"picture": job.picture and job.picture._asdict()})
+    tuples = {
+        "picture": job.picture and job.picture._asdict(),
+        "metadata": job.metadata and job.metadata._asdict(),
+    }
+    return orjson.dumps(asdict(job) | tuples)
 
 
 def _job(said: dict[str, Any]) -> Job:
-    picture = said.pop("picture")
+    picture, metadata = said.pop("picture"), said.pop("metadata")
+    if metadata:
+        return Job(**said, metadata=Metadata(**metadata))
     if picture is None:
         return Job(**said)
     window, view = picture["window"], picture["view"]
@@ -386,7 +403,7 @@ def _done(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> 
         sentence = f"What is made is more than {limits.result_bytes >> 20} MiB ({error.strerror})."
         return {"outcome": "too large", "sentence": sentence}
     except Exception as error:  # noqa: BLE001 -- one job is one unit of work
-        sentence = f"The image cannot be made: {type(error).__name__} in what decodes it."
+        sentence = f"It cannot be made: {type(error).__name__} in what makes it."
         return {"outcome": "failed", "sentence": sentence}
 
 
@@ -397,6 +414,9 @@ def _made(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> 
             _dataset(job, file), job.transfer_syntax_uid, max_pixels=limits.max_pixels
         ):
             _write(result, piece)
+        return {"frames": 0, "there": 0}
+    if job.metadata:
+        _write(result, job.metadata.of(_dataset(job, file), job.transfer_syntax_uid))
         return {"frames": 0, "there": 0}
     pixels = lately.pixels(job, file, limits)
     if job.picture:

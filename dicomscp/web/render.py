@@ -54,7 +54,6 @@ from dicomscp.dicom.render import Function, Window
 from dicomscp.errors import DamagedError, DicomscpError, RefusedError
 from dicomscp.study import layout
 from dicomscp.web.decoders import DecoderError, Decoders, Made, opened
-from dicomscp.web.documents import CHUNK_BYTES
 from dicomscp.web.exchange import (
     INSTANCE,
     PDF_POLICY,
@@ -190,7 +189,7 @@ class Rendering:
         headers["content-length"] = str(made.size)
         if request.method == "HEAD":
             return Response(headers=headers)
-        return StreamingResponse(_sent(made), headers=headers)
+        return StreamingResponse(made.sent(), headers=headers)
 
     def document(self, request: Request, held: Held, wanted: str | None = None) -> Response:
         """The document or video that *held* encapsulates, as what it is; blocking.
@@ -341,7 +340,7 @@ async def _framed(boundary: str, part: _Part | None, rest: AsyncIterator[_Part])
     while part:
         yield part_head(boundary, part.media_type, part.location)
         if isinstance(part.body, Made):
-            async for piece in _sent(part.body):
+            async for piece in part.body.sent():
                 yield piece
         else:
             yield part.body
@@ -349,12 +348,6 @@ async def _framed(boundary: str, part: _Part | None, rest: AsyncIterator[_Part])
         part = None
         part = await anext(rest, None)
     yield tail(boundary)
-
-
-async def _sent(made: Made) -> AsyncIterator[bytes]:
-    """What was made, which counts as such until all of it was taken."""
-    for piece in made.chunks(CHUNK_BYTES):
-        yield piece
 
 
 def problem_of_image(error: DicomscpError) -> Problem:
