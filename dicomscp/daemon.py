@@ -848,6 +848,7 @@ def _run_web(life: Life) -> None:
             metrics=lambda: metrics.exposition(config.root / "run" / "metrics"),
             store=_store_settings(config, storing) if config.web.store.enabled else None,
             status=status.report,
+            frame_files=config.publish.frames == "files",
         ),
         config.root / "dicomweb",
         config.root / "state",

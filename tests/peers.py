@@ -196,11 +196,17 @@ class Orthanc(Peer):
         return answers(self.port) and answers(self.http_port)
 
 
-class Nginx(Peer):
-    """nginx, one worker, serving the files under *received* as they lie."""
+class ShippedNginx(Peer):
+    """nginx, one worker, with the *configuration* in conf/ that operators are given, on a port of its own."""
 
     name = "nginx"
     program, package = "nginx", NGINX
+    configuration: ClassVar[str]
+    user: ClassVar[str]
+
+    def replaced(self) -> dict[str, str]:
+        """What stands here in place of something that stands there once."""
+        return {}
 
     def command(self) -> list[str | Path]:
         settings = self.directory / "nginx.conf"
@@ -216,19 +222,17 @@ class Nginx(Peer):
         ]
 
     def _settings(self) -> str:
-        # No master: the workers of one that root started would give up root, and with it our files.
-        return f"""daemon off;
-master_process off;
-pid {self.directory}/nginx.pid;
-events {{ worker_connections 256; }}
-http {{
-  access_log off;
-  sendfile on;
-  keepalive_requests 1000000;
-  {self._temporary()}
-  server {{ listen 127.0.0.1:{self.port}; root {self.received}; }}
-}}
-"""
+        shipped = (REPOSITORY / "conf" / self.configuration).read_text(encoding="utf-8")
+        # The workers of one that root started would give up root, and with it our files: so there are none.
+        ours = {
+            f"user {self.user};": f"daemon off; master_process off; pid {self.directory}/nginx.pid;",
+            "http {": f"http {{ access_log off; keepalive_requests 1000000; {self._temporary()}",
+        } | self.replaced()
+        for there, here in ours.items():
+            if shipped.count(there) != 1:
+                raise ValueError(f"{self.configuration} has {there!r} {shipped.count(there)} times")
+            shipped = shipped.replace(there, here)
+        return shipped
 
     def _temporary(self) -> str:
         """Where it keeps what it keeps for a while."""
@@ -236,28 +240,20 @@ http {{
         return " ".join(f"{kind}_temp_path {self.directory}/{kind};" for kind in kinds)
 
 
-class ShippedNginx(Nginx):
-    """nginx with the *configuration* in conf/ that operators are given, on a port of its own."""
+class StaticNginx(ShippedNginx):
+    """nginx over the root of a gateway, without the gateway."""
 
-    configuration: ClassVar[str]
-    user: ClassVar[str]
+    configuration, user = "nginx.conf", "dicomscp"
+
+    def __init__(self, directory: Path, root: Path) -> None:
+        super().__init__(directory)
+        self._root = root
 
     def replaced(self) -> dict[str, str]:
-        """What stands here in place of something that stands there once."""
-        return {}
-
-    def _settings(self) -> str:
-        shipped = (REPOSITORY / "conf" / self.configuration).read_text(encoding="utf-8")
-        # The workers of one that root started would give up root, and with it our files: so there are none.
-        ours = {
-            f"user {self.user};": f"daemon off; master_process off; pid {self.directory}/nginx.pid;",
-            "http {": f"http {{ access_log off; {self._temporary()}",
-        } | self.replaced()
-        for there, here in ours.items():
-            if shipped.count(there) != 1:
-                raise ValueError(f"{self.configuration} has {there!r} {shipped.count(there)} times")
-            shipped = shipped.replace(there, here)
-        return shipped
+        return {
+            "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.port};",
+            "root /var/lib/dicomscp;": f"root {self._root};",
+        }
 
 
 class PostgreSql:

@@ -18,6 +18,7 @@ What the columns are says `tables`; how they answer questions, `search`.
 """
 
 import contextlib
+import functools
 import hashlib
 import secrets
 from collections import Counter, defaultdict
@@ -431,11 +432,10 @@ class Index:
 
     def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
         """The published variant of every instance there, in published order."""
-        conditions = [*_place(study_uid, series_uid, sop_uid), instance.c.published.is_(true())]
+        named = {"study": study_uid, "series": series_uid, "sop": sop_uid}
+        asked = {name: uid for name, uid in named.items() if uid is not None}
         with self._reading() as connection:
-            return [
-                _held(row) for row in connection.execute(_HELD.where(*conditions).order_by(*_PUBLISHED_ORDER))
-            ]
+            return [_held(row) for row in connection.execute(_published(*asked), asked)]
 
     def middles(self, study_uid: str, series_uid: str | None, each: int) -> Iterator[Held]:
         """The published instances nearest to the middle of a series, one series there after the other.
@@ -819,6 +819,17 @@ _VARIANT: Select[Any] = (
     .join_from(instance, series)
     .join(study)
 )
+
+
+@functools.cache
+def _published(*names: str) -> Select[Any]:
+    """What is published of the study, series or instance with the UIDs of these *names*.
+
+    Viewers ask for each frame, and to make the question takes longer than to answer it.
+    """
+    columns = {"study": study.c.study_uid, "series": series.c.series_uid, "sop": instance.c.sop_uid}
+    there = [columns[name] == bindparam(name) for name in names]
+    return _HELD.where(*there, instance.c.published.is_(true())).order_by(*_PUBLISHED_ORDER)
 
 
 def _held(row: _Row) -> Held:

@@ -29,8 +29,9 @@ _WRITER_CACHE_KIB = 64 << 10
 # Told once and for all, so that a query is answered in the same way in a small and in a large archive.
 _STATISTICS = (
     ("study", "sqlite_autoindex_study_1", "20000 1"),
-    ("study", "study_order", "20000 1 1 1 1"),
-    ("study", "study_scan", "20000 1 1 1 1 1 1 1 1 1 1 1 1 1"),
+    # With bytes a row, or the order in which the two were made would say which is walked.
+    ("study", "study_order", "20000 1 1 1 1 sz=80"),
+    ("study", "study_scan", "20000 1 1 1 1 1 1 1 1 1 1 1 1 1 sz=250"),
     ("study", "study_irregular", "20 1 1 1"),
     ("study", "study_patient_id", "20000 2 1 1"),
     ("study", "study_accession_number", "20000 1 1 1"),

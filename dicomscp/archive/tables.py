@@ -94,14 +94,32 @@ IS_DUE = study.c.changes != study.c.published
 
 
 def _study_index(
-    name: str, *columns: Column[Any], where: Condition = IS_LISTED, unique: bool = False
+    name: str,
+    *columns: Column[Any],
+    where: Condition = IS_LISTED,
+    unique: bool = False,
+    include: Sequence[str] = (),
 ) -> None:
-    TableIndex(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+    TableIndex(
+        name,
+        *columns,
+        unique=unique,
+        sqlite_where=where,
+        postgresql_where=where,
+        postgresql_include=include,
+    )
 
 
 # Whoever walks all studies does not read the table: neither to skip some, nor for what matching needs.
+_WALKED = ["id"]  # which every index of SQLite has
 _study_index(
-    "study_order", study.c.recency, study.c.study_uid, study.c.listed, study.c.irregular, unique=True
+    "study_order",
+    study.c.recency,
+    study.c.study_uid,
+    study.c.listed,
+    study.c.irregular,
+    unique=True,
+    include=_WALKED,
 )
 _study_index(
     "study_scan",
@@ -118,6 +136,7 @@ _study_index(
     study.c.patient_birth_date,
     study.c.study_id,
     study.c.referring_physician_name,
+    include=_WALKED,
 )
 IS_IRREGULAR = study.c.irregular != 0
 _study_index(

@@ -24,6 +24,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ import prometheus_client
 import structlog
 from anyio import to_thread
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -62,12 +63,12 @@ from dicomscp.web.wado_uri import WadoUri
 
 log = structlog.get_logger()
 
-_SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-    "cross-origin-resource-policy": "same-origin",
-}
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
 _CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Range")
 _CORS_METHODS = ("GET", "HEAD", "POST")
 _CORS_EXPOSED = ("Content-Range", "ETag", "Location", "Retry-After", "Warning")
@@ -97,6 +98,7 @@ class WebSettings:
     *metrics*: Prometheus text.  *status*: how the gateway stands, as `dicomscp status --json` says it; {} is
     not told.  *viewer_url*: where the study of a UID can be viewed, if not in *viewer*; None if nowhere.
     *store*: how instances are stored; without it they are not.
+    *frame_files*: frames are published as files.
     """
 
     base_url: str = "/dicomweb"
@@ -120,6 +122,7 @@ class WebSettings:
     store: StoreSettings | None = None
     status: Callable[[], Mapping[str, Any]] = dict
     viewer_url: Callable[[str], str | None] = lambda _: None
+    frame_files: bool = False
 
 
 def create_app(
@@ -145,6 +148,7 @@ def create_app(
         inline_bytes=settings.inline_bytes,
         private_un=settings.private_un,
         request_publish=settings.request_publish,
+        frame_files=settings.frame_files,
     )
     instances = Instances(archive, decoders, base_url=settings.base_url)
     rendering = Rendering(archive, decoders, studies, base_url=settings.base_url)
@@ -171,12 +175,12 @@ def create_app(
     )
     return Starlette(
         routes=[
+            *studies.routes(),  # first: they are looked at in this order, and viewers ask for every frame
+            *search.routes(),
             *page.routes(),
             *_probes(settings),
             *Changes(archive, settings.stopping).routes(),
             *capabilities.routes(),
-            *search.routes(),
-            *studies.routes(),
             *instances.routes(),
             *rendering.routes(),
             *WadoUri(archive, instances, rendering).routes(),
@@ -339,9 +343,9 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
-            headers = MutableHeaders(scope=message)
-            for name, value in _SECURITY_HEADERS.items():
-                headers.setdefault(name, value)
+            headers = message["headers"] = list(message.get("headers", ()))
+            named = {name for name, _ in headers}  # which are in lower case (ASGI)
+            headers += [pair for pair in _SECURITY_HEADERS if pair[0] not in named]
         await self._send(message)
 
 
@@ -349,6 +353,7 @@ def _host_name(written: re.Match[str]) -> str:
     return (written["address"] or written["name"]).lower().rstrip(".")
 
 
+@lru_cache(maxsize=64)
 def _is_local(name: str) -> bool:
     """An address or a loopback name: no other site can make a browser send these for its own name."""
     if name == "localhost" or name.endswith(".localhost"):

@@ -7,10 +7,17 @@ would open it a second time, and a new document would be cut to the length of th
 The ETag is the SHA-256 of the uncompressed bytes, so that it is the same on every node.  It costs
 one inflation of each document each time it is replaced; a bounded number is remembered by the
 file's identity: a document is never written in place.
+
+What lies in the page cache is read where it is asked for (RWF_NOWAIT): to hand 80 KB to another thread and
+back costs more than to read them.  What would have to wait for the disk is read in a thread.
+
+Frames that are published as files are documents too, but for their ETag: it is the boundary, which is a
+digest of the content and stands at the start, so that no frame is inflated to be sent once.
 """
 
 import hashlib
 import os
+import re
 import threading
 import zlib
 from collections import OrderedDict
@@ -18,11 +25,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from dicomscp.dicom.identity import InstanceKey
 from dicomscp.errors import DamagedError
+from dicomscp.study import layout
 
 CHUNK_BYTES = 256 * 1024
+MOST_AT_ONCE_BYTES = 4 * 1024 * 1024
+"""Of what is held whole, and read where others wait meanwhile: a millisecond's worth of copying."""
+
+_DAMAGED = "A published document is damaged; run `dicomscp verify --repair`."
+_HEAD_BYTES = 256  # the head of a frame's part has half of it
+_DEFLATED_HEAD_BYTES = 1024  # a table of codes comes before it
+_PART_HEAD = re.compile(
+    rb"--([0-9a-f]{64})\r\nContent-Type: application/octet-stream; transfer-syntax=([0-9.]+)\r\n"
+)
 
 
 class Fingerprint(NamedTuple):
@@ -30,6 +48,17 @@ class Fingerprint(NamedTuple):
 
     digest: str
     size: int
+
+
+_UNKNOWN = Fingerprint("", 0)
+_Identity: TypeAlias = tuple[int, int, int, int]  # the last is the size
+
+
+class FrameHead(NamedTuple):
+    """What the body of one frame begins with: its boundary, and the transfer syntax of its part."""
+
+    boundary: str
+    transfer_syntax_uid: str
 
 
 class Document:
@@ -40,6 +69,10 @@ class Document:
         self._file = file
         self.size = size
         self.fingerprint = fingerprint
+
+    def at_once(self) -> bytes | None:
+        """The bytes as they lie, if that takes no wait for the disk."""
+        return _at_once(self._file, self.size)
 
     def compressed(self) -> Iterator[bytes]:
         """The bytes as they lie."""
@@ -56,6 +89,40 @@ class Document:
         self._file.close()
 
 
+class FrameFile:
+    """A frame that was published as a file, a multipart body; to be closed."""
+
+    def __init__(self, file: FileIO, *, deflated: bool) -> None:
+        self._file = file
+        self.size = os.fstat(file.fileno()).st_size
+        self.deflated = deflated
+
+    def at_once(self) -> bytes | None:
+        """The bytes as they lie, if that takes no wait for the disk."""
+        return _at_once(self._file, self.size)
+
+    def whole(self) -> bytes:
+        """The bytes as they lie; blocking."""
+        self._file.seek(0)
+        return self._file.read()
+
+    def head(self, body: bytes) -> FrameHead:
+        """What the *body*, bytes as they lie, begins with.  Raises DamagedError if it is no frame's."""
+        begin = body[:_DEFLATED_HEAD_BYTES]
+        try:
+            head = zlib.decompressobj(wbits=31).decompress(begin, _HEAD_BYTES) if self.deflated else begin
+        except zlib.error as error:
+            raise DamagedError(_DAMAGED) from error
+        part = _PART_HEAD.match(head)
+        if part is None:
+            raise DamagedError(_DAMAGED)
+        return FrameHead(part[1].decode(), part[2].decode())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
 class Documents:
     """The published tree, for reading; safe to share between threads."""
 
@@ -63,7 +130,7 @@ class Documents:
         """*remembered* fingerprints take about 300 bytes each."""
         self._published = published
         self._remembered = remembered
-        self._fingerprints: OrderedDict[tuple[int, int, int, int], Fingerprint] = OrderedDict()
+        self._fingerprints: OrderedDict[_Identity, Fingerprint] = OrderedDict()
         self._lock = threading.Lock()
 
     def open(self, relative: str) -> Document | None:
@@ -71,22 +138,46 @@ class Documents:
 
         Raises DamagedError if it is no gzip file or ends too early.
         """
-        try:
-            file = (self._published / relative).open("rb", buffering=0)
-        except (FileNotFoundError, NotADirectoryError):
+        if (file := self._file(relative)) is None:
             return None
         with _closed_on_error(file):
-            status = os.fstat(file.fileno())
-            identity = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-            document = Document(file, status.st_size, Fingerprint("", 0))
-            document.fingerprint = self._fingerprint(identity, document)
+            identity = _identity(file)
+            document = Document(file, identity[-1], _UNKNOWN)
+            document.fingerprint = self._known(identity) or self._fingerprint(identity, document)
         return document
 
-    def _fingerprint(self, identity: tuple[int, int, int, int], document: Document) -> Fingerprint:
+    def open_known(self, relative: str) -> Document | None:
+        """The same without waiting for its bytes; None also if it was not looked at before."""
+        if (file := self._file(relative)) is None:
+            return None
+        with _closed_on_error(file):
+            identity = _identity(file)
+            if fingerprint := self._known(identity):
+                return Document(file, identity[-1], fingerprint)
+        file.close()
+        return None
+
+    def open_frame(self, key: InstanceKey, number: int, *, gzip: bool) -> FrameFile | None:
+        """The file of one frame, a deflated one only if *gzip*; to be closed.  None if there is none."""
+        for compressed in (False, True) if gzip else (True,):
+            if file := self._file(layout.frame_path(key, number, compressed=compressed)):
+                with _closed_on_error(file):
+                    return FrameFile(file, deflated=not compressed)
+        return None
+
+    def _file(self, relative: str) -> FileIO | None:
+        try:
+            return FileIO(f"{self._published}/{relative}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _known(self, identity: _Identity) -> Fingerprint | None:
         with self._lock:
             if known := self._fingerprints.get(identity):
                 self._fingerprints.move_to_end(identity)
-                return known
+            return known
+
+    def _fingerprint(self, identity: _Identity, document: Document) -> Fingerprint:
         found = _fingerprint(document.inflated())
         with self._lock:
             self._fingerprints[identity] = found
@@ -102,6 +193,23 @@ def _closed_on_error(file: FileIO) -> Iterator[None]:
     except BaseException:
         file.close()
         raise
+
+
+def _identity(file: FileIO) -> _Identity:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _at_once(file: FileIO, size: int) -> bytes | None:
+    """The *size* bytes of *file* if the page cache holds all of them."""
+    if size > MOST_AT_ONCE_BYTES:
+        return None
+    buffer = bytearray(size)
+    try:
+        read = os.preadv(file.fileno(), [buffer], 0, os.RWF_NOWAIT)
+    except OSError:  # nothing of it is there, or the file system cannot say: whoever waits is told why
+        return None
+    return bytes(buffer) if read == size else None
 
 
 def _fingerprint(pieces: Iterator[bytes]) -> Fingerprint:
@@ -123,6 +231,6 @@ def _inflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
         while piece := inflator.decompress(b"", CHUNK_BYTES):
             yield piece
     except zlib.error as error:
-        raise DamagedError("A published document is damaged; run `dicomscp verify --repair`.") from error
+        raise DamagedError(_DAMAGED) from error
     if not inflator.eof:
         raise DamagedError("A published document ends too early; run `dicomscp verify --repair`.")

@@ -45,6 +45,8 @@ def accepted(request: Request) -> str:
 
 def _named(request: Request) -> str:
     """The media types of the accept parameter (PS3.18 section 8.3.3.1)."""
+    if not request.scope["query_string"]:
+        return ""
     text = ", ".join(request.query_params.getlist("accept"))
     # A plus stands for itself in PS3.18 and for a space in forms; between letters there is never a space.
     return re.sub("(?<=[A-Za-z]) (?=[A-Za-z])", "+", text)

@@ -21,6 +21,7 @@ single part first.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from dicomscp.dicom.multipart import media_types, part_type
@@ -51,6 +52,8 @@ _MEDIA_TYPE = re.compile(rf"({_NAME})/({_NAME})", re.ASCII)
 # A media type is no token, and stands here without quotes all the same.
 _PARAMETER = re.compile(rf'\s*;\s*(?:({_NAME})\s*=\s*({_QUOTED}|[^\s;,"]+))?', re.ASCII)
 _WEIGHT = re.compile(r"0(\.[0-9]*)?|1(\.0*)?", re.ASCII)
+
+_REMEMBERED = 64  # headers as they came, for clients repeat theirs; each has 64 KiB at most
 
 
 class Offer(NamedTuple):
@@ -104,10 +107,11 @@ def _type_fits(wanted: str, offered: str) -> bool:
     return wanted == offered
 
 
-def ranges(accept: str) -> list[Range]:
+@lru_cache(maxsize=_REMEMBERED)
+def ranges(accept: str) -> tuple[Range, ...]:
     """The media ranges of an Accept header as they are listed; what cannot be read is left out."""
     found = (_range(piece.strip()) for piece in _PIECE.findall(accept))
-    return [one for one in found if one]
+    return tuple(one for one in found if one)
 
 
 def _range(text: str) -> Range | None:
@@ -155,6 +159,11 @@ def _unquoted(text: str) -> str:
 
 def choose(accept: str, offers: Sequence[Offer]) -> Offer | None:
     """The offer to answer with, or None if *accept* fits none; an empty *accept* takes the first."""
+    return _choice(accept, tuple(offers))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _choice(accept: str, offers: tuple[Offer, ...]) -> Offer | None:
     if not accept.strip(" \t,"):
         return offers[0]
     wanted = ranges(accept)
@@ -192,6 +201,7 @@ def bulk_offers(transfer_syntax_uid: str, parts: int, document_type: str = "") -
     return offers
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def takes_gzip(accept_encoding: str) -> bool:
     """Whether that Accept-Encoding takes gzip; an empty one means identity."""
     return _is_taken(accept_encoding, ("gzip", "x-gzip", "*"))

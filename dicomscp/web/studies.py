@@ -47,7 +47,7 @@ from dicomscp.dicom.bulk import (
 )
 from dicomscp.dicom.elements import EXPLICIT_LITTLE, inflate, is_deflated
 from dicomscp.dicom.identity import Buffer, InstanceKey
-from dicomscp.dicom.multipart import framed, part_head, tail
+from dicomscp.dicom.multipart import OCTET_STREAM, framed, part_head, tail
 from dicomscp.dicom.pixels import TooLargeError, is_decodable
 from dicomscp.errors import DamagedError, RefusedError
 from dicomscp.study import layout
@@ -86,6 +86,7 @@ from dicomscp.web.metadata import Metadata, is_small, native_models
 from dicomscp.web.problem import RETRY_SECONDS, Problem
 
 _LOOK_SECONDS = 0.05
+_CODED = {"vary": "Accept, Accept-Encoding"}
 _VIEWER = (Offer(JSON),)
 METADATA = (Offer(DICOM_JSON), Offer(JSON), Offer(DICOM_XML, multipart=True))
 """How metadata can be had, the default first (PS3.18 table 10.4.4-1)."""
@@ -105,8 +106,9 @@ class Studies:
         inline_bytes: int = 1024,
         private_un: Literal["parse", "keep"] = "parse",
         request_publish: Callable[[str], None] | None,
+        frame_files: bool = False,
     ) -> None:
-        """*base_url* begins every link.
+        """*base_url* begins every link.  *frame_files*: frames are published as files, and given as these.
 
         *inline_bytes* and *private_un* are those by which documents are compiled (`jsonmodel.Compiler`).
 
@@ -121,6 +123,7 @@ class Studies:
         self._inline_bytes = inline_bytes
         self._private_un: Literal["parse", "keep"] = private_un
         self._request_publish = request_publish
+        self._frame_files = frame_files
         self._inflations = Inflations()
         self._tables = FrameTables()
 
@@ -150,6 +153,13 @@ class Studies:
             relative = layout.study_metadata(study_uid)
         else:
             relative = layout.series_metadata(study_uid, series_uid)
+        return await self._published(request, study_uid, series_uid, relative, offer)
+
+    async def _published(
+        self, request: Request, study_uid: str, series_uid: str | None, relative: str, offer: Offer
+    ) -> Response:
+        if found := self._document_at_once(request, relative, offer):
+            return found
         return await self._when_published(
             study_uid, series_uid, lambda: self._document(request, relative, offer)
         )
@@ -172,27 +182,32 @@ class Studies:
         sentence = f"Held, but not published yet: {name_of(study_uid, series_uid)}. Ask again shortly."
         raise Problem(503, sentence, {"retry-after": str(RETRY_SECONDS)})
 
+    def _document_at_once(self, request: Request, relative: str, offer: Offer) -> Response | None:
+        """The document as it lies, or a 304, if nothing has to be waited for: in the event loop."""
+        if offer.multipart or request.method == "HEAD":
+            return None
+        document = self._documents.open_known(relative)
+        if document is None:
+            return None
+        with closing(document):
+            gzip, headers = _document_headers(request, document, offer)
+            if is_known(request, headers["etag"]):
+                return Response(status_code=304, headers=headers)
+            body = document.at_once() if gzip else None
+        return None if body is None else Response(body, headers=headers)
+
     def _document(self, request: Request, relative: str, offer: Offer) -> Response | None:
         document = self._documents.open(relative)
         if document is None:
             return None
         if offer.multipart:
             return _xml_document(request, document, offer)
-        gzip = takes_gzip(request.headers.get("accept-encoding", ""))
-        digest, inflated_size = document.fingerprint
-        headers = {
-            "content-type": offer.media_type,
-            "etag": f'"{digest}-gzip"' if gzip else f'"{digest}"',
-            "cache-control": "no-cache",
-            "vary": "Accept, Accept-Encoding",
-        }
-        if gzip:
-            headers["content-encoding"] = "gzip"
+        gzip, headers = _document_headers(request, document, offer)
         with ExitStack() as unless_streamed:
             unless_streamed.callback(document.close)
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
-            size = document.size if gzip else inflated_size
+            size = document.size if gzip else document.fingerprint.size
             response = answer(request, headers, size, _closed_after(document, gzip=gzip))
             if isinstance(response, StreamingResponse):
                 unless_streamed.pop_all()
@@ -202,8 +217,7 @@ class Studies:
         """The published document that the viewer opens a study with."""
         offer = negotiate(request, _VIEWER, default=True)
         study_uid = uids_of(request)["study"]
-        relative = layout.study_viewer(study_uid)
-        return await self._when_published(study_uid, None, lambda: self._document(request, relative, offer))
+        return await self._published(request, study_uid, None, layout.study_viewer(study_uid), offer)
 
     async def instance_metadata(self, request: Request) -> Response:
         """The metadata of one instance, read from its file as the compiler reads it."""
@@ -252,8 +266,38 @@ class Studies:
     async def frames(self, request: Request) -> Response:
         """Frames of one instance, in the order asked for, as they are stored or natively."""
         key, numbers = key_of(request), frame_numbers(request.path_params["frames"])
+        filed = await self._frame_file(request, key, numbers)
+        if filed is not None:
+            return filed
         found = await to_thread.run_sync(self._frames, request, key, numbers)
         return found if isinstance(found, Response) else await self._native(request, *found, numbers)
+
+    async def _frame_file(
+        self, request: Request, key: InstanceKey, numbers: Sequence[int]
+    ) -> Response | None:
+        """One frame as it was published, if it was, and that is how it is asked for."""
+        if not self._frame_files or len(numbers) > 1 or request.method == "HEAD":
+            return None
+        gzip = takes_gzip(request.headers.get("accept-encoding", ""))
+        file = self._documents.open_frame(key, numbers[0], gzip=gzip)
+        if file is None:
+            return None
+        with closing(file):
+            if file.size > WHOLE_BYTES:
+                return None
+            body = file.at_once()
+            if body is None:
+                body = await to_thread.run_sync(file.whole)
+        boundary, transfer_syntax_uid = file.head(body)
+        offer = negotiate(request, _frame_offers(transfer_syntax_uid, 1))
+        if offer != Offer(OCTET_STREAM, True, transfer_syntax_uid):
+            return None
+        headers = headers_of(offer, boundary) | _CODED
+        if file.deflated:
+            headers |= {"etag": f'"{boundary}-gzip"', "content-encoding": "gzip"}
+        if is_known(request, headers["etag"]):
+            return Response(status_code=304, headers=headers)
+        return Response(body, headers=headers)
 
     def _frames(
         self, request: Request, key: InstanceKey, numbers: Sequence[int]
@@ -261,11 +305,12 @@ class Studies:
         """The frames as they are stored, or what they are to be decoded from and for."""
         (held,) = held_of(self._archive, *key)
         boundary = digest_of(request, [held])
+        coded = _CODED if self._frame_files else {}
         with self._archive.open(held) as instance:
             dataset, table = self._frames_of(held, instance)
             first = _frame(dataset, table, numbers[0])
             offer = negotiate(request, _frame_offers(first.transfer_syntax_uid, len(numbers)))
-            headers = headers_of(offer, boundary)
+            headers = headers_of(offer, boundary) | coded
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
             size = _size_of(offer, boundary, (_frame_bytes(dataset, table, number) for number in numbers))
@@ -451,6 +496,21 @@ class _Tabled:
 
 
 # What is answered
+
+
+def _document_headers(request: Request, document: Document, offer: Offer) -> tuple[bool, dict[str, str]]:
+    """Whether *document* goes out as it lies, in gzip, and the headers of the answer."""
+    gzip = takes_gzip(request.headers.get("accept-encoding", ""))
+    digest = document.fingerprint.digest
+    headers = {
+        "content-type": offer.media_type,
+        "etag": f'"{digest}-gzip"' if gzip else f'"{digest}"',
+        "cache-control": "no-cache",
+        **_CODED,
+    }
+    if gzip:
+        headers["content-encoding"] = "gzip"
+    return gzip, headers
 
 
 def _frame_offers(transfer_syntax_uid: str, frames: int) -> list[Offer]:

@@ -2,7 +2,7 @@
 
     python -m tests.bench store      C-STORE throughput, freshness, memory, syncs, CPU
     python -m tests.bench compile    DICOM JSON of headers, from files
-    python -m tests.bench serve      DICOMweb requests a second
+    python -m tests.bench serve      DICOMweb requests a second, a series in OHIF
     python -m tests.bench find       C-FIND and QIDO-RS of an archive of a million instances
 
 Absolute figures drift with the machine and with what else it does; the ratio of two receivers that took their

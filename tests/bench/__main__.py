@@ -102,15 +102,17 @@ def _run(options: argparse.Namespace, directory: Path, report: Report) -> None:
                 studies=options.studies,
                 connections=options.connections,
                 seconds=options.seconds,
+                openings=options.openings,
                 servers=tuple(options.servers),
+                only=tuple(options.only),
             ),
             report,
         )
 
 
 def _parser() -> argparse.ArgumentParser:
+    from tests.bench import serve as serving
     from tests.bench.find import PARTS
-    from tests.bench.serve import SERVERS
     from tests.bench.store import RECEIVERS, STUDIES
 
     parser = argparse.ArgumentParser(
@@ -137,12 +139,14 @@ def _parser() -> argparse.ArgumentParser:
     publishing.add_argument("--long", type=_count, default=5000, help="to which one more comes")
     publishing.add_argument("--largest", type=_count, default=20000, help="of which memory is measured")
 
-    serve = _command(commands, "serve", "DICOMweb requests a second", rounds=3)
+    serve = _command(commands, "serve", "DICOMweb: requests a second, a series in OHIF", rounds=3)
     serve.add_argument("--instances", type=_count, default=300, help="of 0.5 MB in the series")
     serve.add_argument("--studies", type=_count, default=100, help="of one small instance beside it")
     serve.add_argument("--connections", type=_count, default=2, help="at once")
     serve.add_argument("--seconds", type=float, default=1.0, help="a turn")
-    _some_of(serve, "--servers", SERVERS)
+    serve.add_argument("--openings", type=_count, default=5, help="of the series in OHIF, from each server")
+    _some_of(serve, "--servers", serving.SERVERS)
+    _some_of(serve, "--only", serving.PARTS)
 
     finding = _command(commands, "find", "C-FIND and QIDO-RS of a large archive", rounds=3)
     finding.add_argument(

@@ -84,12 +84,20 @@ class Connection:
 def requests_per_second(
     port: int, path: str, headers: Sequence[str], *, connections: int, seconds: float
 ) -> dict[str, float]:
-    """Ask on as many connections at once, a process each; the sum of their rates, and the body's length."""
+    """Ask on as many connections at once, a process each: the sum of their rates, and the body's length.
+
+    How many were answered, all told, and how much of its time a process was busy asking.
+    """
     options = ["--seconds", str(seconds)]
     for header in headers:
         options += ["--header", header]
     results = run_crew(__spec__.name, [[str(port), path, *options]] * connections)
-    return {"rate": sum(result["rate"] for result in results), "bytes": results[0]["bytes"]}
+    return {
+        "rate": sum(result["rate"] for result in results),
+        "bytes": results[0]["bytes"],
+        "answered": sum(result["answered"] for result in results) + len(results),
+        "busy": sum(result["busy"] for result in results) / len(results),
+    }
 
 
 def _prepare(port: int, path: str, headers: Sequence[str], seconds: float) -> Callable[[], dict[str, Any]]:
@@ -97,11 +105,13 @@ def _prepare(port: int, path: str, headers: Sequence[str], seconds: float) -> Ca
     length = connection.get()  # what is made at the first request is not measured
 
     def run() -> dict[str, Any]:
-        began, answered = time.monotonic(), 0
+        began, used, answered = time.monotonic(), time.process_time(), 0
         while time.monotonic() - began < seconds:
             connection.get()
             answered += 1
-        return {"rate": answered / (time.monotonic() - began), "bytes": length}
+        took = time.monotonic() - began
+        busy = (time.process_time() - used) / took
+        return {"rate": answered / took, "bytes": length, "answered": answered, "busy": busy}
 
     return run
 

@@ -1,33 +1,45 @@
-"""Serve: DICOMweb requests a second, of the gateway, of Orthanc, and of nginx with the same bytes as files.
+"""Serve: DICOMweb, by the gateway, by Orthanc, and by nginx with the gateway's published files.
 
-All hold one series of large instances and a number of studies of one small instance.  nginx is the bound: the
-gateway's published metadata and a frame's bytes as plain files; it knows no search.
+    requests   metadata, frames and searches, in requests a second
+    ohif       a CT of large slices in OHIF, from its first request for data to correct pixels (`slices`)
+
+There are two gateways: one as it is by default, that reads frames out of the Part 10 files, and one that
+publishes them as files.  nginx serves the tree of the second with the shipped configuration; it is the bound,
+and knows no search.  Each answers with what it has by default, but nginx with one worker: that is one process
+of the gateway, and of Orthanc as many threads as it likes (50).
+
+Servers take turns within a round; what counts is the median, over rounds, of the ratio within a round.
+Orthanc deflates frames for whoever takes gzip, which costs it more than it saves here: what is asked of ours
+as browsers ask is compared with the faster of its two ways.  Beside the rate stands the processor time that a
+request took the server, and how busy each of those who asked was: near 1, it was not the server that bounded
+the rate.
 """
 
 import contextlib
-import gzip
-import json
 import statistics
-import urllib.request
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tests import peers
-from tests.bench import lean_sender
+from tests.bench import lean_sender, slices
+from tests.bench.asker import used_seconds
 from tests.bench.instances import new_study_uid, series_uid, sop_uid
 from tests.bench.load import requests_per_second
-from tests.bench.report import Report, number
-from tests.bench.store import GATEWAY, ORTHANC, Receiver, bring_up, wait_published
+from tests.bench.report import Report, Target, number
+from tests.bench.store import ORTHANC, Receiver, bring_up, wait_published
 from tests.gateway import Gateway
 
-NGINX = peers.Nginx.name
-SERVERS = (GATEWAY, ORTHANC, NGINX)
+GATEWAY, FILES, NGINX = "dicomscp", "dicomscp, frames as files", peers.StaticNginx.name
+SERVERS = (GATEWAY, FILES, ORTHANC, NGINX)
+PARTS = ("requests", "ohif")
 
-_JSON = ("Accept: application/dicom+json", "Accept-Encoding: gzip")
-_PLAIN_JSON = ("Accept: application/dicom+json",)
-_FRAME = ('Accept: multipart/related; type="application/octet-stream"',)
+_JSON = ("Accept: application/dicom+json",)
+_FRAME = ("Accept: multipart/related; type=application/octet-stream; transfer-syntax=*",)
+_CODED = ("Accept-Encoding: gzip, deflate, br",)  # as browsers say it
 _LARGE, _SMALL = "0.5 MB", "15 KB"
+_FILED = {"publish.frames": "files"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,9 @@ class Options:
     studies: int
     connections: int
     seconds: float
+    openings: int
     servers: tuple[str, ...]
+    only: tuple[str, ...]
 
 
 class Question(NamedTuple):
@@ -49,35 +63,57 @@ class Question(NamedTuple):
     name: str
     path: str
     headers: tuple[str, ...]
-    file: str | None  # what nginx is asked for in its place
+    servers: tuple[str, ...] = SERVERS
 
 
 class Place(NamedTuple):
     """Where a server answers."""
 
+    server: Gateway | peers.Peer
     port: int
     root: str
 
 
+class Turn(NamedTuple):
+    """What a server did with a question in one round."""
+
+    question: str
+    server: str
+    round: int
+    rate: float
+    bytes: float
+    cpu_ms: float
+    asker_busy: float
+
+
 def run(options: Options, report: Report) -> None:
+    """Measure what *options* ask for."""
+    if "requests" in options.only:
+        _requests(options, report)
+    if "ohif" in options.only:
+        slices.run(options.directory, options.instances, options.openings, report)
+
+
+def _requests(options: Options, report: Report) -> None:
     """Fill the servers, then ask them in turns."""
     with contextlib.ExitStack() as stack:
         receivers = bring_up(stack, options.directory, options.servers, report)
+        if FILES in options.servers or NGINX in options.servers:
+            gateway = Gateway(options.directory / "files", settings=_FILED)
+            receivers[FILES] = stack.enter_context(gateway)
         study_uid = new_study_uid()
         for name, receiver in receivers.items():
             _fill(receiver, study_uid, options)
             report.progress(f"{name} holds {options.instances} + {options.studies} instances")
         places = _places(receivers, report)
-        if NGINX in options.servers and peers.Nginx.installed():
-            nginx = stack.enter_context(
-                _nginx(options.directory / "nginx", _series_metadata(places, study_uid))
-            )
-            places[NGINX] = Place(nginx.port, "")
+        if NGINX in options.servers and peers.StaticNginx.installed():
+            nginx = stack.enter_context(peers.StaticNginx(options.directory / "nginx", gateway.root))
+            places[NGINX] = Place(nginx, nginx.port, "/dicomweb")
         elif NGINX in options.servers:
             report.left_out(f"nginx is not installed (Debian package {peers.NGINX})")
-        questions = _questions(study_uid)
-        rates = _ask(questions, places, options, report)
-    _summarize(questions, rates, report)
+        turns = list(_turns(_questions(study_uid), places, options, report))
+    _summarize(turns, report)
+    _judge(turns, report)
 
 
 def _fill(receiver: Receiver, study_uid: str, options: Options) -> None:
@@ -90,79 +126,93 @@ def _fill(receiver: Receiver, study_uid: str, options: Options) -> None:
         wait_published(receiver, study_uids, 1)
 
 
-def _places(receivers: dict[str, Any], report: Report) -> dict[str, Place]:
+def _places(receivers: Mapping[str, Receiver], report: Report) -> dict[str, Place]:
     places = {}
-    if GATEWAY in receivers:
-        places[GATEWAY] = Place(receivers[GATEWAY].web_port, "/dicomweb")
-    if ORTHANC in receivers and peers.Orthanc.has_dicomweb():
-        places[ORTHANC] = Place(receivers[ORTHANC].http_port, "/dicom-web")
-    elif ORTHANC in receivers:
-        report.left_out(f"Orthanc has no DICOMweb (Debian package {peers.ORTHANC_WEB})")
+    for name, receiver in receivers.items():
+        if isinstance(receiver, Gateway):
+            places[name] = Place(receiver, receiver.web_port, "/dicomweb")
+        elif isinstance(receiver, peers.Orthanc) and receiver.has_dicomweb():
+            places[name] = Place(receiver, receiver.http_port, "/dicom-web")
+        else:
+            report.left_out(f"{name} has no DICOMweb (Debian package {peers.ORTHANC_WEB})")
     return places
-
-
-def _nginx(directory: Path, document: bytes) -> peers.Nginx:
-    """One that has the metadata, both ways, and a frame."""
-    nginx = peers.Nginx(directory)
-    nginx.received.mkdir(parents=True)
-    (nginx.received / "frame").write_bytes(bytes(512 * 512 * 2))
-    (nginx.received / "metadata").write_bytes(document)
-    (nginx.received / "metadata.gz").write_bytes(gzip.compress(document, 6))
-    return nginx
-
-
-def _series_metadata(places: dict[str, Place], study_uid: str) -> bytes:
-    """The document that nginx is to serve, from whoever holds it; the gateway comes first."""
-    if not places:
-        return json.dumps([{"00080018": {"vr": "UI", "Value": [study_uid]}}] * 1000).encode()
-    port, root = next(iter(places.values()))
-    url = f"http://127.0.0.1:{port}{root}/studies/{study_uid}/series/{series_uid(study_uid)}/metadata"
-    request = urllib.request.Request(url, headers={"Accept": "application/dicom+json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return bytes(answer.read())
 
 
 def _questions(study_uid: str) -> list[Question]:
     series = f"/studies/{study_uid}/series/{series_uid(study_uid)}"
     frame = f"{series}/instances/{sop_uid(study_uid, 7)}/frames/1"
+    searching = (GATEWAY, ORTHANC)
     return [
-        Question("series metadata, gzip", f"{series}/metadata", _JSON, "/metadata.gz"),
-        Question("series metadata, identity", f"{series}/metadata", _PLAIN_JSON, "/metadata"),
-        Question("frame of 0.5 MB", frame, _FRAME, "/frame"),
-        Question("study search, 100 answers", "/studies?limit=100", _PLAIN_JSON, None),
-        Question("study search by UID", f"/studies?StudyInstanceUID={study_uid}", _PLAIN_JSON, None),
+        Question(_METADATA, f"{series}/metadata", (*_JSON, *_CODED)),
+        Question("series metadata, no gzip", f"{series}/metadata", _JSON),
+        Question(_ONE_FRAME, frame, (*_FRAME, *_CODED)),
+        Question(_WHOLE_FRAME, frame, _FRAME),
+        Question(_LIST, "/studies?limit=100", (*_JSON, *_CODED), searching),
+        Question(_ONE_STUDY, f"/studies?StudyInstanceUID={study_uid}", (*_JSON, *_CODED), searching),
     ]
 
 
-def _ask(
-    questions: list[Question], places: dict[str, Place], options: Options, report: Report
-) -> dict[tuple[str, str], list[float]]:
-    rates: dict[tuple[str, str], list[float]] = {}
+_METADATA, _ONE_FRAME, _WHOLE_FRAME = "series metadata", "frame of 0.5 MB", "frame of 0.5 MB, no gzip"
+_LIST, _ONE_STUDY = "study search, 100 answers", "study search by UID"
+_TARGETS = (  # a question, who is to answer it so many times as often as whom, and by what questions that one
+    (_METADATA, GATEWAY, 100.0, ORTHANC, (_METADATA,)),
+    (_METADATA, GATEWAY, 0.4, NGINX, (_METADATA,)),
+    (_ONE_FRAME, GATEWAY, 2.0, ORTHANC, (_ONE_FRAME, _WHOLE_FRAME)),
+    (_ONE_FRAME, FILES, 4.0, ORTHANC, (_ONE_FRAME, _WHOLE_FRAME)),
+    (_LIST, GATEWAY, 5.0, ORTHANC, (_LIST,)),
+    (_ONE_STUDY, GATEWAY, 5.0, ORTHANC, (_ONE_STUDY,)),
+)
+
+
+def _turns(
+    questions: list[Question], places: Mapping[str, Place], options: Options, report: Report
+) -> Iterator[Turn]:
     for round_ in range(1, options.rounds + 1):
         for question in questions:
-            for name, (port, root) in places.items():
-                path = question.file if name == NGINX else root + question.path
-                if path is None:
-                    continue
-                found = requests_per_second(
-                    port, path, question.headers, connections=options.connections, seconds=options.seconds
-                )
-                rates.setdefault((question.name, name), []).append(found["rate"])
-                told = f"{number(found['rate'])}/s of {found['bytes']:,} bytes"
+            for name in (name for name in places if name in question.servers):
+                turn = _turn(question, name, places[name], round_, options)
+                told = f"{number(turn.rate)}/s of {turn.bytes:,} bytes, {number(turn.cpu_ms)} ms of processor"
                 report.progress(f"round {round_}: {question.name}, {name}: {told}")
-    return rates
+                yield turn
 
 
-def _summarize(questions: list[Question], rates: dict[tuple[str, str], list[float]], report: Report) -> None:
-    names = [name for name in SERVERS if any(server == name for _, server in rates)]
-    report.fact(
-        "requests_per_second",
-        {f"{question}, {server}": values for (question, server), values in rates.items()},
+def _turn(question: Question, name: str, place: Place, round_: int, options: Options) -> Turn:
+    used = used_seconds(place.server)
+    found = requests_per_second(
+        place.port,
+        place.root + question.path,
+        question.headers,
+        connections=options.connections,
+        seconds=options.seconds,
     )
-    sheet = report.sheet("Requests answered a second, median of rounds", "what", *names)
-    for question in questions:
-        cells = [
-            statistics.median(rates[question.name, name]) if (question.name, name) in rates else None
-            for name in names
+    cpu_ms = (used_seconds(place.server) - used) * 1e3 / found["answered"]
+    return Turn(question.name, name, round_, found["rate"], found["bytes"], cpu_ms, found["busy"])
+
+
+def _summarize(turns: list[Turn], report: Report) -> None:
+    report.fact("requests", [turn._asdict() for turn in turns])
+    names = list(dict.fromkeys(turn.server for turn in turns))
+    sheets = {
+        "Requests answered a second, median of rounds": lambda turn: turn.rate,
+        "Processor time of the server a request, milliseconds": lambda turn: turn.cpu_ms,
+        "How busy whoever asked was": lambda turn: turn.asker_busy,
+    }
+    for title, figure in sheets.items():
+        sheet = report.sheet(title, "what", *names)
+        for question in dict.fromkeys(turn.question for turn in turns):
+            found = [[figure(turn) for turn in turns if turn[:2] == (question, name)] for name in names]
+            sheet.rows.append([question, *(number(statistics.median(one)) if one else "-" for one in found)])
+
+
+def _judge(turns: list[Turn], report: Report) -> None:
+    rounds = sorted({turn.round for turn in turns})
+    rates = {(turn.question, turn.server, turn.round): turn.rate for turn in turns}
+    for question, ours, target, other, its_questions in _TARGETS:
+        ratios = [
+            rates[question, ours, round_] / max(rates[one, other, round_] for one in its_questions)
+            for round_ in rounds
+            if {(question, ours, round_), *((one, other, round_) for one in its_questions)} <= rates.keys()
         ]
-        sheet.rows.append([question.name, *("-" if cell is None else number(cell) for cell in cells)])
+        name = f"{question}, {ours} to {other}"
+        report.fact(name, ratios)
+        report.target(Target(name, statistics.median(ratios) if ratios else None, target))

@@ -4,21 +4,28 @@ OHIF tells of success when a viewport stays blank, and not of every request that
 the pixels that its own loader has decoded (`pixels`), and what the page looks like (`screenshot`).
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.peers import REPOSITORY, find_program
+
+CHROMIUM = "chromium"  # the program, and Debian's package
+PACKAGE = REPOSITORY / "tests/viewer/ohif-app-3.13.2.tgz"
+FETCH_PACKAGE = "npm pack @ohif/app@3.13.2 --pack-destination tests/viewer"
 
 # Software rendering: there is no graphics card where tests run, and no sandbox for root.
-OPTIONS = [
+_OPTIONS = [
     "--no-sandbox",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
     "--disable-dev-shm-usage",
 ]
 # What is told once to everybody who opens the viewer would stand before what a screenshot is taken of.
-GREETINGS = """
+_GREETINGS = """
   try { localStorage.setItem('shownTours', '["basicViewerTour"]'); } catch { /* a document without any */ }
 """
 _SECONDS = 60  # a page takes 4 s on a machine with nothing else to do
@@ -75,6 +82,22 @@ _PIXELS = """async ({studies, whole}) => {
   };
   return Promise.all(sets.flatMap((set) => source.getImageIdsForDisplaySet(set)).map(load));
 }"""
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """The browser, which must be installed; closed after."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_program(CHROMIUM), args=_OPTIONS)
+        yield browser
+        browser.close()
+
+
+def new_context(browser: Browser) -> BrowserContext:
+    """Windows of somebody who has opened nothing yet."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.add_init_script(_GREETINGS)
+    return context
 
 
 class Frame(NamedTuple):

@@ -1,6 +1,8 @@
 """An archive that is stored into over HTTP, and what files what came."""
 
+import contextlib
 from collections.abc import Iterable
+from pathlib import Path
 
 from dicomscp.archive.archive import Archive, Intake
 from dicomscp.archive.filing import Filing
@@ -50,14 +52,19 @@ class StoringArchive:
     def slots(self):
         """What was received into files of its own, complete or not."""
         return [
-            path
-            for path in (self.root / "incoming" / self.intake.journal.name).iterdir()
-            if path.stat().st_size
+            path for path in (self.root / "incoming" / self.intake.journal.name).iterdir() if _has_bytes(path)
         ]
 
     def close(self):
         self.archive.close()
         self.engine.dispose()
+
+
+def _has_bytes(path: Path) -> bool:
+    """Unless it is gone since it was listed."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size > 0
+    return False
 
 
 def multipart(parts: Iterable[bytes], content_type="application/dicom", *, heads=None) -> bytes:

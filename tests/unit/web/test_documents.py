@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from dicomscp.errors import DamagedError
-from dicomscp.web.documents import CHUNK_BYTES, Documents
+from dicomscp.web.documents import CHUNK_BYTES, MOST_AT_ONCE_BYTES, Documents
 
 
 def put(folder, data, *, level=6):
@@ -53,6 +53,25 @@ def test_a_damaged_document_is_said_to_be_damaged(tmp_path, spoil):
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(DamagedError):
         Documents(tmp_path).open("metadata.gz")
+
+
+def test_a_document_is_known_once_it_was_looked_at_and_until_it_is_replaced(tmp_path):
+    documents = Documents(tmp_path)
+    assert documents.open_known("metadata.gz") is None
+    for body in (b"one " * 1000, b"two " * 2000):
+        put(tmp_path, body)
+        assert documents.open_known("metadata.gz") is None
+        fingerprint, compressed, _ = read(documents)
+        known = documents.open_known("metadata.gz")
+        assert (known.fingerprint, known.at_once()) == (fingerprint, compressed)
+        known.close()
+
+
+def test_what_takes_long_to_copy_is_not_given_at_once(tmp_path):
+    put(tmp_path, os.urandom(MOST_AT_ONCE_BYTES))
+    document = Documents(tmp_path).open("metadata.gz")
+    assert document.at_once() is None
+    document.close()
 
 
 def test_few_fingerprints_are_remembered_and_all_are_right(tmp_path):

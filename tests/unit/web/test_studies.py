@@ -10,6 +10,7 @@ import pytest
 from pydicom.encaps import generate_frames
 
 from dicomscp.study import layout
+from dicomscp.study.static import instance_files
 from dicomscp.web.documents import CHUNK_BYTES
 from dicomscp.web.exchange import WHOLE_BYTES
 from dicomscp.web.studies import Inflations
@@ -417,6 +418,84 @@ def test_many_frames_are_streamed(gateway):
     size = len(pixels) // 3
     assert [body for _, body in parts_of(response)] == [pixels[2 * size :], pixels[:size]]
     assert int(response.headers["content-length"]) == len(response.content) > WHOLE_BYTES
+
+
+# Frames as files
+
+GZIP = {"accept": FRAMES, "accept-encoding": "gzip"}
+
+
+def publish_frames(gateway, held):
+    """The frames of *held* as files, as they are published; the bytes of each file by its path."""
+    with gateway.archive.open(held) as instance:
+        files = instance_files(held.key, instance.dataset, held.transfer_syntax_uid, [])
+        for path, pieces in files:
+            body = b"".join(pieces)
+            written = gateway.published / path
+            written.parent.mkdir(parents=True, exist_ok=True)
+            written.write_bytes(gzip.compress(body, mtime=0) if path.endswith(".gz") else body)
+
+
+def test_a_frame_that_is_a_file_goes_out_as_it_lies(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    publish_frames(gateway, held)
+    client, path = gateway.start(frame_files=True), address(held.key, "/frames/1")
+    with client.stream("GET", path, headers=GZIP) as response:
+        raw = b"".join(response.iter_raw())
+    assert raw == (gateway.published / layout.frame_path(held.key, 1, compressed=False)).read_bytes()
+    assert response.headers["content-encoding"] == "gzip"
+    assert response.headers["vary"] == "Accept, Accept-Encoding"
+    response = client.get(path, headers=GZIP)
+    ((head, body),) = parts_of(response)
+    assert head == b"Content-Type: application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
+    assert body == pydicom.dcmread(SOURCES / "CT_small.dcm").PixelData
+    again = client.get(path, headers=GZIP | {"if-none-match": response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert client.head(path, headers=GZIP).status_code == 200
+
+
+def test_a_compressed_frame_that_is_a_file_needs_no_gzip(gateway):
+    held = gateway.archive.add_file("JPEG2000.dcm")
+    publish_frames(gateway, held)
+    client, path = gateway.start(frame_files=True), address(held.key, "/frames/1")
+    response = client.get(path, headers={"accept": FRAMES})
+    assert (
+        response.content == (gateway.published / layout.frame_path(held.key, 1, compressed=True)).read_bytes()
+    )
+    assert "content-encoding" not in response.headers
+    image = client.get(path, headers={"accept": "image/jp2"})
+    assert image.content == parts_of(response)[0][1]
+    assert client.get(path, headers={"accept": "image/jpeg"}).status_code == 406
+
+
+def test_who_takes_no_gzip_gets_the_same_frame_out_of_the_instance(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    publish_frames(gateway, held)
+    client, path = gateway.start(frame_files=True), address(held.key, "/frames/1")
+    plain = client.get(path, headers={"accept": FRAMES})
+    assert plain.headers["vary"] == "Accept, Accept-Encoding"
+    filed = client.get(path, headers=GZIP)
+    assert parts_of(plain) == parts_of(filed)
+    assert plain.headers["etag"] != filed.headers["etag"]
+
+
+def test_a_frame_without_a_file_is_read_out_of_the_instance(gateway):
+    held = gateway.archive.add_file("CT_small.dcm")
+    response = gateway.start(frame_files=True).get(address(held.key, "/frames/1"), headers=GZIP)
+    assert parts_of(response)[0][1] == pydicom.dcmread(SOURCES / "CT_small.dcm").PixelData
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda data: b"", lambda data: b"no gzip", lambda data: gzip.compress(b"--x")]
+)
+def test_a_damaged_frame_file_is_said_to_be_damaged(gateway, spoil):
+    held = gateway.archive.add_file("CT_small.dcm")
+    publish_frames(gateway, held)
+    path = gateway.published / layout.frame_path(held.key, 1, compressed=False)
+    path.write_bytes(spoil(path.read_bytes()))
+    response = gateway.start(frame_files=True).get(address(held.key, "/frames/1"), headers=GZIP)
+    assert response.status_code == 500
+    assert "verify" in response.json()["detail"]
 
 
 # Bulk data

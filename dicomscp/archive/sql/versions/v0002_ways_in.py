@@ -4,6 +4,8 @@ All that is derived from instances is made anew: what tells by bits what was tol
 the rows that are there.  No release had the tables of before, so nothing needs to live with these.
 """
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 from alembic import context, op
 
@@ -60,12 +62,13 @@ def _make_studies() -> None:
         sa.Column("referring_physician_name", _TEXT),
         sa.Column("modalities", _TEXT, nullable=False),
     )
-    _index("study_order", "recency", "study_uid", "listed", "irregular", unique=True)
+    _index("study_order", "recency", "study_uid", "listed", "irregular", unique=True, include=["id"])
     _index(
         "study_scan", "recency", "study_uid", "listed", "irregular", "modalities", "patient_name",
         "patient_id",
         "accession_number", "study_description", "study_time", "patient_birth_date", "study_id",
         "referring_physician_name",
+        include=["id"],
     )  # fmt: skip
     _index("study_irregular", "recency", "study_uid", "irregular", where=sa.text("irregular != 0") & _LISTED)
     _index("study_patient_id", "patient_id", "recency", "study_uid")
@@ -170,6 +173,18 @@ def _make_instances() -> None:
 
 
 def _index(
-    name: str, *columns: str, unique: bool = False, where: sa.ColumnElement[bool] | sa.TextClause = _LISTED
+    name: str,
+    *columns: str,
+    unique: bool = False,
+    where: sa.ColumnElement[bool] | sa.TextClause = _LISTED,
+    include: Sequence[str] = (),
 ) -> None:
-    op.create_index(name, "study", [*columns], unique=unique, sqlite_where=where, postgresql_where=where)
+    op.create_index(
+        name,
+        "study",
+        [*columns],
+        unique=unique,
+        sqlite_where=where,
+        postgresql_where=where,
+        postgresql_include=include,
+    )
