@@ -63,7 +63,7 @@ _NUMBERS = {
 _GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _MAX_US = 0xFFFF
 # In one instance, of objects and arrays, of colons, and of commas: what is parsed in half a second and takes
-# 200 MiB at most.  100,000 attributes, as of 1,500 enhanced frames, have as many; or 500,000 points of contours.
+# 200 MiB at most.  100,000 attributes, as of 1,500 enhanced frames, have as many, or 500,000 contour points.
 _MAX_CONTAINERS, _MAX_COLONS, _MAX_COMMAS = 200_000, 300_000, 1_500_000
 _MAX_NESTED = 4 * MAX_DEPTH  # an item is in an array, in an attribute
 # A brace, or a string in whole: one that never ends goes up to the end, so nothing is looked at twice.
