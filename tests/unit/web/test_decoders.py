@@ -18,7 +18,7 @@ from PIL import Image
 from dicomscp.errors import BusyError
 from dicomscp.web.decoders import Decoders, Job, Limits
 from dicomscp.web.imaging import Picture
-from tests.processes import alive, command_of, cpu_seconds, wait_until
+from tests.processes import command_of, cpu_seconds, wait_until
 from tests.unit.web.held import SOURCES
 from tests.unit.web.test_render import address, frames_of
 
@@ -73,7 +73,7 @@ def test_a_decoder_that_died_between_requests_costs_none(gateway):
     assert client.get(address(held, "/rendered")).status_code == 200
     (decoder,) = decoders()
     os.kill(decoder, signal.SIGKILL)
-    wait_until(lambda: not alive(decoder), 10, "the end of a decoder")
+    wait_until(lambda: decoder not in decoders(), 10, "the end of a decoder to be known")
     assert client.get(address(held, "/rendered")).status_code == 200
 
 
