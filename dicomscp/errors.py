@@ -4,6 +4,7 @@
     ├── RefusedError      the object will never be taken: do not resend
     │   ├── MismatchError        it is not what its sender claimed
     │   ├── CrowdedError         as many variants of it are held as may be
+    │   ├── LimitError           it is larger, or has more in it, than is taken
     │   └── TransferSyntaxError  it is encoded as nothing can be held here
     ├── BusyError         not now: resend later
     ├── UnreachableError  a peer is away: we retry
@@ -28,6 +29,10 @@ class MismatchError(RefusedError):
 
 class CrowdedError(RefusedError):
     """As many variants are held of the instance as may be; a person must remove one first."""
+
+
+class LimitError(RefusedError):
+    """The object is larger, or has more in it, than is taken."""
 
 
 class TransferSyntaxError(RefusedError):

@@ -286,6 +286,21 @@ class Archive:
             found = self._index.leaving_of(InstanceKey(study_uid, series_uid, sop_uid))[:1]
         return found
 
+    def middles(self, study_uid: str, series_uid: str | None = None, *, each: int) -> Iterator[Held]:
+        """Instances that show what a study or series is of: those nearest to the middle of a series.
+
+        One series after the other in published order, of each at most *each*, the nearest first.  Each is
+        read when it is come to; waits as `held` does before there is none.
+        """
+        found = False
+        for held in self._index.middles(study_uid, series_uid, each):
+            found = True
+            yield held
+        if not found:
+            self._check_index()
+            if self.wait_until_applied():
+                yield from self._index.middles(study_uid, series_uid, each)
+
     def removable(
         self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None
     ) -> Removable:

@@ -437,6 +437,29 @@ class Index:
         with self._reading() as connection:
             return [_held(row) for row in connection.execute(_published(*asked), asked)]
 
+    def middles(self, study_uid: str, series_uid: str | None, each: int) -> Iterator[Held]:
+        """The published instances nearest to the middle of a series, one series there after the other.
+
+        Of each at most *each*, the nearest first; a series is read when it is come to, and no more of it.
+        """
+        there = (*_place(study_uid, series_uid, None), series.c.instances > 0)
+        listed = select(series.c.id, series.c.instances).join(study).where(*there)
+        with self._reading() as connection:
+            found = connection.execute(listed.order_by(series.c.ordinal, series.c.series_uid)).all()
+        for series_id, count in found:
+            middle = count // 2
+            first = max(0, middle - each // 2)
+            page = (
+                _HELD.where(instance.c.series_id == series_id, instance.c.published.is_(true()))
+                .order_by(instance.c.ordinal, instance.c.sop_uid)
+                .limit(each)
+                .offset(first)
+            )
+            with self._reading() as connection:
+                rows = connection.execute(page).all()
+            nearest = sorted(enumerate(rows, first - middle), key=lambda numbered: abs(numbered[0]))
+            yield from (_held(row) for _, row in nearest)
+
     def variants(
         self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None
     ) -> list[Held]:

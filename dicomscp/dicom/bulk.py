@@ -81,6 +81,8 @@ _DESCRIPTION = frozenset(
 )
 _DOCUMENT, _DOCUMENT_TYPE, _DOCUMENT_LENGTH = 0x00420011, 0x00420012, 0x00420015
 
+_BLOCK_BYTES = 1 << 20  # of a value that is turned round: a multiple of any word
+
 _TEXT_BYTES = 64  # PS3.5 Table 6.2-1: 16 of a code, 12 of an integer string, 64 of a private creator
 
 _NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, BIG_PIXELS})
@@ -163,12 +165,22 @@ def read_frame(dataset: Buffer, table: "FrameTable", number: int) -> Frame:
 
     Raises RefusedError if there is no such frame, or not all of it.
     """
+    _check_there(table, number)
+    return Frame(table.transfer_syntax_uid, table.pieces(memoryview(dataset), number))
+
+
+def frame_bytes(dataset: Buffer, table: "FrameTable", number: int) -> int:
+    """The size of what `read_frame` gives, without turning or moving a byte.  Raises as that does."""
+    _check_there(table, number)
+    return table.frame_bytes(memoryview(dataset), number)
+
+
+def _check_there(table: "FrameTable", number: int) -> None:
     if not 1 <= number <= table.told:
         raise RefusedError(f"The instance has no frame {number}.")
     if number > table.frames:
         there = f"the pixel data hold {table.frames}, and end before frame {number} does"
         raise RefusedError(f"The instance tells of {table.told} frames, but {there}.")
-    return Frame(table.transfer_syntax_uid, table.pieces(memoryview(dataset), number))
 
 
 def before_pixels(dataset: Buffer, transfer_syntax_uid: str) -> tuple[memoryview, int]:
@@ -207,7 +219,7 @@ def bulk_value(dataset: Buffer, transfer_syntax_uid: str, path: str) -> BulkValu
     if vr == "SQ":
         raise _no_bulk_value()
     if element.end > len(level.view):
-        raise RefusedError("The dataset ends before this value does.")
+        raise _no_whole_value()
     if last in PIXEL_TAGS:
         return _pixel_value(level, element, vr, transfer_syntax_uid)
     if element.length == UNDEFINED:
@@ -256,6 +268,10 @@ def _top(dataset: Buffer, transfer_syntax_uid: str) -> "_Level":
 
 def _no_bulk_value() -> RefusedError:
     return RefusedError("The instance has no such bulk data.")
+
+
+def _no_whole_value() -> RefusedError:
+    return RefusedError("The dataset ends before this value does.")
 
 
 def _cut_short(number: int) -> RefusedError:
@@ -489,6 +505,21 @@ class NativeFrames:
         piece = self._in_order(view, start, end)
         return [_shifted(piece, first % 8, self._bits)] if first % 8 or last % 8 else [piece]
 
+    def frame_bytes(self, _view: memoryview, _number: int) -> int:
+        """The size of any frame: a last byte that is not full is one."""
+        return (self._bits + 7) // 8
+
+    def value(self, view: memoryview) -> tuple[int, Iterator[bytes]]:
+        """The size of the whole value, whatever frames it holds, and it in blocks.
+
+        Raises RefusedError if it is not all there.
+        """
+        if self._end > len(view):
+            raise _no_whole_value()
+        starts = range(self._value, self._end, _BLOCK_BYTES)
+        blocks = (self._in_order(view, start, min(start + _BLOCK_BYTES, self._end)) for start in starts)
+        return self._end - self._value, map(bytes, blocks)
+
     def _in_order(self, view: memoryview, start: int, end: int) -> Piece:
         """The bytes from *start* to *end*, the words that they are in having been turned round."""
         word = self.word_bytes
@@ -571,6 +602,10 @@ class EncapsulatedFrames:
         if found is None:
             found = self._by_scan(view, number)
         return found
+
+    def frame_bytes(self, view: memoryview, number: int) -> int:
+        """The size of frame *number*, one of *frames*.  Raises RefusedError if it is not whole."""
+        return sum(map(len, self.pieces(view, number)))
 
     def _count(self, view: memoryview) -> int:
         if _item_length(view, self._first, self._first, self._end) < 0:

@@ -15,13 +15,17 @@ that bulk data need not be in memory.
   do not have it (10.5.2).
 - PNG and GIF, which have no transfer syntax, become native pixel data.  Where the metadata tell of these,
   they say what the image has: to say otherwise would make others of the pixels.
+
+JSON is read one object of the array at a time, and what each may have in it is bounded before it is parsed:
+a parser makes of three bytes an object of a hundred, and nothing else runs in the process meanwhile.
 """
 
 import json
 import re
 import struct
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from dicomscp.dicom.codestream import Codestream, read_codestream
@@ -44,7 +48,7 @@ from dicomscp.dicom.elements import (
 from dicomscp.dicom.identity import is_filable_syntax
 from dicomscp.dicom.multipart import OCTET_STREAM
 from dicomscp.dicom.values import BINARY_VRS
-from dicomscp.errors import RefusedError, TransferSyntaxError
+from dicomscp.errors import LimitError, RefusedError, TransferSyntaxError
 
 Attributes: TypeAlias = Mapping[str, Mapping[str, Any]]
 """A DICOM JSON object, its numbers as text or numbers."""
@@ -59,6 +63,15 @@ _NUMBERS = {
 }  # fmt: skip
 _GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
 _MAX_US = 0xFFFF
+# In one instance, of objects and arrays, of colons, and of commas: what is parsed in half a second and takes
+# 200 MiB at most.  100,000 attributes, as of 1,500 enhanced frames, have as many, or 500,000 contour points.
+_MAX_CONTAINERS, _MAX_COLONS, _MAX_COMMAS = 200_000, 300_000, 1_500_000
+_MAX_NESTED = 4 * MAX_DEPTH  # an item is in an array, in an attribute
+# A brace, or a string in whole: one that never ends goes up to the end, so nothing is looked at twice.
+_BRACE = re.compile(rb'([{}\[\]])|"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_SPACE = b" \t\r\n"
+_NO_ARRAY = "The metadata are no array of DICOM JSON objects."
+_TOO_MUCH = "The metadata of an instance have more in them than is read. Send it as application/dicom."
 _ENCODING = Encoding(explicit=True, little=True)
 _NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
 # Media types whose transfer syntax the header of an image tells, and those that have one alone.
@@ -104,19 +117,52 @@ class Composed(NamedTuple):
     pieces: list[Piece]
 
 
-def read_json(text: bytes) -> list[Attributes]:
-    """The objects of a DICOM JSON array, or one object alone; numbers with the digits they have there.
+def json_objects(text: bytes) -> Iterator[bytes]:
+    """The objects of a DICOM JSON array, or one object alone, each to be read by `read_json`.
 
-    Raises RefusedError.
+    Memory is that of one of them.  Raises LimitError at one that has too much in it: then the end of it is
+    not looked for; RefusedError where it is seen, at the latest behind the last, that this is no such array.
     """
+    text = text.removeprefix(BOM_UTF8).strip(_SPACE)
+    outside = int(text[:1] == b"[")  # as deep do the objects stand
+    depth = containers = start = count = 0
+    behind = outside  # the last object, or the bracket before the first
+    for found in _BRACE.finditer(text):
+        brace = found[1]
+        if brace in (b"{", b"["):
+            depth, containers = depth + 1, containers + 1
+            if depth == outside + 1:
+                start, containers = found.start(1), 1
+                between = text[behind:start].strip(_SPACE)
+                if brace == b"[" or between != (b"," if count else b"") or (count and not outside):
+                    raise RefusedError(_NO_ARRAY)
+            if containers > _MAX_CONTAINERS or depth > _MAX_NESTED:
+                raise LimitError(_TOO_MUCH)
+        elif brace:
+            depth -= 1
+            if depth == outside:
+                behind, count = found.end(), count + 1
+                _check_marks(text, start, behind)
+                yield text[start:behind]
+    if text[behind:].strip(_SPACE) != (b"]" if outside else b"") or not (outside or count == 1):
+        raise RefusedError(_NO_ARRAY)
+
+
+def _check_marks(text: bytes, start: int, end: int) -> None:
+    """Raise LimitError for more members and values there, in one object, than are parsed."""
+    if text.count(b":", start, end) > _MAX_COLONS or text.count(b",", start, end) > _MAX_COMMAS:
+        raise LimitError(_TOO_MUCH)
+
+
+def read_json(text: bytes) -> Attributes:
+    """The DICOM JSON object that *text* is; numbers with the digits they have there.  Raises RefusedError."""
     try:
-        found = json.loads(text.decode("utf-8-sig"), parse_float=str, parse_int=str, parse_constant=str)
+        found = json.loads(text.decode(), parse_float=str, parse_int=str, parse_constant=str)
     except (ValueError, RecursionError) as error:
         raise RefusedError(f"The metadata are not JSON in UTF-8: {error}") from error
-    objects = [found] if isinstance(found, dict) else found
-    if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
-        raise RefusedError("The metadata are no array of DICOM JSON objects.")
-    return objects
+    if not isinstance(found, dict):
+        raise RefusedError("The metadata are no DICOM JSON object.")
+    return found
 
 
 def _not_decoded(part: BulkData) -> BulkData:
@@ -362,7 +408,8 @@ def _tag(name: object) -> int:
 
 def _binary(value: object) -> bytes:
     try:
-        return b64decode("".join(value.split()) if isinstance(value, str) else "?", validate=True)
+        text = value.encode("ascii") if isinstance(value, str) else b"?"
+        return b64decode(text.translate(None, _SPACE), validate=True)
     except ValueError as error:
         raise RefusedError("its InlineBinary is not base64") from error
 

@@ -122,6 +122,11 @@ class Pixels:
         """How many frames the instance tells of."""
         return self._table.told
 
+    @property
+    def there(self) -> int:
+        """How many of them the pixel data hold, the first ones."""
+        return min(self._table.told, self._table.frames)
+
     def decoded(self, frame: int, *, raw: bool = False) -> Decoded:
         """Frame number *frame*, counted from 1; colour as RGB, unless *raw* leaves it as it was encoded.
 

@@ -16,7 +16,7 @@ from pydicom.filewriter import dcmwrite, write_dataset
 from pydicom.uid import UID
 
 from dicomscp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from dicomscp.dicom.bulk import NativeFrames, after_pixels, before_pixels, bulk_value, frame_table, inflated
+from dicomscp.dicom.bulk import NativeFrames, after_pixels, before_pixels, frame_table, inflated
 from dicomscp.dicom.elements import EXPLICIT_LITTLE, UNDEFINED, Buffer, encoding_of
 from dicomscp.dicom.pixels import UNREADABLE, Pixels, TooLargeError, first_line, read_header
 from dicomscp.dicom.values import little_endian
@@ -40,8 +40,7 @@ def explicit_part10(dataset: Buffer, transfer_syntax_uid: str, *, max_pixels: in
         return
     table = frame_table(*encoded)
     if isinstance(table, NativeFrames) and table.transfer_syntax_uid == EXPLICIT_LITTLE:
-        value = [bytes(piece) for piece in bulk_value(*encoded, f"{tag:08X}").data]
-        pixels, length = iter(value), sum(map(len, value))
+        length, pixels = table.value(memoryview(encoded.dataset))
     else:
         decoding = Pixels(*encoded, max_pixels=max_pixels)
         first, photometric = decoding.native(1)

@@ -11,6 +11,9 @@ One object makes one document in UTF-8.  No white space is added: `xml:space="pr
   name that has more than it may is not cut.  Empty components and groups have none.
 - Numbers are written as JSON has them; those that come as text, with the very digits they came with.
 - XML 1.0 cannot hold control characters and the like, not even escaped: each becomes U+FFFD, and is counted.
+
+What is read is bounded before it is parsed, for four bytes of XML make an element that takes a hundred times
+as many; and it is in one of the encodings that every parser has (XML 1.0 section 4.3.3, and ISO 8859-1).
 """
 
 import re
@@ -21,7 +24,7 @@ from xml.parsers import expat
 
 from pydicom.datadict import keyword_for_tag
 
-from dicomscp.errors import RefusedError
+from dicomscp.errors import LimitError, RefusedError
 
 Attributes: TypeAlias = Mapping[str, Mapping[str, Any]]
 """A DICOM JSON object: by tag, as eight upper-case hex digits, VR and value."""
@@ -36,6 +39,10 @@ _COMPONENTS = ("FamilyName", "GivenName", "MiddleName", "NamePrefix", "NameSuffi
 
 _MAX_NODES = 200  # an attribute and an item are two; datasets nest at most 64 levels
 _MAX_GAP = 100  # values without content between two that have some
+# Of tags that begin or end an element, and of equals signs, of which each XML attribute has one.  100,000
+# DICOM attributes with a value have as many.
+_MAX_MARKS = 1_000_000
+_ENCODINGS = frozenset({"utf-8", "utf-16", "iso-8859-1", "us-ascii"})
 
 # XML 1.0, production 2 (Char), turned round.
 _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -43,6 +50,7 @@ _NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010fff
 _ESCAPED = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"}
 )
+_NUMBER = re.compile("[0-9]{1,9}", re.ASCII)
 _TO_ESCAPE = re.compile('[&<>"\t\n\r]')
 
 
@@ -142,7 +150,8 @@ class _Node:
 def read_native_model(document: bytes) -> dict[str, dict[str, Any]]:
     """The attributes that a Native DICOM Model has, as a DICOM JSON object, its numbers as text.
 
-    A private element is put into the block of its creator, or into a new one.  Raises RefusedError.
+    A private element is put into the block of its creator, or into a new one.  Raises RefusedError, of it
+    LimitError for what has more in it than is read.
     """
     root = _parsed(document)
     if root.name != "NativeDicomModel":
@@ -152,7 +161,12 @@ def read_native_model(document: bytes) -> dict[str, dict[str, Any]]:
 
 def _parsed(document: bytes) -> _Node:
     """The root element; names have no namespace.  A document type, which entities come from, is refused."""
+    if document.count(b"<") + document.count(b"=") > _MAX_MARKS:
+        raise LimitError(
+            "The metadata of an instance have more in them than is read. Send it as application/dicom."
+        )
     parser = expat.ParserCreate(namespace_separator=" ")
+    parser.buffer_text = True  # or each reference to a character is a text of its own
     top = _Node("", {})
     open_nodes = [top]
 
@@ -169,9 +183,13 @@ def _parsed(document: bytes) -> _Node:
     def refuse(*_: object) -> None:
         raise RefusedError("The metadata have a document type, which is not read.")
 
+    def declared(_version: str, encoding: str | None, _standalone: int) -> None:
+        if (encoding or "utf-8").lower() not in _ENCODINGS:
+            raise RefusedError("The metadata are in an encoding that is not read; UTF-8 is.")
+
     parser.StartElementHandler, parser.StartDoctypeDeclHandler = start, refuse
     parser.EndElementHandler = lambda _: open_nodes.pop()
-    parser.CharacterDataHandler = content
+    parser.CharacterDataHandler, parser.XmlDeclHandler = content, declared
     try:
         parser.Parse(document, True)
     except expat.ExpatError as error:
@@ -227,7 +245,7 @@ def _read_attribute(node: _Node) -> dict[str, Any]:
 def _number_of(node: _Node, before: int) -> int:
     """Which value it is; without a number the next one.  A number that few values lead to is none."""
     number = node.attributes.get("number", str(before + 1))
-    if not (number.isascii() and number.isdecimal() and 0 < int(number) <= before + _MAX_GAP):
+    if not (_NUMBER.fullmatch(number) and 0 < int(number) <= before + _MAX_GAP):
         raise RefusedError("A value has a number that it cannot have.")
     return int(number)
 

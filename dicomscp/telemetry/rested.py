@@ -24,14 +24,21 @@ class Rested(Generic[_Answer]):
         self._ask, self._least_seconds, self._now = ask, least_seconds, now
         self._lock = threading.Lock()
         self._again_at = float("-inf")
-        self._answer: _Answer
+        self._answers: tuple[_Answer, ...] = ()  # the last, if there is one
 
     def __call__(self) -> _Answer:
-        """The answer; of those who ask together one asks, and the others wait for it."""
-        with self._lock:
+        """The answer; of those who ask together one asks, and the others are given the last answer.
+
+        Only while there is none yet do they wait for it: who asks many, or what is slow, holds one thread.
+        """
+        if not self._lock.acquire(blocking=not self._answers):
+            return self._answers[0]
+        try:
             began = self._now()
             if began >= self._again_at:
-                self._answer = self._ask()
+                self._answers = (self._ask(),)
                 ended = self._now()
                 self._again_at = ended + max(self._least_seconds, (ended - began) * _RESTS)
-            return self._answer
+            return self._answers[0]
+        finally:
+            self._lock.release()

@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import dicomscp
 from dicomscp.archive.archive import Archive
-from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.errors import DamagedError, DicomscpError
 from dicomscp.telemetry.metrics import CONTENT_TYPE, AccessMetrics
 from dicomscp.web.access import READING, Access, OpenRoute, Scheme
@@ -147,9 +146,8 @@ def create_app(
         decoders,
         base_url=settings.base_url,
         wait_seconds=settings.wait_seconds,
-        new_compiler=partial(
-            Compiler, cache_bytes=0, inline_bytes=settings.inline_bytes, private_un=settings.private_un
-        ),
+        inline_bytes=settings.inline_bytes,
+        private_un=settings.private_un,
         request_publish=settings.request_publish,
         frame_files=settings.frame_files,
     )

@@ -1,4 +1,4 @@
-"""Decoders: child processes in which pixels are decoded, rendered and transcoded.
+"""Decoders: child processes in which pixels are decoded, rendered and transcoded, and large headers compiled.
 
 Codecs are C, and what they read came from outside.  So no codec runs in the process that serves: a child
 is given the file and a place for the result, both as descriptors, and one job at a time.  One that crashes,
@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -40,7 +40,9 @@ from dicomscp.dicom.pixels import NoFrameError, NoPixelsError, Pixels, TooLargeE
 from dicomscp.dicom.render import Window
 from dicomscp.dicom.transcode import explicit_part10
 from dicomscp.errors import BusyError, DicomscpError, RefusedError, TransferSyntaxError
+from dicomscp.web.documents import CHUNK_BYTES
 from dicomscp.web.imaging import Picture, View, pictured, samples_of
+from dicomscp.web.metadata import Metadata
 
 log = structlog.get_logger()
 
@@ -86,37 +88,40 @@ class Job:
     frame: frame *frame*, native.
     file: the Part 10 file in Explicit VR Little Endian.
     samples: the samples of an image, of *size* bytes and the media type that *picture* names.
+    metadata: its metadata, as *metadata* says.
     """
 
-    kind: Literal["picture", "frame", "file", "samples"]
+    kind: Literal["picture", "frame", "file", "samples", "metadata"]
     offset: int
     transfer_syntax_uid: str = ""
     size: int = 0
     sop_uid: str = ""
     frame: int = 1
     picture: Picture | None = None
+    metadata: Metadata | None = None
 
 
 class Made:
     """What a job made.  Its memory is given back when nobody has it any more.
 
-    *frames*: how many frames the instance, or image, tells of; 0 for a Part 10 file.  *image*: what the
-    samples of an image are.
+    *frames*: how many frames the instance, or image, tells of, and *there* how many of them its pixel data
+    hold; 0 for a Part 10 file and for metadata.  *image*: what the samples of an image are.
     """
 
-    def __init__(self, result: int, frames: int, image: Codestream | None = None) -> None:
+    def __init__(self, result: int, frames: int, there: int, image: Codestream | None = None) -> None:
         """Of the memory file *result*, which may be closed then."""
         self.size = os.fstat(result).st_size
-        self.frames, self.image = frames, image
+        self.frames, self.there, self.image = frames, there, image
         self._data = mmap.mmap(result, self.size, access=mmap.ACCESS_READ)
-
-    def read(self) -> bytes:
-        """All of it."""
-        return self._data[:]
 
     def chunks(self, size: int) -> Iterator[bytes]:
         """All of it in pieces of *size*."""
         return (self._data[start : start + size] for start in range(0, self.size, size))
+
+    async def sent(self) -> AsyncIterator[bytes]:
+        """All of it for a response; it counts as made until the last piece was taken."""
+        for piece in self.chunks(CHUNK_BYTES):
+            yield piece
 
 
 class Decoders:
@@ -127,7 +132,7 @@ class Decoders:
         # Threads of their own: whoever waits for a decoder takes none from the rest of the web server.
         self._places = CapacityLimiter(limits.processes + limits.waiting)
         self._seats = threading.Semaphore(limits.processes)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may let something go in a thread that has it
         self._idle: list[_Decoder] = []
         self._closed = False
         self._kept_bytes = 0  # of what was made and is still being sent
@@ -135,21 +140,25 @@ class Decoders:
     async def run(self, open_file: Callable[[], tuple[BinaryIO, Job]], *, patient: bool = False) -> Made:
         """What the job makes; *open_file*, called in a thread, says of which file, and it is closed.
 
-        Raises BusyError if too many wait, or too much of what was made is still being sent; who is *patient*
-        waits, and keeps nothing meanwhile.  Raises RefusedError for what the file does not have
-        (`NoPixelsError`, `TooLargeError`), DecoderError if the child died of it.
+        Raises BusyError if too many wait, or there is no room for what is made beside what is still being
+        sent; who is *patient* waits, and keeps nothing meanwhile.  Raises RefusedError for what the file does
+        not have (`NoPixelsError`, `TooLargeError`), DecoderError if the child died of it.
         """
-        while self._is_full():
+        size = 0  # that it had when there was no room for it
+        while True:
+            if self._places.borrowed_tokens < self._places.total_tokens and self._has_room(size):
+                made = await to_thread.run_sync(self._run, open_file, limiter=self._places)
+                if isinstance(made, Made):
+                    return made
+                size = made
             if not patient:
                 raise BusyError("More images are asked for than can be made at a time; ask again shortly")
             await sleep(_LOOK_SECONDS)
-        return await to_thread.run_sync(self._run, open_file, limiter=self._places)
 
-    def _is_full(self) -> bool:
-        return (
-            self._places.borrowed_tokens >= self._places.total_tokens
-            or self._kept_bytes >= self._limits.result_bytes
-        )
+    def _has_room(self, size: int) -> bool:
+        """Whether *size* bytes more may be kept; whatever one job may make has room if nothing else is."""
+        limit = self._limits.result_bytes
+        return not self._kept_bytes or (self._kept_bytes < limit and self._kept_bytes + size <= limit)
 
     def close(self) -> None:
         """End the children; those that are busy end with their job."""
@@ -159,8 +168,11 @@ class Decoders:
         for decoder in idle:
             decoder.end()
 
-    def _run(self, open_file: Callable[[], tuple[BinaryIO, Job]]) -> Made:
+    def _run(self, open_file: Callable[[], tuple[BinaryIO, Job]]) -> Made | int:
+        """What the job makes, or its size if there is no room for it; 0 if there was none before it began."""
         with self._seats:
+            if not self._has_room(0):  # any more: others have made something while this one waited
+                return 0
             file, job = open_file()
             with file:
                 decoder = self._take()
@@ -174,13 +186,16 @@ class Decoders:
                     self._give_back(decoder)
                     raise
                 self._give_back(decoder)
-                self._keep(made)
-                return made
+                return made if self._is_kept(made) else made.size
 
-    def _keep(self, made: Made) -> None:
+    def _is_kept(self, made: Made) -> bool:
+        """Whether there is room for *made*; then it is counted until nobody has it any more."""
         with self._lock:
+            if not self._has_room(made.size):
+                return False
             self._kept_bytes += made.size
         weakref.finalize(made, self._let_go, made.size)
+        return True
 
     def _let_go(self, size: int) -> None:
         with self._lock:
@@ -206,10 +221,11 @@ class Decoders:
 def opened(
     archive: Archive,
     held: Held,
-    kind: Literal["picture", "frame", "file"],
+    kind: Literal["picture", "frame", "file", "metadata"],
     *,
     frame: int = 1,
     picture: Picture | None = None,
+    metadata: Metadata | None = None,
 ) -> tuple[BinaryIO, Job]:
     """The file of *held*, open, and the job of that *kind* to be done with it."""
     with archive.open(held) as instance:
@@ -221,6 +237,7 @@ def opened(
             sop_uid=held.key.sop_uid,
             frame=frame,
             picture=picture,
+            metadata=metadata,
         )
 
 
@@ -252,7 +269,8 @@ class _Decoder:
                 raise refused(said["sentence"])
             if said["outcome"] != "made":
                 raise DecoderError(said["sentence"])
-            return Made(result, said["frames"], Codestream(*said["image"]) if said["image"] else None)
+            image = Codestream(*said["image"]) if said["image"] else None
+            return Made(result, said["frames"], said["there"], image)
         finally:
             os.close(result)
 
@@ -270,9 +288,9 @@ class _Decoder:
         self._child.join()
         status = self._child.exitcode or 0
         if late or status == -signal.SIGALRM:
-            raise DecoderError(f"The image took more than {self._seconds:g} s to make, and was given up.")
+            raise DecoderError(f"It took more than {self._seconds:g} s to make, and was given up.")
         end = signal.Signals(-status).name if status < 0 else f"status {status}"
-        raise DecoderError(f"The image cannot be made: what decodes it came to an end ({end}).")
+        raise DecoderError(f"It cannot be made: what makes it came to an end ({end}).")
 
     def end(self) -> None:
         """Have it end: it does when its socket is closed."""
@@ -312,11 +330,17 @@ def _serve(connection: socket.socket, limits: Limits) -> None:
 
 
 def _message(job: Job) -> bytes:
-    return orjson.dumps(asdict(job) | {"picture": job.picture and job.picture._asdict()})
+    tuples = {
+        "picture": job.picture and job.picture._asdict(),
+        "metadata": job.metadata and job.metadata._asdict(),
+    }
+    return orjson.dumps(asdict(job) | tuples)
 
 
 def _job(said: dict[str, Any]) -> Job:
-    picture = said.pop("picture")
+    picture, metadata = said.pop("picture"), said.pop("metadata")
+    if metadata:
+        return Job(**said, metadata=Metadata(**metadata))
     if picture is None:
         return Job(**said)
     window, view = picture["window"], picture["view"]
@@ -361,7 +385,7 @@ def _done(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> 
     try:
         if job.kind == "samples":
             return {"outcome": "made", **_decoded_image(job, file, result, limits)}
-        return {"outcome": "made", "frames": _made(job, file, result, limits, lately), "image": None}
+        return {"outcome": "made", **_made(job, file, result, limits, lately), "image": None}
     except NoFrameError as error:
         return {"outcome": "no frame", "sentence": str(error)}
     except NoPixelsError as error:
@@ -379,24 +403,27 @@ def _done(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> 
         sentence = f"What is made is more than {limits.result_bytes >> 20} MiB ({error.strerror})."
         return {"outcome": "too large", "sentence": sentence}
     except Exception as error:  # noqa: BLE001 -- one job is one unit of work
-        sentence = f"The image cannot be made: {type(error).__name__} in what decodes it."
+        sentence = f"It cannot be made: {type(error).__name__} in what makes it."
         return {"outcome": "failed", "sentence": sentence}
 
 
-def _made(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> int:
-    """Make what is asked for; how many frames the instance tells of, 0 for a file."""
+def _made(job: Job, file: int, result: int, limits: Limits, lately: _Lately) -> dict[str, int]:
+    """Make what is asked for; how many frames the instance tells of, and how many are there, 0 for a file."""
     if job.kind == "file":
         for piece in explicit_part10(
             _dataset(job, file), job.transfer_syntax_uid, max_pixels=limits.max_pixels
         ):
             _write(result, piece)
-        return 0
+        return {"frames": 0, "there": 0}
+    if job.metadata:
+        _write(result, job.metadata.of(_dataset(job, file), job.transfer_syntax_uid))
+        return {"frames": 0, "there": 0}
     pixels = lately.pixels(job, file, limits)
     if job.picture:
         _write(result, pictured(pixels, job.picture, limits.max_pixels))
     else:
         _write(result, pixels.native(job.frame)[0])
-    return pixels.frames
+    return {"frames": pixels.frames, "there": pixels.there}
 
 
 def _decoded_image(job: Job, file: int, result: int, limits: Limits) -> dict[str, Any]:
@@ -406,7 +433,7 @@ def _decoded_image(job: Job, file: int, result: int, limits: Limits) -> dict[str
     image, frames, samples = samples_of(data, media_type, limits.max_pixels)
     for frame in samples:
         _write(result, frame)
-    return {"frames": frames, "image": list(image)}
+    return {"frames": frames, "there": frames, "image": list(image)}
 
 
 def _write(descriptor: int, data: bytes) -> None:

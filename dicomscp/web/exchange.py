@@ -151,10 +151,16 @@ def only_as_stored(error: RefusedError) -> Problem:
 
 
 def frame_numbers(text: str) -> list[int]:
-    """The frames that the address lists.  Raises Problem 400 if it is no list, or too long a one."""
+    """The frames that the address lists.
+
+    Raises Problem 400 if it is no list, or too long a one, or names one twice (PS3.18 table 10.4.1-1).
+    """
     if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text, re.ASCII) or text.count(",") >= _MAX_FRAMES:
         raise Problem(400, "Frames are numbers from 1, separated by commas.")
-    return [int(number) for number in text.split(",")]
+    numbers = [int(number) for number in text.split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise Problem(400, "Frames are named once each.")
+    return numbers
 
 
 def wanted_part(request: Request, headers: dict[str, str], size: int, offer: Offer) -> tuple[slice, int]:

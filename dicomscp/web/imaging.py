@@ -5,7 +5,7 @@ into a viewport without distortion.  A region that reaches beyond the image is b
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal, NamedTuple
@@ -134,13 +134,13 @@ def pictured(pixels: Pixels, picture: Picture, max_pixels: int) -> bytes:
     return buffer.getvalue()
 
 
-def _chosen(pixels: Pixels, picture: Picture) -> tuple[int, ...]:
+def _chosen(pixels: Pixels, picture: Picture) -> Sequence[int]:
     if picture.which == "all":
-        return tuple(range(1, pixels.frames + 1))
+        return range(1, pixels.frames + 1)
     told = number(pixels.header, "RepresentativeFrameNumber", 0)
     if 1 <= told <= pixels.frames:
         return (told,)
-    return ((pixels.frames + 1) // 2,) if picture.which == "middle" else (1,)
+    return ((pixels.there + 1) // 2,) if picture.which == "middle" else (1,)
 
 
 class _Fitted(NamedTuple):

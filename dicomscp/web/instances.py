@@ -6,7 +6,7 @@ is made when it is asked for by its UID and every instance asked for can be, eac
 in byte ranges.
 """
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -64,13 +64,17 @@ class Instances:
     async def retrieve(self, request: Request) -> Response:
         """The instances of a study, of a series, or one instance, as Part 10 files."""
         uids = uids_of(request)
-        held = await to_thread.run_sync(held_of, self._archive, *uids.values())
-        offers = dicom_offers(held, single="instance" in uids)
+        held, offers = await to_thread.run_sync(self._found, uids)
         return await self.give(request, held, negotiate(request, offers))
+
+    def _found(self, uids: Mapping[str, str]) -> tuple[list[Held], list[Offer]]:
+        """What is held there and how it can be had; blocking, for a study may have many instances."""
+        held = held_of(self._archive, *uids.values())
+        return held, dicom_offers(held, single="instance" in uids)
 
     async def give(self, request: Request, held: list[Held], offer: Offer, *also: str) -> Response:
         """*held* as *offer*, one of `dicom_offers`; *also* is what else of the request it depends on."""
-        boundary = digest_of(request, held, offer.part_type(), *also)
+        boundary = await to_thread.run_sync(digest_of, request, held, offer.part_type(), *also)
         headers = headers_of(offer, boundary)
         if is_known(request, headers["etag"]):
             return Response(status_code=304, headers=headers)

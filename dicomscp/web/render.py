@@ -8,8 +8,10 @@ An instance of several frames is shown by one of them as JPEG or PNG (the one th
 else the first), by all as GIF, or in parts.  Of a series or study every frame is a part, with its own address
 in Content-Location; one that cannot be rendered is a part that says so, in application/problem+json: a study
 must not be lost for one instance.  What has no pixels is passed over; where nothing has any it is 404.
-A thumbnail of a series is that of its middle instance, one of a study that of its first series with pixels;
-of several frames the one called representative, else the middle one.
+Of frames that an instance tells of and does not have, and of many in a row that cannot be rendered, one part
+stands for the rest.  A thumbnail of a series is that of its middle instance, one of a study that of its first
+series with pixels; of several frames the one called representative, else the middle one.  Whether what is
+deflated has pixels is found by making it, in a child.
 
 Encapsulated documents and videos are given as what they are, if what they say they are is in a list.  A
 document is somebody's: it gets a policy that lets nothing in it run or be fetched, and none but our own pages
@@ -26,15 +28,16 @@ under it, and what was removed must not be shown on.  To ask again costs a 304.
 """
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
-from itertools import chain, count, islice
+from itertools import count, islice
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import PIL
 import pydicom
+import structlog
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -42,12 +45,13 @@ from starlette.routing import Route
 
 from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Held
-from dicomscp.dicom.bulk import BulkValue, frame_table, inflated, is_video
+from dicomscp.dicom.bulk import BulkValue, frame_table, is_video
+from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.multipart import media_types, part_head, tail
 from dicomscp.dicom.pixels import NoPixelsError, TooLargeError, is_decodable
 from dicomscp.dicom.render import Function, Window
-from dicomscp.errors import DicomscpError, RefusedError
+from dicomscp.errors import DamagedError, DicomscpError, RefusedError
 from dicomscp.study import layout
 from dicomscp.web.decoders import DecoderError, Decoders, Made, opened
 from dicomscp.web.exchange import (
@@ -71,6 +75,8 @@ from dicomscp.web.media import DOCUMENT_TYPES, Offer
 from dicomscp.web.problem import PROBLEM_TYPE, Problem, response_of
 from dicomscp.web.studies import Studies
 
+log = structlog.get_logger()
+
 IMAGES = ("image/jpeg", "image/png", "image/gif")
 PARTS = ("image/jpeg", "image/png")
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
@@ -90,6 +96,8 @@ _DECIMAL = r"[+-]?(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:[eE][+-]?[0-
 
 _THUMBNAIL = View(256, 256, enlarge=False)
 _LOOKED_AT, _LOOKED_AT_IN_ALL = 16, 256  # instances of one series, and of all, in which pixels are looked for
+_INFLATED = 4  # of them, those that are deflated
+_FAILED_IN_A_ROW = 16  # frames of an instance that cannot be rendered: the rest is not tried
 # What an encapsulated document is if it does not say so in words that we know, by SOP class.
 _DOCUMENT_CLASSES: Mapping[str, str] = {
     "1.2.840.10008.5.1.4.1.1.104.1": "application/pdf",
@@ -153,10 +161,20 @@ class Rendering:
         view = viewport_of(_parameter(request, "viewport"), regions=False) or _THUMBNAIL
         named = request.path_params.get("frames")
         frames = tuple(frame_numbers(named)[:1]) if named else ()
-        held = await to_thread.run_sync(self._shown_by, *uids_of(request).values())
+        uids = uids_of(request)
+        shown = self._shown_by(*uids.values())
+        held = await to_thread.run_sync(next, shown, None)
         offer = negotiate(request, [one for one in image_offers(1) if not one.multipart])
         picture = Picture(offer.media_type, frames, "middle", view=view)
-        return await self.picture(request, held, picture, self._warned(request, "thumbnail"))
+        while held:
+            try:
+                return await self.picture(request, held, picture, self._warned(request, "thumbnail"))
+            except Problem as problem:
+                goes_on = is_deflated(held.transfer_syntax_uid) or problem.status == HTTPStatus.NOT_FOUND
+                if "instance" in uids or not goes_on:
+                    raise
+            held = await to_thread.run_sync(next, shown, None)
+        raise Problem(404, "Nothing that is asked for has pixels.")
 
     async def picture(
         self, request: Request, held: Held, picture: Picture, also: Mapping[str, str]
@@ -167,9 +185,10 @@ class Rendering:
         if is_known(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
         made = await self._made(held, picture)
+        headers["content-length"] = str(made.size)
         if request.method == "HEAD":
-            return Response(headers=headers | {"content-length": str(made.size)})
-        return Response(made.read(), headers=headers)
+            return Response(headers=headers)
+        return StreamingResponse(made.sent(), headers=headers)
 
     def document(self, request: Request, held: Held, wanted: str | None = None) -> Response:
         """The document or video that *held* encapsulates, as what it is; blocking.
@@ -191,7 +210,8 @@ class Rendering:
     async def _in_parts(
         self, request: Request, held: Sequence[Held], asked: Picture, offer: Offer
     ) -> Response:
-        digest = digest_of(request, held, repr(asked), offer.media_type, _MADE_BY)
+        also = (repr(asked), offer.media_type, _MADE_BY)
+        digest = await to_thread.run_sync(digest_of, request, held, *also)  # a study may have many
         headers = headers_of(offer, digest) | self._warned(request, "rendered")
         if is_known(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
@@ -212,14 +232,16 @@ class Rendering:
                 continue
             async for part in self._parts_of(one, asked, alone=len(held) == 1, patient=patient):
                 yield part
+                del part  # before the next is waited for, here as in `_parts_of`
                 patient = True
 
     async def _parts_of(
         self, held: Held, asked: Picture, *, alone: bool, patient: bool
     ) -> AsyncGenerator["_Part"]:
         there: int | None = None
+        last = failed = 0
         for number in asked.frames or count(1):
-            if there is not None and number > there:
+            if there is not None and number > last and not asked.frames:
                 return
             location = f"{layout.instance_url(self._base_url, held.key)}/frames/{number}/rendered"
             try:
@@ -230,43 +252,58 @@ class Rendering:
                         raise
                     return
                 yield _Part(PROBLEM_TYPE, location, bytes(response_of(problem).body))
-                if there is None:
-                    return  # how many frames there are cannot be told
+                failed += 1
+                if there is None or failed == _FAILED_IN_A_ROW:
+                    return  # how many frames there are cannot be told, or the rest will fare no better
             else:
-                there = made.frames
+                there, failed = made.frames, 0
+                last = made.there + (made.there < there)  # one part for those that are missing
                 if missing := next((one for one in asked.frames if not 1 <= one <= there), None):
                     raise Problem(404, f"The instance has no frame {missing}.")
-                yield _Part(asked.media_type, location, made.read())
+                part = _Part(asked.media_type, location, made)
+                del made
+                yield part
+                del part
             patient = True
 
-    def _shown_by(self, *uids: str) -> Held:
-        """The instance that the thumbnail of what is named is of; blocking.  Raises Problem 404."""
-        held = held_of(self._archive, *uids)
+    def _shown_by(self, *uids: str) -> Iterator[Held]:
+        """The instances that a thumbnail of what is named may be of, the first first; blocking.
+
+        Those have pixels, or are deflated.  Raises Problem 404 if nothing is held there.
+        """
         if len(uids) == len(InstanceKey._fields):
-            return held[0]
-        by_series: dict[str, list[Held]] = {}
-        for one in held:
-            by_series.setdefault(one.key.series_uid, []).append(one)
-        looked_at = chain.from_iterable(map(_from_the_middle, by_series.values()))
-        for one in islice(looked_at, _LOOKED_AT_IN_ALL):
-            if self._has_pixels(one):
-                return one
-        raise Problem(404, "Nothing that is asked for has pixels.")
+            yield from held_of(self._archive, *uids)
+            return
+        found = deflated = 0
+        for held in islice(self._archive.middles(*uids, each=_LOOKED_AT), _LOOKED_AT_IN_ALL):
+            found += 1
+            is_maybe = is_deflated(held.transfer_syntax_uid)
+            deflated += is_maybe
+            if (is_maybe and deflated <= _INFLATED) or (not is_maybe and self._has_pixels(held)):
+                yield held
+        if not found:
+            held_of(self._archive, *uids)
 
     def _has_pixels(self, held: Held) -> bool:
+        """Whether *held*, which is not deflated, has pixels that can be decoded."""
         if not is_decodable(held.transfer_syntax_uid):
             return False
-        with self._archive.open(held) as instance:
-            try:
-                encoded = inflated(instance.dataset, instance.transfer_syntax_uid)
-                return frame_table(*encoded).frames > 0
-            except RefusedError:
-                return False
+        try:
+            with self._archive.open(held) as instance:
+                return frame_table(instance.dataset, instance.transfer_syntax_uid).frames > 0
+        except RefusedError:
+            return False
+        except DamagedError as error:
+            _log_damage(held, error)
+            return False
 
     async def _made(self, held: Held, picture: Picture, *, patient: bool = False) -> Made:
         try:
             opening = partial(opened, self._archive, held, "picture", picture=picture)
             return await self._decoders.run(opening, patient=patient)
+        except DamagedError as error:  # of which the others of a study know nothing
+            _log_damage(held, error)
+            raise problem_of_image(error) from error
         except (RefusedError, DecoderError) as error:
             raise problem_of_image(error) from error
 
@@ -285,10 +322,8 @@ class Rendering:
         return {"warning": ", ".join(told)} if told else {}
 
 
-def _from_the_middle(series: list[Held]) -> list[Held]:
-    """Those of *series* that are nearest to its middle, the nearest first."""
-    middle = len(series) // 2
-    return [series[at] for at in sorted(range(len(series)), key=lambda at: abs(at - middle))[:_LOOKED_AT]]
+def _log_damage(held: Held, error: DamagedError) -> None:
+    log.error("held_data_damaged", sop_uid=held.key.sop_uid, reason=str(error))
 
 
 class _Part(NamedTuple):
@@ -296,13 +331,20 @@ class _Part(NamedTuple):
 
     media_type: str
     location: str
-    body: bytes
+    body: bytes | Made
 
 
-async def _framed(boundary: str, first: _Part, rest: AsyncIterator[_Part]) -> AsyncIterator[bytes]:
-    part: _Part | None = first
+async def _framed(boundary: str, part: _Part | None, rest: AsyncIterator[_Part]) -> AsyncIterator[bytes]:
+    """The body that *part* and the *rest* make; a part is let go before the next is waited for."""
     while part:
-        yield part_head(boundary, part.media_type, part.location) + part.body + b"\r\n"
+        yield part_head(boundary, part.media_type, part.location)
+        if isinstance(part.body, Made):
+            async for piece in part.body.sent():
+                yield piece
+        else:
+            yield part.body
+        yield b"\r\n"
+        part = None
         part = await anext(rest, None)
     yield tail(boundary)
 

@@ -7,9 +7,10 @@
 
 The event loop asks for bytes only when those before them have been taken, so a client is read as fast as its
 instances can be kept, and holds a thread only while there is something to do.  Memory is a block, the head of
-a part, and some hundred bytes an instance for the answer.  Metadata are held whole, to a bound; the bulk data
-that come with them wait in one file without a name until the body has ended.  PNG and GIF, which no transfer
-syntax has, are decoded in a child (`decoders`) as their instance is made.
+a part, and some hundred bytes an instance for the answer.  Metadata, with what is kept of each part of bulk
+data, are held whole, to a bound, and parsed one instance at a time; the bulk data themselves wait in one file
+without a name until the body has ended.  PNG and GIF, which no transfer syntax has, are decoded in a child
+(`decoders`) as their instance is made.
 
 What was admitted stays, whatever becomes of the rest.  A part that does not come to its end is kept nowhere:
 a client that goes away and sends all again finds that what is held is the same.  No instance is named as
@@ -25,7 +26,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,7 +43,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dicomscp.archive.archive import Archive, Claim, Incoming, Source
-from dicomscp.dicom.dataset import BulkData, Composed, Elsewhere, composed, read_json
+from dicomscp.dicom.dataset import BulkData, Composed, Elsewhere, composed, json_objects, read_json
 from dicomscp.dicom.elements import EXPLICIT_LITTLE
 from dicomscp.dicom.identity import Identity, InstanceKey, is_filable, is_filable_syntax
 from dicomscp.dicom.multipart import OCTET_STREAM, PartData, PartEnd, PartEvent, PartHead, PartReader, framed
@@ -52,6 +53,7 @@ from dicomscp.errors import (
     BusyError,
     CrowdedError,
     DicomscpError,
+    LimitError,
     MismatchError,
     RefusedError,
     TransferSyntaxError,
@@ -74,15 +76,13 @@ BLOCK_BYTES = 1 << 20
 
 _META_WITHIN = 1 << 16  # what read_file_meta needs to see
 _METADATA_BYTES = 32 << 20  # some tens of thousands of instances without bulk data
+_BULK_BYTES = 256  # what a part of bulk data costs beside its header fields: as many as may be fit in
 _DESCRIBED_AT_ONCE = 1  # metadata become objects of ten times their size
 _SENTENCES = 8  # different ones in Warning fields
+_LOGGED = 100  # failures of a request that have a line each in the log
 _CODINGS = ("identity", "gzip", "x-gzip")
 _TAKEN_CODINGS = {"accept-encoding": "gzip, identity"}
 _BOUNDARY = "dicomscp-store-instances-response"
-
-
-class LimitError(RefusedError):
-    """A part, or the body, is larger than is taken."""
 
 
 # PS3.18 table I.2-2.  The first family that fits decides.  An instance of another study than the address has
@@ -158,6 +158,7 @@ class Store:
                     payload,
                     str(request.url),
                     folder=self._settings.aside,
+                    max_instances=self._settings.max_parts,
                     describing=self._describing,
                     decode=self._decoded,
                 )
@@ -431,6 +432,7 @@ class _Door:
         self._archive, self._settings, self._study_uid = archive, settings, study_uid
         self._source = Source(Origin.STOW_RS, settings.calling_ae, "")
         self._admitted: list[_Admitted] = []
+        self._unlogged = 0
         self.unsynced_bytes = 0
 
     def check_space(self) -> None:
@@ -455,15 +457,24 @@ class _Door:
         self.unsynced_bytes += size
 
     def fail(self, error: Exception, sop_class_uid: str = "", sop_uid: str = "") -> None:
-        """Note that an instance was not stored because of *error*."""
+        """Note that an instance was not stored because of *error*; the first of a request are logged."""
         reason = str(error) if isinstance(error, DicomscpError) else _UNFORESEEN_SENTENCE
-        if not isinstance(error, DicomscpError):
-            log.error("instance_failed", sop_uid=sop_uid, exc_info=error)
         failure = self.outcome.fail(error, sop_class_uid, sop_uid)
         kind = _KINDS.get(failure.reason, "refused")
         self._settings.metrics.refused(kind, reason, calling_ae=self._settings.calling_ae)
+        if len(self.outcome.failed) > _LOGGED:
+            self._unlogged += 1
+            return
+        if not isinstance(error, DicomscpError):
+            log.error("instance_failed", sop_uid=sop_uid, exc_info=error)
         status = f"{failure.reason:04X}"
         log.warning("instance_refused", sop_uid=failure.sop_uid, status=status, reason=reason)
+
+    def close(self) -> None:
+        """Log how many failures had no line of their own."""
+        if self._unlogged:
+            log.warning("instances_refused", more=self._unlogged)
+            self._unlogged = 0
 
     def settle(self) -> None:
         """Make durable what this thread has admitted: then it is stored."""
@@ -540,6 +551,7 @@ class Reception:
         with self._lock:
             self._drop()
             self._kept.close()
+            self._door.close()
 
     def _take(self, tell: Callable[..., Iterator[PartEvent]], *blocks: bytes) -> bool:
         outcome = self._door.outcome
@@ -671,6 +683,7 @@ class _Described:
         address: str,
         *,
         folder: Path,
+        max_instances: int,
         describing: threading.Semaphore,
         decode: Callable[[Callable[[], tuple[BinaryIO, Job]]], Made],
     ) -> None:
@@ -680,10 +693,10 @@ class _Described:
         it is given opens a file for.
         """
         self.door, self._payload, self._address, self._describing = door, payload, address, describing
-        self._decode = decode
+        self._decode, self._max_instances = decode, max_instances
         self.aside = _Aside(folder, door.check_space)
         self.texts: deque[bytearray] = deque()
-        self.text_bytes = 0
+        self._kept_bytes = 0
         self.bulk: dict[str, list[BulkData]] = {}
         self.lost: dict[str, Exception] = {}
         self._unused: set[str] = set()
@@ -695,17 +708,25 @@ class _Described:
             raise RefusedError("A part has a Content-Type that cannot be read.")
         if said.media_type == self._payload:
             return _Text(self)
+        self.keep(_BULK_BYTES + sum(map(len, fields.values())))
         return _Bulk(self, self._absolute(fields.get("content-location", "")), said)
+
+    def keep(self, size: int) -> None:
+        """Count *size* bytes that are held until the body has ended.  Raises LimitError for too many."""
+        self._kept_bytes += size
+        if self._kept_bytes > _METADATA_BYTES:
+            raise LimitError(
+                f"The metadata of a request have more than {_METADATA_BYTES} bytes. Send several."
+            )
 
     def finish(self) -> None:
         """Make the instances, and pass each to the archive."""
         self._unused = {*self.bulk, *self.lost}
         with self._describing:
-            while self.texts:
-                for attributes in self._read(bytes(self.texts.popleft())):
-                    self._store(attributes)
-                    if self.door.unsynced_bytes >= BLOCK_BYTES:
-                        self.door.settle()
+            for text in self._instances():
+                self._store(text)
+                if self.door.unsynced_bytes >= BLOCK_BYTES:
+                    self.door.settle()
         for uri in self._unused:
             self.door.fail(
                 self.lost.get(uri) or RefusedError(f"No metadata name the bulk data {uri[-64:]!r}.")
@@ -715,21 +736,31 @@ class _Described:
         """Give back what was needed."""
         self.aside.close()
 
-    def _read(self, text: bytes) -> Sequence[Attributes]:
-        try:
-            return read_json(text) if self._payload == DICOM_JSON else [read_native_model(text)]
-        except RefusedError as error:
-            self.door.fail(error)
-            return ()
+    def _instances(self) -> Iterator[bytes]:
+        """The metadata of each instance, not parsed yet."""
+        count = 0
+        while self.texts:
+            try:
+                for one in self._split(bytes(self.texts.popleft())):
+                    count += 1
+                    if count > self._max_instances:
+                        limit = f"{self._max_instances} instances (web.store.max_parts)"
+                        raise LimitError(f"The metadata tell of more than {limit}.")
+                    yield one
+            except RefusedError as error:
+                self.door.fail(error)
 
-    def _store(self, attributes: Attributes) -> None:
+    def _split(self, text: bytes) -> Iterable[bytes]:
+        return json_objects(text) if self._payload == DICOM_JSON else (text,)
+
+    def _store(self, text: bytes) -> None:
         uids = ("", "")
         try:
-            made = composed(attributes, self._find, self.aside.read, self._decoded)
-            uids = made.sop_class_uid, made.sop_uid
-            self._pass_on(made)
+            attributes = read_json(text) if self._payload == DICOM_JSON else read_native_model(text)
+            uids = _uids_of(attributes)
+            self._pass_on(composed(attributes, self._find, self.aside.read, self._decoded))
         except Exception as error:  # noqa: BLE001 - one instance is one unit of work, as one C-STORE is
-            self.door.fail(error, *(uids if all(uids) else _uids_of(attributes)))
+            self.door.fail(error, *uids)
 
     def _absolute(self, uri: str) -> str:
         try:
@@ -773,7 +804,7 @@ def _uids_of(attributes: Attributes) -> tuple[str, str]:
         attribute = attributes.get(tag)
         values = attribute.get("Value") if isinstance(attribute, dict) else None
         uid = values[0] if isinstance(values, list) and values else ""
-        found.append(uid if isinstance(uid, str) else "")
+        found.append(uid.strip() if isinstance(uid, str) else "")
     return found[0], found[1]
 
 
@@ -784,11 +815,7 @@ class _Text:
         self._described, self._text = described, bytearray()
 
     def write(self, data: memoryview) -> None:
-        self._described.text_bytes += len(data)
-        if self._described.text_bytes > _METADATA_BYTES:
-            raise LimitError(
-                f"The metadata of a request have more than {_METADATA_BYTES} bytes. Send several."
-            )
+        self._described.keep(len(data))
         self._text += data
 
     def end(self) -> None:

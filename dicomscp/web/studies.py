@@ -17,13 +17,13 @@ has, and ask each time whether it still stands.
 
 import asyncio
 import hashlib
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
+from typing import Literal
 from urllib.parse import urlsplit
 
 from anyio import to_thread
@@ -41,15 +41,14 @@ from dicomscp.dicom.bulk import (
     FrameTable,
     Piece,
     bulk_value,
+    frame_bytes,
     frame_table,
     read_frame,
 )
 from dicomscp.dicom.elements import EXPLICIT_LITTLE, inflate, is_deflated
 from dicomscp.dicom.identity import Buffer, InstanceKey
-from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.multipart import OCTET_STREAM, framed, part_head, tail
-from dicomscp.dicom.pixels import is_decodable
-from dicomscp.dicom.xmlmodel import native_model
+from dicomscp.dicom.pixels import TooLargeError, is_decodable
 from dicomscp.errors import DamagedError, RefusedError
 from dicomscp.study import layout
 from dicomscp.web.decoders import Decoders, Made, opened
@@ -84,6 +83,7 @@ from dicomscp.web.media import (
     frame_offers,
     takes_gzip,
 )
+from dicomscp.web.metadata import Metadata, is_small, native_models
 from dicomscp.web.problem import RETRY_SECONDS, Problem
 
 _LOOK_SECONDS = 0.05
@@ -104,13 +104,14 @@ class Studies:
         *,
         base_url: str,
         wait_seconds: float,
-        new_compiler: Callable[[], Compiler],
+        inline_bytes: int = 1024,
+        private_un: Literal["parse", "keep"] = "parse",
         request_publish: Callable[[str], None] | None,
         frame_files: bool = False,
     ) -> None:
         """*base_url* begins every link.  *frame_files*: frames are published as files, and given as these.
 
-        *new_compiler* makes what compiles as documents are compiled, and remembers nothing.
+        *inline_bytes* and *private_un* are those by which documents are compiled (`jsonmodel.Compiler`).
 
         For a study that is held but not published yet, *request_publish* is told its UID, and its
         documents are waited for at most *wait_seconds*.
@@ -120,7 +121,8 @@ class Studies:
         self._decoders = decoders
         self._base_url = base_url.rstrip("/")
         self._wait_seconds = wait_seconds
-        self._new_compiler = new_compiler
+        self._inline_bytes = inline_bytes
+        self._private_un: Literal["parse", "keep"] = private_un
         self._request_publish = request_publish
         self._frame_files = frame_files
         self._inflations = Inflations()
@@ -222,28 +224,43 @@ class Studies:
         """The metadata of one instance, read from its file as the compiler reads it."""
         offer = negotiate(request, METADATA, default=True)
         (held,) = await to_thread.run_sync(held_of, self._archive, *key_of(request))
-        body = await to_thread.run_sync(self._instance_json, held)
-        digest = hashlib.sha256(offer.media_type.encode() + body).hexdigest()
-        headers = headers_of(offer, digest)
+        small, wanted = await to_thread.run_sync(self._wanted_metadata, held, offer)
+        boundary = digest_of(request, [held], repr(wanted))
+        headers = headers_of(offer, boundary)
         if is_known(request, headers["etag"]):
             return Response(status_code=304, headers=headers)
-        if offer.multipart:
-            body = b"".join(framed(digest, DICOM_XML, ([model] for model in _native_models([body]))))
-        return Response(body, headers=headers)
+        try:
+            made: bytes | Made
+            if small:
+                made = await to_thread.run_sync(self._metadata_of, held, wanted)
+            else:
+                opening = partial(opened, self._archive, held, "metadata", metadata=wanted)
+                made = await self._decoders.run(opening)
+        except TooLargeError as error:
+            raise Problem(413, f"The metadata of this instance are too large to be made. {error}") from error
+        except RefusedError as error:
+            raise DamagedError(f"A held instance cannot be read: {error}") from error
+        size = made.size if isinstance(made, Made) else len(made)
+        headers["content-length"] = str(_size_of(offer, boundary, [size]))
+        if request.method == "HEAD":
+            return Response(headers=headers)
+        return StreamingResponse(_metadata_pieces(made, offer, boundary), headers=headers)
 
-    def _instance_json(self, held: Held) -> bytes:
+    def _wanted_metadata(self, held: Held, offer: Offer) -> tuple[bool, Metadata]:
+        """Whether the header of *held* is small, and how its metadata are made."""
+        bulk_uri = layout.bulk_uri(self._base_url, held.key)
         with self._archive.open(held) as instance:
-            try:
-                header = self._new_compiler().header(
-                    instance.dataset,
-                    instance.transfer_syntax_uid,
-                    total_bytes=len(instance.dataset),
-                    bulk_uri=layout.bulk_uri(self._base_url, held.key),
-                    default_charset=instance.default_charset,
-                )
-            except RefusedError as error:
-                raise DamagedError(f"A held instance cannot be read: {error}") from error
-        return b"[{" + header.body + b"}]"
+            return is_small(instance.dataset, instance.transfer_syntax_uid), Metadata(
+                bulk_uri,
+                instance.default_charset,
+                self._inline_bytes,
+                self._private_un,
+                is_xml=offer.multipart,
+            )
+
+    def _metadata_of(self, held: Held, wanted: Metadata) -> bytes:
+        with self._archive.open(held) as instance:
+            return wanted.of(instance.dataset, instance.transfer_syntax_uid)
 
     # Frames and bulk data, PS3.18 10.4.1.1.6 and .5
 
@@ -300,13 +317,14 @@ class Studies:
             headers = headers_of(offer, boundary) | coded
             if is_known(request, headers["etag"]):
                 return Response(status_code=304, headers=headers)
-            rest = (_frame(dataset, table, number).data for number in numbers[1:])
-            size, pieces = _measured(_body(offer, boundary, chain((first.data,), rest)))
+            size = _size_of(offer, boundary, (_frame_bytes(dataset, table, number) for number in numbers))
             if offer.transfer_syntax_uid != first.transfer_syntax_uid:
                 return held, offer
             part, status = wanted_part(request, headers, size, offer)
-            if pieces is not None:
-                return answer(request, headers, part.stop - part.start, cut(pieces, part), status)
+            if size <= WHOLE_BYTES:
+                rest = (_frame(dataset, table, number).data for number in numbers[1:])
+                whole = _body(offer, boundary, chain((first.data,), rest))
+                return answer(request, headers, part.stop - part.start, cut(whole, part), status)
         chunks = self._frame_chunks(held, offer, boundary, numbers, part)
         return answer(request, headers, part.stop - part.start, chunks, status)
 
@@ -315,30 +333,27 @@ class Studies:
         boundary = digest_of(request, [held])
         headers = headers_of(offer, boundary)
         first = await self._decoded(held, numbers[0], patient=False)
-        size = first.size
-        if offer.multipart:
-            head = part_head(boundary, offer.part_type())
-            size = (len(head) + size + 2) * len(numbers) + len(tail(boundary))
+        size = _size_of(offer, boundary, repeat(first.size, len(numbers)))
         headers["content-length"] = str(size)
         if request.method == "HEAD":
             return Response(headers=headers)
         pieces = self._native_pieces(held, numbers, first, offer, boundary)
+        del first  # before the next is waited for
         if size <= WHOLE_BYTES:
             return Response(b"".join([piece async for piece in pieces]), headers=headers)
         return StreamingResponse(pieces, headers=headers)
 
     async def _native_pieces(
-        self, held: Held, numbers: Sequence[int], first: Made, offer: Offer, boundary: str
+        self, held: Held, numbers: Sequence[int], made: Made | None, offer: Offer, boundary: str
     ) -> AsyncIterator[bytes]:
-        made: Made | None = first
-        for at, frame in enumerate(numbers):
-            if at:
-                made = None  # before the next is waited for
-                made = await self._decoded(held, frame, patient=True)
+        """The body, of which *made* is the first frame."""
+        for frame in numbers:
+            made = made or await self._decoded(held, frame, patient=True)
             if offer.multipart:
                 yield part_head(boundary, offer.part_type())
-            for piece in made.chunks(CHUNK_BYTES) if made else ():
+            for piece in made.chunks(CHUNK_BYTES):
                 yield piece
+            made = None  # before the next is waited for
             if offer.multipart:
                 yield b"\r\n"
         if offer.multipart:
@@ -534,7 +549,7 @@ def _xml_document(request: Request, document: Document, offer: Offer) -> Respons
     if request.method == "HEAD":
         document.close()
         return StreamingResponse(iter(()), headers=headers)
-    models = ([model] for model in _native_models(_lines(_closed_after(document, gzip=False))))
+    models = ([model] for model in native_models(_lines(_closed_after(document, gzip=False))))
     return StreamingResponse(chunked(framed(boundary, DICOM_XML, models)), headers=headers)
 
 
@@ -550,18 +565,28 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(begun)
 
 
-def _native_models(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """A document for each object in the *lines* of an array, its numbers with the digits they have there."""
-    for line in lines:
-        for found in json.loads(b"[%b]" % line.strip(b"[], "), parse_float=str, parse_int=str):
-            yield native_model(found).document
+async def _metadata_pieces(made: bytes | Made, offer: Offer, boundary: str) -> AsyncIterator[bytes]:
+    pieces = made.chunks(CHUNK_BYTES) if isinstance(made, Made) else [made]
+    for piece in _body(offer, boundary, [pieces]):
+        yield bytes(piece)
 
 
 def _frame(encoded: Encoded, table: FrameTable, number: int) -> Frame:
     try:
         return read_frame(encoded.dataset, table, number)
     except RefusedError as error:
-        raise Problem(404, f"Frame {number} cannot be had: {error}") from error
+        raise _no_frame(number, error) from error
+
+
+def _frame_bytes(encoded: Encoded, table: FrameTable, number: int) -> int:
+    try:
+        return frame_bytes(encoded.dataset, table, number)
+    except RefusedError as error:
+        raise _no_frame(number, error) from error
+
+
+def _no_frame(number: int, error: RefusedError) -> Problem:
+    return Problem(404, f"Frame {number} cannot be had: {error}")
 
 
 def _bulk_value(dataset: Encoded, path: str) -> BulkValue:
@@ -586,6 +611,14 @@ def _body(offer: Offer, boundary: str, parts: Iterable[Iterable[Buffer]]) -> Ite
     if offer.multipart:
         return framed(boundary, offer.part_type(), parts)
     return chain.from_iterable(parts)
+
+
+def _size_of(offer: Offer, boundary: str, sizes: Iterable[int]) -> int:
+    """The length of the body that parts of *sizes* make."""
+    if not offer.multipart:
+        return sum(sizes)
+    around = len(part_head(boundary, offer.part_type())) + len(b"\r\n")
+    return sum(around + size for size in sizes) + len(tail(boundary))
 
 
 def _measured(pieces: Iterable[Buffer]) -> tuple[int, list[Buffer] | None]:

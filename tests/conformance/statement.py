@@ -206,7 +206,7 @@ def store_reasons():
 
 _FAILURES = {
     "TransferSyntaxError": "its transfer syntax is none that instances are held in, or is not to be known",
-    "LimitError": "it, or the body, is larger than is taken",
+    "LimitError": "it, or the body, is larger, or has more in it, than is taken",
     "CrowdedError": "as many different datasets under its SOP Instance UID are held as may be",
     "MismatchError": "it is of another study than the address has",
     "RefusedError": "it cannot be read, is cut short, lacks a UID, or its bulk data are not there",

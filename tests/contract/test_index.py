@@ -551,6 +551,22 @@ def test_a_removed_variant_makes_room_for_the_next_one(index):
     ]
 
 
+def test_the_middles_of_series_are_those_nearest_to_it(index):
+    arrivals = [
+        arrival(series=f"1.{number}", sop=f"1.{number}.{sop:02}", SERIES_NUMBER=number)
+        for number in (2, 1)
+        for sop in range(9)
+    ]
+    index.apply([*arrivals, arrival("2", sop="2.1")], {})
+    by_series = [[one.key.sop_uid for one in index.held("1", f"1.{number}")] for number in (1, 2)]
+    expected = [held[at] for held in by_series for at in (4, 3, 5)]
+    middles = [one.key.sop_uid for one in index.middles("1", None, 3)]
+    assert middles == expected
+    assert [one.key.sop_uid for one in index.middles("1", "1.2", 1)] == [by_series[1][4]]
+    assert [one.key.sop_uid for one in index.middles("2", None, 16)] == ["2.1"]
+    assert list(index.middles("3", None, 16)) == []
+
+
 def test_known_tells_every_variant_wherever_it_claims_to_belong(index):
     here, there = arrival("1", sop="9.1", at=2), arrival("2", sop="9.1", at=1, digest=b"b")
     index.apply([here, there, arrival(sop="9.2")], {})

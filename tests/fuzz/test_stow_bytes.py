@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dicomscp.dicom.codestream import read_codestream
-from dicomscp.dicom.dataset import BulkData, Elsewhere, composed, read_json
+from dicomscp.dicom.dataset import BulkData, Elsewhere, composed, json_objects, read_json
 from dicomscp.dicom.identity import read_identity
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.multipart import PartData, PartEnd, PartHead, PartReader
@@ -120,7 +120,8 @@ UIDS = {
 @given(attributes, st.booleans())
 def test_metadata_written_are_read_again(said, as_xml):
     said = UIDS | said
-    (read,) = read_json(json.dumps(said).encode())
+    (text,) = json_objects(json.dumps([said]).encode())
+    read = read_json(text)
     if as_xml:
         read = read_native_model(native_model(read).document)
     encoded = b"".join(composed(read, lambda _: (), lambda _: b"").pieces)
@@ -152,8 +153,10 @@ hostile = st.recursive(
 def test_any_metadata_are_a_dataset_or_refused(text, data):
     parts = [BulkData("image/jpeg", "", Elsewhere(0, len(data)))]
     with suppress(RefusedError):
-        for one in read_json(text):
-            composed(one, lambda _: parts, lambda where: data[where.start : where.start + where.size])
+        for one in json_objects(text):
+            composed(
+                read_json(one), lambda _: parts, lambda where: data[where.start : where.start + where.size]
+            )
 
 
 MARKUP = """<NativeDicomModel>|</NativeDicomModel>|<DicomAttribute tag="00400555" vr="SQ">

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate_extended, generate_frames
 
-from dicomscp.dicom.bulk import bulk_value, frame_table, inflated, read_frame
+from dicomscp.dicom.bulk import bulk_value, frame_bytes, frame_table, inflated, read_frame
 from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.errors import RefusedError
 from tests.unit.dicom.encoding import (
@@ -87,7 +87,15 @@ def frames(data, transfer_syntax_uid=EXPLICIT_LITTLE):
     """All frames, by one table."""
     data, transfer_syntax_uid = inflated(data, transfer_syntax_uid)
     table = frame_table(data, transfer_syntax_uid)
-    return [b"".join(read_frame(data, table, number).data) for number in range(1, table.frames + 1)]
+    found = []
+    for number in range(1, table.frames + 1):
+        try:
+            size = frame_bytes(data, table, number)
+        except RefusedError:
+            size = -1
+        found.append(b"".join(read_frame(data, table, number).data))
+        assert len(found[-1]) == size
+    return found
 
 
 # --- native frames ------------------------------------------------------------------------------------------

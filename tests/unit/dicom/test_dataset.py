@@ -2,20 +2,23 @@
 
 import json
 import struct
+import tracemalloc
 from functools import partial
 
 import pydicom
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filebase import DicomBytesIO
 
 from dicomscp.dicom.bulk import bulk_value
 from dicomscp.dicom.codestream import Codestream
-from dicomscp.dicom.dataset import BulkData, Elsewhere, composed, read_json
+from dicomscp.dicom.dataset import BulkData, Elsewhere, composed, json_objects, read_json
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.dicom.xmlmodel import native_model, read_native_model
-from dicomscp.errors import RefusedError, TransferSyntaxError
+from dicomscp.errors import LimitError, RefusedError, TransferSyntaxError
 from tests.unit.dicom.encoding import explicit, item
 from tests.unit.web.held import SOURCES
 
@@ -103,7 +106,7 @@ def test_metadata_of_real_files_become_datasets_that_have_the_same_metadata(by):
             text, aside = described(path.read_bytes())
         except RefusedError:  # no instance
             continue
-        (attributes,) = read_json(text)
+        attributes = read_json(text[1:-1])
         if not {"00080016", "00080018"} <= attributes.keys() or path.name == BOXED:
             continue
         if by == "xml":
@@ -416,18 +419,91 @@ def test_frames_of_two_syntaxes_are_refused():
 
 # JSON and XML
 
+marks = st.text('{}[]",:\\aé', max_size=6)
 NUMBERED = b"""<NativeDicomModel><DicomAttribute tag="00100020" vr="LO"><Value number="%b"/>
 </DicomAttribute></NativeDicomModel>"""
 
 
-@pytest.mark.parametrize("text", [b"", b"[", b"[1]", b'"x"', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            b"",
+            b"[",
+            b"[1]",
+            b'"x"',
+            b"\xff",
+            b"[" * 100_000,
+            b"null",
+            b"{",
+            b"[[]]",
+            b"[{}",
+            b"[{}]]",
+            b"[{},]",
+        ),
+        *(
+            b"[{} {}]",
+            b"[{}{}]",
+            b"[{};{}]",
+            b"{},{}",
+            b"{}{}",
+            b'["{}"]',
+            b"[}",
+            b"}{",
+            b"]{}[",
+            b'[{"a]}',
+            b"]",
+        ),
+    ],
+)
 def test_what_is_no_dicom_json_is_refused(text):
     with pytest.raises(RefusedError):
-        read_json(text)
+        list(map(read_json, json_objects(text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "objects"),
+    [
+        (b"[]", []),
+        (b"\xef\xbb\xbf [ {} ,\n{} ]\n", [b"{}", b"{}"]),
+        (b'{"a":[{}]}', [b'{"a":[{}]}']),
+        (rb'[{"a":"}\"{[,"},{"\\":"]"}]', [rb'{"a":"}\"{[,"}', rb'{"\\":"]"}']),
+    ],
+)
+def test_objects_are_had_one_by_one(text, objects):
+    assert list(json_objects(text)) == objects
+
+
+@given(st.lists(st.dictionaries(marks, st.recursive(marks, st.lists, max_leaves=5), max_size=3), max_size=4))
+def test_any_objects_are_had_as_they_were_written(objects):
+    text = json.dumps(objects, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    assert [json.loads(one) for one in json_objects(text)] == objects
+
+
+@pytest.mark.parametrize(
+    "within",
+    [b"{}," * 300_000, b"[]," * 300_000, b'"a",' * 2_000_000, b'{"":' * 300, b'"a":0,' * 400_000],
+    ids=["objects", "arrays", "values", "depth", "members"],
+)
+def test_an_object_with_too_much_in_it_is_not_parsed(within):
+    """Three bytes become a hundred."""
+    found = json_objects(b'[{"00100010":{"vr":"CS"}},{"x":[' + within + b"1]}]")
+    assert read_json(next(found))
+    with pytest.raises(LimitError):
+        next(found)
+
+
+def test_an_escape_after_the_other_costs_nothing():
+    text = b'[{"00100010":"' + rb"\n" * (8 << 20) + b'"}]'
+    tracemalloc.start()
+    (one,) = json_objects(text)
+    assert tracemalloc.get_traced_memory()[1] < 2 * len(text)
+    tracemalloc.stop()
+    assert len(one) == len(text) - 2
 
 
 def test_digits_of_numbers_stay():
-    (found,) = read_json(b'{"00280030":{"vr":"DS","Value":[0.10,1e5,12345678901234567890]}}')
+    found = read_json(b'{"00280030":{"vr":"DS","Value":[0.10,1e5,12345678901234567890]}}')
     assert found["00280030"]["Value"] == ["0.10", "1e5", "12345678901234567890"]
 
 
@@ -442,11 +518,28 @@ def test_digits_of_numbers_stay():
         NUMBERED % b"9999999",
         NUMBERED % b"0",
         NUMBERED % b"one",
+        NUMBERED % (b"9" * 5000),
+        b'<?xml version="1.0" encoding="mac_arabic"?><NativeDicomModel/>',
     ],
 )
 def test_what_is_no_native_model_is_refused(document):
     with pytest.raises(RefusedError):
         read_native_model(document)
+
+
+@pytest.mark.parametrize(
+    "within", [b"<a/>" * 1_000_001, b"<a %b/>" % b" ".join(b"a%d=''" % number for number in range(1_000_000))]
+)
+def test_a_model_with_too_much_in_it_is_not_parsed(within):
+    with pytest.raises(LimitError):
+        read_native_model(b"<NativeDicomModel>" + within + b"</NativeDicomModel>")
+
+
+def test_a_model_may_be_in_any_encoding_that_parsers_have():
+    text = native_model({"00100020": {"vr": "LO", "Value": ["é"]}}).document.decode()
+    for encoding in ("UTF-16", "ISO-8859-1"):
+        document = text.replace("UTF-8", encoding).encode(encoding)
+        assert read_native_model(document)["00100020"]["Value"] == ["é"]
 
 
 def test_private_elements_are_put_into_the_block_of_their_creator():

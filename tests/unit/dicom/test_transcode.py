@@ -1,5 +1,6 @@
 """Instances in Explicit VR Little Endian: pydicom reads the same values, and the pixels it decodes itself."""
 
+import tracemalloc
 from io import BytesIO
 
 import numpy as np
@@ -125,3 +126,23 @@ def test_what_cannot_be_made_is_told(pydicom_files, tmp_path):
     dataset.save_as(tmp_path / "unknown.dcm")
     with pytest.raises(RefusedError, match="cannot be decoded here"):
         made(tmp_path / "unknown.dcm")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["MR_small.dcm", "MR_small_bigendian.dcm"])
+def test_memory_does_not_grow_with_native_pixels(pydicom_files, tmp_path, name):
+    dataset = pydicom.dcmread(next(pydicom_files.rglob(name)))
+    dataset.NumberOfFrames, dataset.PixelData = 1000, dataset.PixelData * 1000
+    dataset.save_as(tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    meta = read_file_meta(data)
+    tracemalloc.start()
+    pieces = explicit_part10(
+        memoryview(data)[meta.dataset_offset :], meta.transfer_syntax_uid, max_pixels=1 << 26
+    )
+    size = sum(map(len, pieces))
+    assert tracemalloc.get_traced_memory()[1] < len(data) / 2
+    tracemalloc.stop()
+    assert size > len(dataset.PixelData)
+    written = pydicom.dcmread(BytesIO(made(tmp_path / name)))
+    np.testing.assert_array_equal(written.pixel_array[999], dataset.pixel_array[999])

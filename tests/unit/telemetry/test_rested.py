@@ -72,3 +72,26 @@ def test_those_who_ask_together_are_answered_by_one_asking():
         thread.join()
 
     assert (answers, asked) == (["answer"] * 8, [1])
+
+
+def test_who_asks_meanwhile_is_given_the_last_answer():
+    answers, begun, go_on = iter("ab"), threading.Event(), threading.Event()
+    clock = Clock()
+
+    def ask():
+        answer = next(answers)
+        if answer == "b":
+            begun.set()
+            go_on.wait(10)
+        return answer
+
+    rested, found = Rested(ask, least_seconds=1, now=clock), []
+    assert rested() == "a"
+    clock.now = 1
+    asking = threading.Thread(target=lambda: found.append(rested()))
+    asking.start()
+    assert begun.wait(10)
+    assert [rested(), rested()] == ["a", "a"]  # at once: nobody lets the other go on
+    go_on.set()
+    asking.join()
+    assert (found, rested()) == (["b"], "b")

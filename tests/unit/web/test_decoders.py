@@ -1,18 +1,24 @@
 """What a decoder that crashes, hangs or grows costs: its request, and nothing else."""
 
+import asyncio
 import os
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from multiprocessing import active_children
+from tempfile import TemporaryFile
 
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
-from dicomscp.web.decoders import Limits
-from tests.processes import alive, command_of, cpu_seconds, wait_until
+from dicomscp.errors import BusyError
+from dicomscp.web.decoders import Decoders, Job, Limits
+from dicomscp.web.imaging import Picture
+from tests.processes import command_of, cpu_seconds, wait_until
 from tests.unit.web.held import SOURCES
 from tests.unit.web.test_render import address, frames_of
 
@@ -67,7 +73,7 @@ def test_a_decoder_that_died_between_requests_costs_none(gateway):
     assert client.get(address(held, "/rendered")).status_code == 200
     (decoder,) = decoders()
     os.kill(decoder, signal.SIGKILL)
-    wait_until(lambda: not alive(decoder), 10, "the end of a decoder")
+    wait_until(lambda: decoder not in decoders(), 10, "the end of a decoder to be known")
     assert client.get(address(held, "/rendered")).status_code == 200
 
 
@@ -161,3 +167,62 @@ def test_many_ask_at_the_same_time(gateway):
     assert answers == [200] * 36
     assert time.monotonic() - began < 60
     assert len(decoders()) <= 2
+
+
+# What is made counts until it is sent
+
+
+def result(size):
+    """What opens a file and asks for its *size* samples."""
+    image = Image.fromarray(np.zeros((1, size), np.uint8))
+    file = BytesIO()
+    image.save(file, "PNG")
+
+    def opened():
+        copy = TemporaryFile(buffering=0)  # noqa: SIM115 -- whoever asked closes it
+        copy.write(file.getvalue())
+        return copy, Job("samples", 0, size=len(file.getvalue()), picture=Picture("image/png"))
+
+    return opened
+
+
+@pytest.fixture
+def few():
+    """Decoders that keep 1000 bytes."""
+    decoders = Decoders(Limits(processes=2, result_bytes=1000))
+    yield decoders
+    decoders.close()
+
+
+def test_what_finds_no_room_when_it_is_made_is_not_kept(few):
+    async def ask():
+        kept = await few.run(result(600))
+        with pytest.raises(BusyError):
+            await few.run(result(600))
+        also = await few.run(result(400))
+        with pytest.raises(BusyError):
+            await few.run(result(1))
+        del kept
+        return (await few.run(result(600))).size + also.size
+
+    assert asyncio.run(ask()) == 1000
+
+
+def test_those_who_ask_together_keep_no_more_than_may_be_kept(few):
+    async def ask():
+        return await asyncio.gather(*(few.run(result(600)) for _ in range(6)), return_exceptions=True)
+
+    answers = asyncio.run(ask())
+    assert sorted(type(one).__name__ for one in answers) == ["BusyError"] * 5 + ["Made"]
+
+
+def test_who_is_patient_is_given_room_once_there_is_some(few):
+    async def ask():
+        kept = await few.run(result(600))
+        asked = asyncio.ensure_future(few.run(result(600), patient=True))
+        done, _ = await asyncio.wait([asked], timeout=0.5)
+        assert not done
+        del kept
+        return (await asyncio.wait_for(asked, 10)).size
+
+    assert asyncio.run(ask()) == 600

@@ -1,3 +1,5 @@
+import asyncio
+import os
 import re
 from contextlib import suppress
 from functools import partial
@@ -12,15 +14,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 
 from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.dicom.pixels import Pixels
 from dicomscp.dicom.render import Window, render
-from dicomscp.web.decoders import Limits
+from dicomscp.web.app import WebSettings, create_app
+from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.problem import Problem
 from dicomscp.web.render import MAX_SIDE, _window, quality_of, viewport_of
+from tests.processes import peak_rss_bytes, reset_peak_rss
+from tests.unit.dicom.encoding import DEFLATED, deflate, explicit
 from tests.unit.web.conftest import Gateway
-from tests.unit.web.held import LITTLE, SOURCES
+from tests.unit.web.held import LITTLE, SOURCES, FilledArchive
 
 JPEG, PNG, GIF = "image/jpeg", "image/png", "image/gif"
 PDF, CDA, STL = (f"1.2.840.10008.5.1.4.1.1.104.{number}" for number in (1, 2, 3))
@@ -568,6 +575,133 @@ def test_what_would_be_too_large_is_not_even_begun(gateway):
     client = gateway.start()
     for asked in ({"viewport": f"{MAX_SIDE},{MAX_SIDE}"}, {"viewport": "9,9,-1e9,-1e9,1e10,1e10"}):
         assert client.get(address(held, "/rendered"), params=asked).status_code == 413
+
+
+class Client:
+    """Who asks the application itself, and takes of an answer what it wants to."""
+
+    def __init__(self, app):
+        self.app, self.status, self.begun, self.go_on = app, 0, asyncio.Event(), asyncio.Event()
+
+    async def ask(self, path, accept):
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "GET",
+            "path": path,
+            "raw_path": path.encode(),
+        }
+        scope |= {
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"accept", accept.encode())],
+            "scheme": "http",
+        }
+        scope |= {
+            "server": ("localhost", 80),
+            "client": ("127.0.0.1", 1),
+            "root_path": "",
+            "asgi": {"version": "3.0"},
+        }
+        await self.app(scope, self.receive, self.send)
+
+    async def receive(self):
+        await asyncio.Event().wait()
+
+    async def send(self, message):
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif message.get("body"):
+            self.begun.set()
+            await self.go_on.wait()
+
+
+@pytest.mark.parametrize(
+    ("rest", "accept"),
+    [
+        ("/rendered", PNG),
+        ("/frames/1/rendered", f'multipart/related; type="{PNG}"'),
+    ],
+)
+def test_what_was_made_counts_until_it_is_sent(tmp_path, rest, accept):
+    archive = FilledArchive(tmp_path)
+    held = archive.add_file("MR_small_RLE.dcm")
+    decoders = Decoders(Limits(processes=1, result_bytes=5000))
+    app = create_app(archive, WebSettings(), tmp_path / "dicomweb", tmp_path / "state", decoders)
+
+    async def ask():
+        slow, other, later = Client(app), Client(app), Client(app)
+        other.go_on.set()
+        later.go_on.set()
+        asking = asyncio.ensure_future(slow.ask(address(held, rest), accept))
+        await slow.begun.wait()
+        await other.ask(address(held, "/rendered"), PNG)
+        slow.go_on.set()
+        await asyncio.wait_for(asking, 20)
+        await later.ask(address(held, "/rendered"), PNG)
+        return slow.status, other.status, later.status
+
+    try:
+        assert asyncio.run(ask()) == (200, 503, 200)
+    finally:
+        decoders.close()
+        archive.engine.dispose()
+
+
+def test_frames_that_are_only_told_of_are_one_part(site):
+    """Number of Frames is what somebody has written."""
+    held = site.archive.add(
+        frames_of(2, NumberOfFrames=2**31 - 1, SOPInstanceUID="1.6.3", SeriesInstanceUID="1.6.2")
+    )
+    parts = parts_of(
+        site.client.get(address(held, "/rendered"), headers={"accept": f'multipart/related; type="{PNG}"'})
+    )
+    assert [head["Content-Type"] for head, _ in parts] == [PNG, PNG, "application/problem+json"]
+    assert b"2147483647 frames" in parts[2][1]
+    assert site.client.get(address(held, "/rendered"), headers={"accept": GIF}).status_code == 413
+    assert site.client.get(address(held, "/thumbnail")).status_code == 200
+
+
+def test_a_file_that_is_gone_costs_a_study_that_instance(site):
+    held = [
+        site.archive.add(
+            frames_of(1, StudyInstanceUID="1.5.1", SOPInstanceUID=f"1.5.3.{number}", InstanceNumber=number)
+        )
+        for number in range(3)
+    ]
+    (site.archive.root / held[1].path).unlink()
+    for gone in (held[1], held[0]):
+        (site.archive.root / gone.path).unlink(missing_ok=True)
+        response = site.client.get("/dicomweb/studies/1.5.1/rendered")
+        assert response.status_code == 200
+        by_address = {head["Content-Location"]: head["Content-Type"] for head, _ in parts_of(response)}
+        assert by_address[address(gone, "/frames/1/rendered")] == "application/problem+json"
+        assert by_address[address(held[2], "/frames/1/rendered")] == JPEG
+        assert site.client.get("/dicomweb/studies/1.5.1/thumbnail").status_code == 200
+        assert site.client.get(address(gone, "/thumbnail")).status_code == 500
+
+
+def deflated(dataset, more=b""):
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, dataset)
+    return deflate(buffer.getvalue() + more)
+
+
+def test_a_thumbnail_is_looked_for_among_what_is_deflated_too(site):
+    """And not by inflating it in the process that serves."""
+    report = pydicom.dcmread(SOURCES / "reportsi.dcm")
+    report.StudyInstanceUID, report.SeriesInstanceUID, report.SOPInstanceUID = "1.4.1", "1.4.2", "1.4.3"
+    large = explicit(0xFFFCFFFC, "OB", bytes(120 << 20))
+    site.archive.add(report, DEFLATED, deflated(report, large))
+    site.client.get(address(site.CT_small, "/thumbnail"))
+    reset_peak_rss(os.getpid())
+    before = peak_rss_bytes(os.getpid())
+    assert site.client.get("/dicomweb/studies/1.4.1/thumbnail").status_code == 404
+    assert peak_rss_bytes(os.getpid()) - before < 40 << 20
+    image = frames_of(1, StudyInstanceUID="1.4.1", SeriesInstanceUID="1.4.9", SOPInstanceUID="1.4.4")
+    image.SeriesNumber = 99999
+    site.archive.add(image, DEFLATED, deflated(image))
+    assert site.client.get("/dicomweb/studies/1.4.1/thumbnail").status_code == 200
 
 
 @given(text=st.text(alphabet="0123456789.,+-eE linarexctsgmod", max_size=40))

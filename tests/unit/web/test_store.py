@@ -708,7 +708,7 @@ def with_metadata(objects, *bulk, kind="json"):
     if kind == "json":
         texts = [json.dumps(objects).encode()]
     else:
-        texts = [native_model(read_json(json.dumps(one).encode())[0]).document for one in objects]
+        texts = [native_model(read_json(json.dumps(one).encode())).document for one in objects]
     head = f"Content-Type: application/dicom+{kind}\r\n"
     return multipart(
         [*texts, *(data for _, data in bulk)], heads=[head] * len(texts) + [head for head, _ in bulk]
@@ -891,6 +891,64 @@ def test_metadata_are_bounded(storing):
     text = b'[{"00104000":{"vr":"LT","Value":["' + b"x" * (33 << 20) + b'"]}}]'
     answer = storing.post(text, {"content-type": "application/dicom+json"})
     assert (answer.status_code, reasons(answer, OTHERS)) == (413, [0xA700])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("json", b'[{"x":[' + b"{}," * (5 << 20) + b"{}]}]"),
+        ("xml", b"<NativeDicomModel>" + b"<a/>" * (4 << 20) + b"</NativeDicomModel>"),
+    ],
+)
+def test_a_small_body_that_becomes_much_is_not_parsed(storing, kind, text):
+    """Some kilobytes of gzip, 16 MiB of text: parsed they take half a gigabyte, and the event loop waits."""
+    storing.start()
+    body = gzip.compress(text)
+    assert len(body) < 32 << 10
+    fields = {"content-type": f"application/dicom+{kind}", "content-encoding": "gzip"}
+    storing.post(multipart([instance(2)]))
+    reset_peak_rss(os.getpid())
+    before = peak_rss_bytes(os.getpid())
+    answer = storing.post(body, fields)
+    assert (answer.status_code, reasons(answer, OTHERS)) == (413, [0xA700])
+    assert peak_rss_bytes(os.getpid()) - before < 100 << 20
+
+
+def test_what_is_kept_of_parts_of_bulk_data_is_bounded(storing):
+    """Of an empty part its Content-Location is kept."""
+    storing.start()
+    whole = with_metadata([metadata(1)], (bulk_head("LOCATION"), b""))
+    at = whole.index(b"\r\n--", whole.index(b"LOCATION")) + 2
+    start = whole.rindex(b"--" + BOUNDARY.encode(), 0, at)
+    part = whole[start:at].replace(b"LOCATION", b"%d/" + b"x" * (15 << 10))
+    body = whole[:start] + b"".join(part % number for number in range(3000)) + whole[at:]
+    answer = storing.post(body, said("application/dicom+json"))
+    assert (answer.status_code, "metadata" in answer.json()["detail"]) == (413, True)
+
+
+def test_failures_without_number_have_some_lines_in_the_log(storing):
+    storing.start(max_parts=400)
+    with capture_logs() as logs:
+        answer = storing.post(b"[" + b"{}," * 500 + b"{}]", {"content-type": "application/dicom+json"})
+    assert (answer.status_code, len(reasons(answer, OTHERS))) == (409, 401)
+    told = [line for line in logs if line["event"].startswith("instance")]
+    assert [line["event"] for line in told] == ["instance_refused"] * 100 + ["instances_refused"]
+    assert told[-1]["more"] == 301
+
+
+def test_metadata_that_cannot_be_read_fail_alone(storing):
+    storing.start()
+    model = native_model(metadata(1)).document
+    beyond = model.replace(b'number="1"', b'number="%b"' % (b"9" * 5000))
+    body = multipart([beyond, model, model[:-9]], "application/dicom+xml")
+    answer = storing.post(body, said("application/dicom+xml"))
+    assert (answer.status_code, reasons(answer, OTHERS)) == (202, [0xC000] * 2)
+    assert [item[SOP_UID]["Value"] for item in items(answer, REFERENCED)] == [["1.2.1.1"]]
+    second, third = (json.dumps(metadata(number)).encode() for number in (2, 3))
+    body = b"[" + second + b',{"00080018":nonsense},' + third + b"]"
+    answer = storing.post(body, {"content-type": "application/dicom+json"})
+    assert (answer.status_code, reasons(answer, OTHERS)) == (202, [0xC000])
+    assert len(items(answer, REFERENCED)) == 2
 
 
 def test_bulk_data_do_not_fill_the_reserve(storing):
