@@ -41,6 +41,21 @@ CONFIG_VARIABLE = "DICOMSCP_CONFIG"  # names the file itself, so it is not a key
 
 _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
+# What the web server has beside the viewer, as it is written, and below publish.base_url.
+OUR_PATHS = (
+    "/changes",
+    "/healthz",
+    "/metrics",
+    "/page.css",
+    "/page.js",
+    "/page.svg",
+    "/readyz",
+    "/status",
+    "/studies",
+    "/wado",
+)
+DICOMWEB_PATHS = ("/instances", "/series", "/studies")
+
 _NOT_REPEATED = "index.url"  # there may be a password in it
 
 # What pydantic says of Python, said of TOML.
@@ -456,6 +471,19 @@ class Config(_Table):
     viewer: Viewer = Field(default_factory=Viewer)
     inbox: Inbox = Field(default_factory=Inbox)
     log: Log = Field(default_factory=Log)
+
+    @model_validator(mode="after")
+    def _viewer_has_a_path_of_its_own(self) -> "Config":
+        base = urllib.parse.urlsplit(self.publish.base_url).path
+        viewer = f"{self.viewer.base_path}/"
+        for ours in (*OUR_PATHS, *(f"{base}{below}" for below in DICOMWEB_PATHS)):
+            if viewer.startswith(f"{ours}/") or f"{ours}/".startswith(viewer):
+                raise ValueError(
+                    f"viewer.base_path is {self.viewer.base_path}, and {ours} is ours already: the viewer "
+                    "has a path of its own, with nothing else above or below it, such as /pacs/ohif beside "
+                    "/pacs/dicomweb"
+                )
+        return self
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "Config":

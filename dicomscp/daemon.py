@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection, Pipe
@@ -48,7 +48,7 @@ from dicomscp.status import Status, is_alive, running, unknown_keys, write_parts
 from dicomscp.telemetry import log as telemetry_log
 from dicomscp.telemetry import metrics, refusals
 from dicomscp.web import server as web_server
-from dicomscp.web.access import OPEN_PATHS, Scheme
+from dicomscp.web.access import Scheme
 from dicomscp.web.app import WebSettings, create_app
 from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.store import StoreSettings
@@ -833,7 +833,6 @@ def _run_web(life: Life) -> None:
             hosts=config.web.hosts,
             cors_origins=config.web.cors_origins,
             schemes=schemes,
-            open_paths=_open_paths(config, schemes),
             wait_seconds=config.web.wait_seconds,
             max_results=config.web.max_results,
             empty_status=config.web.empty_search,
@@ -864,12 +863,6 @@ def _run_web(life: Life) -> None:
     )
     decoders.close()
     storing.close()
-
-
-def _open_paths(config: Config, schemes: Mapping[str, Scheme]) -> frozenset[str]:
-    """What answers everybody: with tokens alone the viewer too, for a browser asks for pages without one."""
-    is_viewer_open = schemes.keys() == {"bearer"}
-    return OPEN_PATHS | ({f"{config.viewer.base_path}/"} if is_viewer_open else frozenset())
 
 
 def _transport(config: Config) -> web_server.Transport:

@@ -251,6 +251,7 @@ class StaticNginx(ShippedNginx):
 
     def replaced(self) -> dict[str, str]:
         return {
+            "listen 127.0.0.1:8081 default_server;": f"listen 127.0.0.1:{self.port} default_server;",
             "listen 127.0.0.1:8081;": f"listen 127.0.0.1:{self.port};",
             "root /var/lib/dicomscp;": f"root {self._root};",
         }

@@ -32,6 +32,8 @@ from typing import NamedTuple, TypeAlias
 
 from dicomscp.dicom.dictionary import is_creator, known_vr
 from dicomscp.dicom.elements import (
+    BIG_PIXELS,
+    ENCAPSULATED_UNCOMPRESSED,
     EXPLICIT_BIG,
     EXPLICIT_LITTLE,
     IMPLICIT_LITTLE,
@@ -39,6 +41,7 @@ from dicomscp.dicom.elements import (
     ITEM_END,
     LITTLE,
     PIXEL_DATA,
+    RLE,
     UNDEFINED,
     Buffer,
     Element,
@@ -82,11 +85,7 @@ _BLOCK_BYTES = 1 << 20  # of a value that is turned round: a multiple of any wor
 
 _TEXT_BYTES = 64  # PS3.5 Table 6.2-1: 16 of a code, 12 of an integer string, 64 of a private creator
 
-_RLE = "1.2.840.10008.1.2.5"
-_ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
-# GE's private syntax: all in little endian order but the pixels.
-_BIG_PIXELS = "1.2.840.113619.5.2"
-_NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, _BIG_PIXELS})
+_NATIVE = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, BIG_PIXELS})
 # MPEG2, MPEG-4 AVC/H.264 and HEVC/H.265, their fragmentable kinds included (PS3.5 section 8.2.5 to 8.2.8).
 _VIDEO = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in range(100, 109))
 # Start of a JPEG or JPEG-LS image, of a JPEG 2000 codestream, of a JP2 file, of a JPEG XL file.
@@ -416,7 +415,7 @@ class _Description:
 
     def word_bytes(self, element: Element, transfer_syntax_uid: str) -> int:
         """How many bytes are turned round together: none in OB, 16 bits or a longer pixel cell in OW."""
-        if element.vr == b"OB" or (self._level.encoding.little and transfer_syntax_uid != _BIG_PIXELS):
+        if element.vr == b"OB" or (self._level.encoding.little and transfer_syntax_uid != BIG_PIXELS):
             return 1
         if element.tag != PIXEL_DATA:
             return _default_bits(element.tag) // 8
@@ -588,7 +587,7 @@ class EncapsulatedFrames:
     @property
     def transfer_syntax_uid(self) -> str:
         """Of each frame; one of the encapsulated uncompressed syntax is what it would be natively."""
-        return EXPLICIT_LITTLE if self._syntax == _ENCAPSULATED_UNCOMPRESSED else self._syntax
+        return EXPLICIT_LITTLE if self._syntax == ENCAPSULATED_UNCOMPRESSED else self._syntax
 
     @property
     def size_bytes(self) -> int:
@@ -748,7 +747,7 @@ def _are_items(view: memoryview, value: int, end: int) -> bool:
 
 def _begins_stream(view: memoryview, pos: int, transfer_syntax_uid: str) -> bool:
     """Whether what stands at *pos* can only be the beginning of a frame's bitstream."""
-    if transfer_syntax_uid == _RLE:
+    if transfer_syntax_uid == RLE:
         return _begins_rle(bytes(view[pos : pos + 64]))
     head = bytes(view[pos : pos + 8])
     return head.startswith(_STREAM_STARTS) or (

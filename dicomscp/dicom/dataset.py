@@ -38,6 +38,7 @@ from dicomscp.dicom.elements import (
     LONG_VRS,
     MAX_DEPTH,
     PIXEL_DATA,
+    RLE,
     SEQUENCE_END_BYTES,
     SHORT_VRS,
     UNDEFINED,
@@ -82,7 +83,7 @@ _ROWS_AND_KIND = frozenset(
     {0x00280002, 0x00280006, 0x00280008, 0x00280010, 0x00280011, 0x00280100, 0x00280103}
 )
 _PHOTOMETRIC, _NUMBER_OF_FRAMES = 0x00280004, 0x00280008
-_DEFAULTS = dict.fromkeys(("image/dicom-rle", "image/x-dicom-rle"), "1.2.840.10008.1.2.5")
+_DEFAULTS = dict.fromkeys(("image/dicom-rle", "image/x-dicom-rle"), RLE)
 
 
 class Elsewhere(NamedTuple):

@@ -26,12 +26,17 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview | mmap"
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
 DEFLATED = "1.2.840.10008.1.2.1.99"
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+RLE = "1.2.840.10008.1.2.5"
+DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+# GE's private syntax for its own archives: implicit VR, only the pixels in big endian order.
+BIG_PIXELS = "1.2.840.113619.5.2"
 
 # JPIP Referenced Deflate and HTJ2K JPIP Referenced Deflate deflate the whole dataset too (PS3.5 A.7, A.11).
 _DEFLATED = frozenset({DEFLATED, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"})
-# GE's private syntax for its own archives: implicit VR, only the pixels in big endian order.
-_IMPLICIT = frozenset({IMPLICIT_LITTLE, "1.2.840.113619.5.2"})
+_IMPLICIT = frozenset({IMPLICIT_LITTLE, BIG_PIXELS})
 
 # PS3.5 Tables 7.1-1 and 7.1-2.
 LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())

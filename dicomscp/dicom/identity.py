@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from dicomscp.dicom.elements import (
     BIG,
+    BIG_PIXELS,
+    IMPLICIT_LITTLE,
     LITTLE,
     LONG_VRS,
     SEQUENCE_END_BYTES,
@@ -49,8 +51,8 @@ _WANTED = {
 }
 # No datasets of their own: MIME, XML, live video.
 _UNFILABLE = ("1.2.840.10008.1.2.6.", "1.2.840.10008.1.2.7.")
-_SYNTAX_ROOT = "1.2.840.10008.1.2"
-_PRIVATE_SYNTAXES = frozenset({"1.2.840.113619.5.2", "1.2.840.10008.1.20", "1.3.46.670589.33.1.4.1"})
+_SYNTAX_ROOT = IMPLICIT_LITTLE  # the first one; those of the standard begin with it
+_PRIVATE_SYNTAXES = frozenset({BIG_PIXELS, "1.2.840.10008.1.20", "1.3.46.670589.33.1.4.1"})
 _CUT_SHORT = "The dataset is cut short: it ends within an element. Send it again from where it is whole."
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from dicomscp.dicom.elements import Buffer
+from dicomscp.dicom.elements import DEFLATED_FRAMES, JPEG_EXTENDED, RLE, Buffer
 from dicomscp.errors import RefusedError
 
 OCTET_STREAM = "application/octet-stream"
@@ -24,7 +24,7 @@ _MPEG4 = ("video/mp4",)
 _COMPRESSED = (
     {
         "1.2.840.10008.1.2.4.50": ("image/jpeg",),
-        "1.2.840.10008.1.2.4.51": ("image/jpeg",),
+        JPEG_EXTENDED: ("image/jpeg",),
         "1.2.840.10008.1.2.4.57": ("image/jpeg",),
         "1.2.840.10008.1.2.4.70": ("image/jpeg",),
         "1.2.840.10008.1.2.4.80": ("image/jls",),
@@ -39,8 +39,8 @@ _COMPRESSED = (
         "1.2.840.10008.1.2.4.201": ("image/jphc",),
         "1.2.840.10008.1.2.4.202": ("image/jphc",),
         "1.2.840.10008.1.2.4.203": ("image/jphc",),
-        "1.2.840.10008.1.2.5": ("image/dicom-rle", "image/x-dicom-rle"),
-        "1.2.840.10008.1.2.8.1": ("application/x-deflate",),
+        RLE: ("image/dicom-rle", "image/x-dicom-rle"),
+        DEFLATED_FRAMES: ("application/x-deflate",),
     }
     | {f"1.2.840.10008.1.2.4.{number}{kind}": _MPEG2 for number in (100, 101) for kind in ("", ".1")}
     | {f"1.2.840.10008.1.2.4.{number}{kind}": _MPEG4 for number in range(102, 109) for kind in ("", ".1")}

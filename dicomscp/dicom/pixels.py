@@ -25,13 +25,18 @@ from pydicom.pixels.utils import pack_bits
 from pydicom.uid import UID
 
 from dicomscp.dicom.bulk import FrameTable, before_pixels, frame_table, inflated, is_video, read_frame
-from dicomscp.dicom.elements import EXPLICIT_LITTLE, Buffer, encoding_of, inflate
+from dicomscp.dicom.elements import (
+    DEFLATED_FRAMES,
+    ENCAPSULATED_UNCOMPRESSED,
+    EXPLICIT_LITTLE,
+    JPEG_EXTENDED,
+    Buffer,
+    encoding_of,
+    inflate,
+)
 from dicomscp.errors import RefusedError
 
 Array = npt.NDArray[Any]
-
-_DEFLATED_FRAMES, _ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.1.98"
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 
 # By the tag of the pixel data: its keyword, and its bits where Bits Allocated does not tell them.
 _KINDS = {
@@ -77,7 +82,7 @@ class Decoded(NamedTuple):
 
 def is_decodable(transfer_syntax_uid: str) -> bool:
     """Whether frames stored in that transfer syntax can be decoded."""
-    if transfer_syntax_uid in (_DEFLATED_FRAMES, _ENCAPSULATED_UNCOMPRESSED):
+    if transfer_syntax_uid in (DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED):
         return True
     try:
         return bool(get_decoder(UID(transfer_syntax_uid)).is_available)
@@ -128,7 +133,7 @@ class Pixels:
         Raises RefusedError if the frame is not there in whole, or cannot be decoded.
         """
         syntax, data = self._frame(frame)
-        if syntax == _JPEG_EXTENDED and self._options["bits_stored"] > 8:
+        if syntax == JPEG_EXTENDED and self._options["bits_stored"] > 8:
             return self._of_12_bits(frame, data)
         if syntax != EXPLICIT_LITTLE:
             data = encapsulate([data], has_bot=False)
@@ -174,7 +179,7 @@ class Pixels:
         image.SetDataElement(element)
         grey = gdcm.PhotometricInterpretation.GetPIType("MONOCHROME2")
         image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(grey))
-        image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(_JPEG_EXTENDED)))
+        image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(JPEG_EXTENDED)))
         image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, told["pixel_representation"]))
         text = image.GetBuffer()
         if text is None:
@@ -192,7 +197,7 @@ class Pixels:
         except RefusedError as error:
             raise NoFrameError(str(error)) from error
         data = b"".join(pieces)
-        if syntax != _DEFLATED_FRAMES:
+        if syntax != DEFLATED_FRAMES:
             return syntax, data
         expected = self._frame_bytes()
         native, _ = inflate(data, expected + 1)

@@ -8,13 +8,11 @@ say (the VR of a private element in implicit VR) does not count.
 import orjson
 
 from dicomscp.dicom.bulk import bulk_value
-from dicomscp.dicom.identity import Buffer
+from dicomscp.dicom.elements import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, Buffer
 from dicomscp.dicom.jsonmodel import Compiler
 
-UNCOMPRESSED = frozenset(
-    {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
-)
-"""Implicit and explicit VR little endian, explicit VR big endian, deflated."""
+UNCOMPRESSED = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
+"""The transfer syntaxes in which an instance may come again."""
 
 _AVAILABLE_TRANSFER_SYNTAX_UID = 0x00083002
 

@@ -32,6 +32,7 @@ from pynetdicom.pdu_items import (
 )
 
 from dicomscp.dicom.dictionary import public_vr
+from dicomscp.dicom.elements import EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from dicomscp.dicom.jsonmodel import Compiler
 from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.dimse import upper_layer
@@ -61,7 +62,6 @@ from dicomscp.dimse.upper_layer import (
 from dicomscp.errors import ConfigError, RefusedError, UnreachableError
 
 _VERIFICATION = "1.2.840.10008.1.1"
-_IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 _C_ECHO_RQ = 0x0030
 _MAX_CONTEXTS = 128  # odd numbers of a byte
 _BATCH_FILES = 1000  # looked at before an association is asked for
@@ -139,7 +139,7 @@ def parse_peer(text: str) -> Peer:
 
 def echo(peer: Peer, *, calling_ae: str = "DICOMSCP", timeout_seconds: float = 30.0) -> float:
     """Seconds that a C-ECHO took, without the association's.  Raises UnreachableError."""
-    contexts = [(_VERIFICATION, (_IMPLICIT, _EXPLICIT))]
+    contexts = [(_VERIFICATION, (IMPLICIT_LITTLE, EXPLICIT_LITTLE))]
     with _Requestor(peer, contexts, calling_ae=calling_ae, timeout_seconds=timeout_seconds) as association:
         began = time.perf_counter()
         association.request(association.context_of(_VERIFICATION), _C_ECHO_RQ, _VERIFICATION)
@@ -188,7 +188,7 @@ def find(
         raise ConfigError(f"{level!r} is not a level: {', '.join(_DEFAULT_KEYS)}")
     identifier = _identifier(level, keys)
     root = next(uid for uid, name in ROOTS.items() if name == ("PATIENT" if level == "PATIENT" else "STUDY"))
-    contexts = [(root, (_EXPLICIT, _IMPLICIT))]
+    contexts = [(root, (EXPLICIT_LITTLE, IMPLICIT_LITTLE))]
     with _Requestor(peer, contexts, calling_ae=calling_ae, timeout_seconds=timeout_seconds) as association:
         context_id = association.context_of(root)
         syntax = association.syntaxes[context_id]

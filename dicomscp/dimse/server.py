@@ -28,6 +28,7 @@ from pydicom._uid_dict import UID_dictionary
 from pynetdicom import AllStoragePresentationContexts
 
 from dicomscp.archive.archive import Archive, Source
+from dicomscp.dicom.elements import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from dicomscp.dicom.identity import is_filable_syntax, is_regular
 from dicomscp.dicom.part10 import Origin
 from dicomscp.dimse.query import C_CANCEL_RQ, C_FIND_RQ, ROOTS, Answering, Find, granted, options_of
@@ -82,9 +83,7 @@ _STORAGE = frozenset(str(context.abstract_syntax) for context in AllStoragePrese
 # Storage classes of objects that belong to no study, and so have no place here.
 _NO_STUDY = ("1.2.840.10008.5.1.4.1.1.200.", "1.2.840.10008.5.1.4.1.1.201.")
 
-_IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
-_DEFLATED, _BIG_ENDIAN = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"
-_PLAIN = (_EXPLICIT, _IMPLICIT, _BIG_ENDIAN, _DEFLATED)
+_PLAIN = (EXPLICIT_LITTLE, IMPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED)
 # Encapsulated, and nothing is lost: JPEG lossless, JPEG-LS, JPEG 2000, HTJ2K, JPEG XL, RLE, deflated frames.
 _LOSSLESS = frozenset(
     "1.2.840.10008.1.2." + suffix
@@ -220,7 +219,7 @@ def _preference(transfer_syntax_uid: str) -> int:
     """Explicit little endian, compressed without loss, other plain ones, compressed with loss."""
     if transfer_syntax_uid in _LOSSLESS:
         return 1
-    plain = (_EXPLICIT, "", _IMPLICIT, _BIG_ENDIAN, _DEFLATED)
+    plain = (EXPLICIT_LITTLE, "", IMPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED)
     return plain.index(transfer_syntax_uid) if transfer_syntax_uid in plain else len(plain)
 
 

@@ -34,9 +34,9 @@ from pynetdicom.pdu_items import (
 )
 
 from dicomscp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicomscp.dicom.elements import IMPLICIT_LITTLE
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 
 # PS3.8 9.3.8: who aborts, and why.
 SERVICE_USER, SERVICE_PROVIDER = 0, 2
@@ -547,7 +547,7 @@ def _text(value: bytes) -> str:
 def _context_item(answer: ContextAnswer) -> PresentationContextItemAC:
     syntax = TransferSyntaxSubItem()
     # There must be one; it means nothing in a context that is not accepted (PS3.8 9.3.3.2).
-    syntax.transfer_syntax_name = answer.transfer_syntax_uid or IMPLICIT_VR_LITTLE_ENDIAN
+    syntax.transfer_syntax_name = answer.transfer_syntax_uid or IMPLICIT_LITTLE
     item = PresentationContextItemAC()
     item.presentation_context_id, item.result_reason = answer.context_id, answer.result
     item.transfer_syntax_sub_item = [syntax]

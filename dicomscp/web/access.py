@@ -4,8 +4,9 @@
     Authorization: Bearer ...    tokens of an issuer (`web/tokens`)
 
 There are two scopes: *read* for what only asks (GET, HEAD, OPTIONS), *write* for every other method.
-Neither holds the other: a device that stores need not see.  A few paths answer all, so that a service
-manager needs no password.
+Neither holds the other: a device that stores need not see.  A few resources answer all, so that a service
+manager needs no password.  A resource is open, never a path: which one a request is for is found as the
+router finds it, so that whatever is set up to lie below an open one stays shut.
 
 A verdict costs something on purpose (passwords) or by nature (signatures), so it is remembered for a while,
 by a keyed digest of what was presented, together with the revision of that by which it was judged: who is
@@ -25,6 +26,7 @@ from typing import Protocol
 import structlog
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dicomscp.errors import DicomscpError
@@ -38,7 +40,6 @@ SCOPES = (READ, WRITE)
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 REFUSED_SECONDS = 60.0
 """How long a refusal is remembered: a program with a wrong password repeats it hundreds of times."""
 
@@ -97,6 +98,10 @@ class Scheme(Protocol):
         ...
 
 
+class OpenRoute(Route):
+    """A resource that answers all, whether they say who they are or not."""
+
+
 class Access:
     """Lets through who is known by one of *schemes*, which are keyed by their names in small letters.
 
@@ -108,13 +113,13 @@ class Access:
         app: ASGIApp,
         *,
         schemes: Mapping[str, Scheme],
-        open_paths: frozenset[str] = OPEN_PATHS,
+        routes: Sequence[BaseRoute] = (),
         metrics: AccessMetrics,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*open_paths* answer all: each as it is written, and what is below those that end in a slash."""
-        self._app, self._schemes, self._open_paths = app, dict(schemes), open_paths
-        self._open_below = tuple(path for path in open_paths if path.endswith("/") and path != "/")
+        """*routes* are all that *app* has, in its order; what an `OpenRoute` of them answers is for all."""
+        self._app, self._schemes, self._routes = app, dict(schemes), tuple(routes)
+        self._open_routes = tuple(route for route in self._routes if isinstance(route, OpenRoute))
         self._metrics, self._now = metrics, now
         self._key = secrets.token_bytes(32)
         # Apart, so that whoever presents thousands of wrong ones drives out no right one.
@@ -124,16 +129,18 @@ class Access:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] == "lifespan" or self._is_open(scope["path"]):
+        if scope["type"] == "lifespan" or self._is_open(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         else:  # there is no answer of 401 to a WebSocket that every client reads
             await send({"type": "websocket.close", "code": 1008})
 
-    def _is_open(self, path: str) -> bool:
-        # A part that goes up would be the business of whoever serves what is below.
-        return path in self._open_paths or (path.startswith(self._open_below) and ".." not in path.split("/"))
+    def _is_open(self, scope: Scope) -> bool:
+        """Whether the resource that will answer is open: the router takes the first that fits."""
+        if not any(_fits(route, scope) for route in self._open_routes):  # as with nearly every request
+            return False
+        return isinstance(next(route for route in self._routes if _fits(route, scope)), OpenRoute)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         needed = READ if scope["method"] in READING else WRITE
@@ -221,6 +228,11 @@ class Access:
         self._metrics.refused("scope")
         log.warning("access_lacks_scope", user=principal.name, scope=needed, path=scope["path"])
         return _RefusalError(Problem(403, f"You are known here, but without the scope {needed!r}."))
+
+
+def _fits(route: BaseRoute, scope: Scope) -> bool:
+    """Whether *route* is for that path and method."""
+    return route.matches(scope)[0] is Match.FULL
 
 
 class _RefusalError(Exception):

@@ -16,12 +16,12 @@ hold the path, never the query: people search by patient.
 
 A browser sends what it has of us (cookies it has none, but passwords, and the loopback address) with
 requests that pages of others make.  They cannot read the answers; that they cannot store either is seen to
-here.
+here.  Pages of listed origins can do what ours can: read, store, show images, and documents in frames.
 """
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -45,10 +45,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import dicomscp
 from dicomscp.archive.archive import Archive
 from dicomscp.errors import DamagedError, DicomscpError
-from dicomscp.telemetry.metrics import AccessMetrics
-from dicomscp.web.access import OPEN_PATHS, READING, Access, Scheme
+from dicomscp.telemetry.metrics import CONTENT_TYPE, AccessMetrics
+from dicomscp.web.access import READING, Access, OpenRoute, Scheme
 from dicomscp.web.capabilities import Capabilities
 from dicomscp.web.changes import Changes
+from dicomscp.web.connections import HEAD_BYTES
 from dicomscp.web.decoders import Decoders, Limits
 from dicomscp.web.documents import Documents
 from dicomscp.web.instances import Instances
@@ -69,13 +70,13 @@ _SECURITY_HEADERS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Range")
+_OUR_FRAMES = b"frame-ancestors 'self'"
+_CORS_HEADERS = ("Accept", "Authorization", "Content-Type", "If-None-Match", "If-Range", "Range")
 _CORS_METHODS = ("GET", "HEAD", "POST")
-_CORS_EXPOSED = ("Content-Range", "ETag", "Location", "Retry-After", "Warning")
+_CORS_EXPOSED = ("Accept-Ranges", "Content-Range", "ETag", "Location", "Retry-After", "Warning")
 _HOST = re.compile(r"(\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[0-9A-Za-z._-]+))(:[0-9]*)?", re.ASCII)
 _WITHOUT_CONTENT = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 _LAST = {"connection": "close"}  # what follows on the connection may be part of it
-_HEAD_BYTES = 64 << 10  # of all header fields; tokens with many roles take 8 KiB, a long query as much
 _SENTENCES = {
     404: "There is nothing at this address.",
     405: "This resource is there, but not for this method.",
@@ -88,8 +89,9 @@ class WebSettings:
 
     *hosts*: names by which the gateway is reached, beside loopback names and addresses; "*" takes any.
     *cors_origins*: origins whose pages may ask, such as "https://viewer.example.org"; "*" is any.
-    *schemes*: how people say who they are (`access.Access`); with none nobody is asked.
-    *open_paths*: where nobody is asked all the same.
+    *schemes*: how people say who they are (`access.Access`); with none nobody is asked.  With "bearer" alone
+    nobody is asked for the viewer's files, which have nothing of what is held: browsers ask for pages without
+    a token.
     *request_publish*: called from a worker thread with a study UID that somebody waits for.
     *max_results*, *empty_status*, *local*: of searches (`search.Search`).
     *inline_bytes*, *private_un*: as documents are made (`jsonmodel.Compiler`).
@@ -105,7 +107,6 @@ class WebSettings:
     hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     schemes: Mapping[str, Scheme] = field(default_factory=dict)
-    open_paths: frozenset[str] = OPEN_PATHS
     wait_seconds: float = 10.0
     max_results: int = 1000
     empty_status: int = 200
@@ -163,7 +164,9 @@ def create_app(
         lambda: archive.model, base_url=settings.base_url, stores=settings.store is not None
     )
     store = Store(settings.store, decoders, base_url=settings.base_url).routes() if settings.store else []
-    viewer = Viewer(settings.viewer) if settings.viewer else None
+    viewer = (
+        Viewer(settings.viewer, is_open=settings.schemes.keys() == {"bearer"}) if settings.viewer else None
+    )
     page = Page(
         archive,
         state,
@@ -173,27 +176,31 @@ def create_app(
         status=settings.status,
         viewer_url=viewer.study_url if viewer else settings.viewer_url,
     )
-    return Starlette(
-        routes=[
-            *studies.routes(),  # first: they are looked at in this order, and viewers ask for every frame
-            *search.routes(),
-            *page.routes(),
-            *_probes(settings),
-            *Changes(archive, settings.stopping).routes(),
-            *capabilities.routes(),
-            *instances.routes(),
-            *rendering.routes(),
-            *WadoUri(archive, instances, rendering).routes(),
-            *store,
-            *(viewer.routes() if viewer else ()),
-        ],
+    routes = [
+        *studies.routes(),  # first: they are looked at in this order, and viewers ask for every frame
+        *search.routes(),
+        *page.routes(),
+        *_probes(settings),
+        *Changes(archive, settings.stopping).routes(),
+        *capabilities.routes(),
+        *instances.routes(),
+        *rendering.routes(),
+        *WadoUri(archive, instances, rendering).routes(),
+        *store,
+        *(viewer.routes() if viewer else ()),  # last: nothing of ours is behind it
+    ]
+    app = Starlette(
+        routes=routes,
         middleware=[
             Middleware(Guard, hosts=settings.hosts, origins=settings.cors_origins),
             *_cors(settings.cors_origins),
-            *_access(settings),
+            *_access(settings, routes),
         ],
         exception_handlers={Problem: _told, DicomscpError: _told, HTTPException: _told},
     )
+    # Nothing has moved; and where browsers find us, behind a proxy and below its path, is not known here.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _cors(origins: tuple[str, ...]) -> list[Middleware]:
@@ -212,12 +219,10 @@ def _cors(origins: tuple[str, ...]) -> list[Middleware]:
     ]
 
 
-def _access(settings: WebSettings) -> list[Middleware]:
+def _access(settings: WebSettings, routes: Sequence[Route]) -> list[Middleware]:
     if not settings.schemes:
         return []
-    return [
-        Middleware(Access, schemes=settings.schemes, open_paths=settings.open_paths, metrics=AccessMetrics())
-    ]
+    return [Middleware(Access, schemes=settings.schemes, routes=routes, metrics=AccessMetrics())]
 
 
 def _probes(settings: WebSettings) -> list[Route]:
@@ -230,10 +235,13 @@ def _probes(settings: WebSettings) -> list[Route]:
 
     async def metrics(_: Request) -> Response:
         text = await to_thread.run_sync(settings.metrics)
-        return Response(text, headers={"content-type": prometheus_client.CONTENT_TYPE_LATEST})
+        return Response(text, headers={"content-type": CONTENT_TYPE})
 
-    endpoints = {"/healthz": health, "/readyz": ready, "/metrics": metrics}
-    return [Route(path, endpoint, methods=["GET"]) for path, endpoint in endpoints.items()]
+    return [
+        OpenRoute("/healthz", health, methods=["GET"]),
+        OpenRoute("/readyz", ready, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]
 
 
 def _json(facts: dict[str, Any], status: int = 200) -> Response:
@@ -264,13 +272,19 @@ class Guard:
         self._app = app
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
         self._origins = frozenset(origins)
+        headers, self._frames = dict(_SECURITY_HEADERS), b""
+        if self._origins:
+            # Images are asked for without an Origin to go by: whoever shows one of ours cannot look into it.
+            headers[b"cross-origin-resource-policy"] = b"cross-origin"
+            self._frames = b" ".join((_OUR_FRAMES, *(one.encode() for one in sorted(self._origins))))
+        self._headers = tuple(headers.items())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer = _Answer(send, self._headers, self._frames)
         try:
             problem = self._problem(scope)
             app = response_of(problem) if problem else self._app
@@ -286,8 +300,8 @@ class Guard:
 
     def _problem(self, scope: Scope) -> Problem | None:
         headers = Headers(scope=scope)
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > _HEAD_BYTES:
-            return Problem(431, f"The header fields of a request take at most {_HEAD_BYTES >> 10} KiB.")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
+            return Problem(431, f"The header fields of a request take at most {HEAD_BYTES >> 10} KiB.")
         if problem := self._host_problem(headers.getlist("host")):
             return problem
         return self._content_problem(scope["method"], headers) or self._origin_problem(
@@ -334,10 +348,13 @@ class Guard:
 
 
 class _Answer:
-    """The sending side of one request."""
+    """The sending side of one request.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    It has *headers* where it does not say otherwise, and *frames*, if any, where our own pages may frame it.
+    """
+
+    def __init__(self, send: Send, headers: Sequence[tuple[bytes, bytes]], frames: bytes) -> None:
+        self._send, self._headers, self._frames = send, headers, frames
         self.begun = False
 
     async def send(self, message: Message) -> None:
@@ -345,8 +362,14 @@ class _Answer:
             self.begun = True
             headers = message["headers"] = list(message.get("headers", ()))
             named = {name for name, _ in headers}  # which are in lower case (ASGI)
-            headers += [pair for pair in _SECURITY_HEADERS if pair[0] not in named]
+            headers += [pair for pair in self._headers if pair[0] not in named]
+            if self._frames:
+                message["headers"] = [self._widened(*pair) for pair in headers]
         await self._send(message)
+
+    def _widened(self, name: bytes, value: bytes) -> tuple[bytes, bytes]:
+        is_policy = name == b"content-security-policy"
+        return name, value.replace(_OUR_FRAMES, self._frames) if is_policy else value
 
 
 def _host_name(written: re.Match[str]) -> str:

@@ -40,6 +40,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 log = structlog.get_logger()
 
 LEAST_RATE = 1024  # bytes a second
+HEAD_BYTES = 64 << 10
+"""Of all header fields of a request: tokens with many roles take 8 KiB, a long query as much."""
 
 _LOOK_SECONDS = 1.0
 _CROWDED = 0.75  # of the connections there may be

@@ -227,7 +227,7 @@ def opened(
     picture: Picture | None = None,
     metadata: Metadata | None = None,
 ) -> tuple[BinaryIO, Job]:
-    """The file of *held*, open, and the job to make what is *wanted* of it."""
+    """The file of *held*, open, and the job of that *kind* to be done with it."""
     with archive.open(held) as instance:
         file = instance.path.open("rb")
         return file, Job(

@@ -15,7 +15,7 @@ from dicomscp.archive.index import Held
 from dicomscp.dicom.identity import Buffer, InstanceKey, is_filable
 from dicomscp.errors import RefusedError
 from dicomscp.web.documents import CHUNK_BYTES
-from dicomscp.web.media import Offer, byte_range, choose, ranges
+from dicomscp.web.media import DOCUMENT_TYPES, Offer, byte_range, choose, ranges
 from dicomscp.web.problem import Problem
 
 STUDY = "/studies/{study}"
@@ -31,6 +31,7 @@ PDF_POLICY = "default-src 'none'; frame-ancestors 'self'"
 
 Browsers show none in a sandbox; their own viewers run nothing of a PDF in the origin that it came from.
 """
+_SANDBOX = "style-src 'unsafe-inline'; sandbox"
 
 _UID_NAMES = {"study": "Study", "series": "Series", "instance": "SOP"}
 
@@ -163,17 +164,31 @@ def frame_numbers(text: str) -> list[int]:
 
 
 def wanted_part(request: Request, headers: dict[str, str], size: int, offer: Offer) -> tuple[slice, int]:
-    """Which of *size* bytes are wanted, and the status to give them; *headers* get what belongs to it."""
+    """Which of *size* bytes are wanted, and the status to give them; *headers* get what belongs to it.
+
+    Of an *offer* of several parts all are.  HEAD tells of the whole (RFC 9110 14.2).
+    """
     if offer.multipart:
         return slice(0, size), 200
     headers["accept-ranges"] = "bytes"
-    part = byte_range(request.headers.get("range", ""), size)
+    part = byte_range(request.headers.get("range", ""), size) if request.method == "GET" else None
     if part is None or request.headers.get("if-range", headers["etag"]) != headers["etag"]:
         return slice(0, size), 200
     if part.start == part.stop:
-        raise Problem(416, f"The value has {size} bytes.", {"content-range": f"bytes */{size}"})
+        raise Problem(416, f"There are {size} bytes of it.", {"content-range": f"bytes */{size}"})
     headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
     return part, 206
+
+
+def cut(pieces: Iterable[Buffer], part: slice) -> Iterator[Buffer]:
+    """That part, whose start and stop are set, of all *pieces* together; none is looked at behind it."""
+    position = 0
+    for piece in pieces:
+        if wanted := memoryview(piece)[max(part.start - position, 0) : max(part.stop - position, 0)]:
+            yield wanted
+        position += len(piece)
+        if position >= part.stop:
+            return
 
 
 def digest_of(request: Request, held: Iterable[Held], *also: str) -> str:
@@ -196,6 +211,14 @@ def headers_of(offer: Offer, digest: str) -> dict[str, str]:
         "cache-control": "no-cache",
         "vary": "Accept",
     }
+
+
+def confined(offer: Offer) -> dict[str, str]:
+    """The header with the policy for a document that somebody has sent us; none if *offer* is no document."""
+    if offer.media_type not in DOCUMENT_TYPES:
+        return {}
+    policy = PDF_POLICY if offer.media_type == "application/pdf" else f"{PDF_POLICY}; {_SANDBOX}"
+    return {"content-security-policy": policy}
 
 
 def answer(

@@ -2,7 +2,8 @@
 
 As stored, they are read out of their files while the client takes them.  In Explicit VR Little Endian, which
 is made when it is asked for by its UID and every instance asked for can be, each is made in a child
-(`decoders`) and held in memory, one at a time.  Anything else is 406.
+(`decoders`) and held in memory, one at a time.  Anything else is 406.  An instance that is no part can be had
+in byte ranges.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from dicomscp.archive.archive import Archive
 from dicomscp.archive.index import Held
 from dicomscp.dicom.bulk import is_video
-from dicomscp.dicom.elements import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
+from dicomscp.dicom.elements import BIG_PIXELS, DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
 from dicomscp.dicom.multipart import part_head, part_type, tail
 from dicomscp.dicom.pixels import is_decodable
 from dicomscp.errors import DamagedError, RefusedError
@@ -31,6 +32,7 @@ from dicomscp.web.exchange import (
     STUDY,
     answer,
     chunked,
+    cut,
     digest_of,
     headers_of,
     held_of,
@@ -38,11 +40,11 @@ from dicomscp.web.exchange import (
     negotiate,
     only_as_stored,
     uids_of,
+    wanted_part,
 )
 from dicomscp.web.media import DICOM, Offer
 
-_DEFLATED, _BIG_PIXELS = "1.2.840.10008.1.2.1.99", "1.2.840.113619.5.2"
-_UNCOMPRESSED = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, _DEFLATED, _BIG_PIXELS})
+_UNCOMPRESSED = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED, BIG_PIXELS})
 
 
 class Instances:
@@ -84,13 +86,16 @@ class Instances:
         if offer.multipart:
             return await self._transcoded(request, held, headers, boundary)
         made = await self.explicit(held[0])
-        return answer(request, headers, made.size, made.chunks(CHUNK_BYTES))
+        part, status = wanted_part(request, headers, made.size, offer)
+        pieces = cut(made.chunks(CHUNK_BYTES), part)
+        return answer(request, headers, part.stop - part.start, pieces, status)
 
     def _stored(
         self, request: Request, held: list[Held], offer: Offer, headers: dict[str, str], boundary: str
     ) -> Response:
         if not offer.multipart:
-            return answer(request, headers, held[0].size, self._file(held[0]))
+            part, status = wanted_part(request, headers, held[0].size, offer)
+            return answer(request, headers, part.stop - part.start, self._file(held[0], part), status)
         size = sum(one.size + len(_part_head(one, boundary)) + 2 for one in held) + len(tail(boundary))
         return answer(request, headers, size, chunked(self._file_parts(held, boundary)))
 
@@ -101,13 +106,16 @@ class Instances:
             yield b"\r\n"
         yield tail(boundary)
 
-    def _file(self, held: Held) -> Iterator[bytes]:
+    def _file(self, held: Held, part: slice | None = None) -> Iterator[bytes]:
+        """The file of *held*, or that part, whose start and stop are set."""
+        start, stop = (part.start, part.stop) if part else (0, held.size)
         with self._archive.open(held) as instance, instance.path.open("rb") as file:
             if instance.size != held.size:
                 raise DamagedError(
                     "A held instance is not of the size it was filed with; run `dicomscp verify`."
                 )
-            while chunk := file.read(CHUNK_BYTES):
+            file.seek(start)
+            while chunk := file.read(min(CHUNK_BYTES, stop - file.tell())):
                 yield chunk
 
     async def _transcoded(

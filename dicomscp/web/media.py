@@ -11,7 +11,8 @@ representation here has are passed over: who gets less than was asked for sees i
 
 A member of the list that is malformed is as if it were not there: RFC 9110 does not make that an error, and
 viewers send lists of which the rest is good.  If nothing is left of the list, nothing in it is acceptable
-(406); a list without any member asks for nothing, and is answered as if there were none.
+(406); a list without any member asks for nothing, and is answered as if there were none.  Of a list the first
+64 members are read, of a member 64 parameters: a header of 60 KiB would cost all who are served a pause.
 
 OHIF reads a single part that arrives in pieces wrongly: so multipart is what frames are offered as first.
 Whole values are asked for with */* by those who want nothing but their bytes: so those are offered as a
@@ -22,6 +23,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 from dicomscp.dicom.multipart import media_types, part_type
@@ -52,7 +54,7 @@ _MEDIA_TYPE = re.compile(rf"({_NAME})/({_NAME})", re.ASCII)
 # A media type is no token, and stands here without quotes all the same.
 _PARAMETER = re.compile(rf'\s*;\s*(?:({_NAME})\s*=\s*({_QUOTED}|[^\s;,"]+))?', re.ASCII)
 _WEIGHT = re.compile(r"0(\.[0-9]*)?|1(\.0*)?", re.ASCII)
-
+_READ = 64  # members of a list, parameters of a member; browsers and viewers send some ten
 _REMEMBERED = 64  # headers as they came, for clients repeat theirs; each has 64 KiB at most
 
 
@@ -110,7 +112,7 @@ def _type_fits(wanted: str, offered: str) -> bool:
 @lru_cache(maxsize=_REMEMBERED)
 def ranges(accept: str) -> tuple[Range, ...]:
     """The media ranges of an Accept header as they are listed; what cannot be read is left out."""
-    found = (_range(piece.strip()) for piece in _PIECE.findall(accept))
+    found = (_range(piece[0].strip()) for piece in islice(_PIECE.finditer(accept), _READ))
     return tuple(one for one in found if one)
 
 
@@ -140,17 +142,17 @@ def _range(text: str) -> Range | None:
 
 
 def _parameters(text: str) -> dict[str, str] | None:
-    """The parameters that *text* is a list of, each behind a semicolon; None if it is none."""
+    """The parameters that *text* is a list of, each behind a semicolon; None if it is none, or a long one."""
     found: dict[str, str] = {}
     position = 0
-    while position < len(text):
+    for _ in range(_READ):
         parameter = _PARAMETER.match(text, position)
         if parameter is None:
-            return None if text[position:].strip() else found
+            break
         if parameter[1]:
             found.setdefault(parameter[1].lower(), _unquoted(parameter[2]))
         position = parameter.end()
-    return found
+    return None if text[position:].strip() else found
 
 
 def _unquoted(text: str) -> str:
@@ -216,7 +218,7 @@ def _is_taken(listed: str, names: Sequence[str]) -> bool:
     """Whether the first of *names* that is *listed* has a weight."""
     weights = {
         name.strip().lower(): (_parameters(f";{rest}") or {}).get("q", "1")
-        for name, _, rest in (piece.partition(";") for piece in listed.split(","))
+        for name, _, rest in (piece.partition(";") for piece in listed.split(",", _READ)[:_READ])
     }
     weight = next((weights[name] for name in names if name in weights), "0")
     return _WEIGHT.fullmatch(weight) is not None and float(weight) > 0

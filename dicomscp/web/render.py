@@ -56,9 +56,9 @@ from dicomscp.study import layout
 from dicomscp.web.decoders import DecoderError, Decoders, Made, opened
 from dicomscp.web.exchange import (
     INSTANCE,
-    PDF_POLICY,
     SERIES,
     STUDY,
+    confined,
     digest_of,
     frame_numbers,
     headers_of,
@@ -107,7 +107,6 @@ _DOCUMENT_CLASSES: Mapping[str, str] = {
     "1.2.840.10008.5.1.4.1.1.104.5": "model/mtl",
 }
 _DOCUMENT_VALUE, _PIXEL_VALUE = "00420011", "7FE00010"
-_SANDBOX = "style-src 'unsafe-inline'; sandbox"
 _MADE_BY = f"{PIL.__version__} {pydicom.__version__}"
 
 
@@ -206,7 +205,7 @@ class Rendering:
         def offers(value: BulkValue) -> list[Offer]:
             return [Offer(value.media_type if value.media_type in DOCUMENT_TYPES else of_class)]
 
-        return self._studies.value(request, held, _DOCUMENT_VALUE, offers, also=_confined, wanted=wanted)
+        return self._studies.value(request, held, _DOCUMENT_VALUE, offers, also=confined, wanted=wanted)
 
     async def _in_parts(
         self, request: Request, held: Sequence[Held], asked: Picture, offer: Offer
@@ -369,12 +368,6 @@ def image_offers(frames: int) -> list[Offer]:
 def is_document(held: Held) -> bool:
     """Whether *held* is given as what it encapsulates, and not as an image."""
     return held.sop_class_uid in _DOCUMENT_CLASSES or is_video(held.transfer_syntax_uid)
-
-
-def _confined(offer: Offer) -> dict[str, str]:
-    """The policy for a document that somebody has sent us."""
-    policy = PDF_POLICY if offer.media_type == "application/pdf" else f"{PDF_POLICY}; {_SANDBOX}"
-    return {"content-security-policy": policy}
 
 
 # What a request says, PS3.18 section 8.3.5

@@ -27,7 +27,7 @@ from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server
 from starlette.types import ASGIApp
 
-from dicomscp.web.connections import Connections
+from dicomscp.web.connections import HEAD_BYTES, Connections
 
 log = structlog.get_logger()
 
@@ -45,7 +45,6 @@ _LOGGING: dict[str, Any] = {
 
 # The head of a request over HTTP/1, and pieces of a body; the application's guard judges all heads alike.
 _BUFFER_BYTES = 128 << 10
-_HEAD_BYTES = 64 << 10
 # OHIF asks for up to 100 things at once; what is over waits at the client.  Each may hold an open file.
 _STREAMS = 100
 
@@ -148,7 +147,7 @@ class _Server(Server):
                 header_read_timeout=round(transport.idle_seconds * 1000),
                 max_buffer_size=_BUFFER_BYTES,
             ),
-            http2_settings=HTTP2Settings(max_headers_size=_HEAD_BYTES, max_concurrent_streams=_STREAMS),
+            http2_settings=HTTP2Settings(max_headers_size=HEAD_BYTES, max_concurrent_streams=_STREAMS),
             ssl_cert=transport.certificate_file,
             ssl_key=transport.key_file,
             ssl_protocol_min=SSLProtocols.tls12,

@@ -169,8 +169,11 @@ class Store:
                     if not await self._blocking(reception.feed, block):
                         break
                 outcome = await self._blocking(reception.finish)
-            finally:
-                reception.close()
+            except BaseException:
+                # In a thread: one that still works for a cancelled request has the reception, and may wait
+                # for this loop, where decoders are asked.
+                await self._blocking(reception.close)
+                raise
             return await self._blocking(self._answer, request, offer, outcome)
 
     def _payload(self, request: Request) -> "tuple[str, PartReader | WholeBody | Inflated]":
@@ -530,17 +533,21 @@ class Reception:
         return self._take(self._parts.feed, block)
 
     def finish(self) -> Outcome:
-        """The body has ended: what became of all that was in it."""
+        """The body has ended, and the reception with it: what became of all that was in it."""
         if not self._door.outcome.malformed and self._take(self._parts.close):
             with self._lock:
                 try:
                     self._kept.finish()
                 finally:
                     self._door.settle()
+        self.close()
         return self._door.outcome
 
     def close(self) -> None:
-        """Keep nothing of what was begun; harmless after all else."""
+        """Keep nothing of what was begun; harmless after all else.
+
+        Waits for a thread that is busy with the reception, so an event loop does not call it.
+        """
         with self._lock:
             self._drop()
             self._kept.close()

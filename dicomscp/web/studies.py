@@ -55,12 +55,13 @@ from dicomscp.web.decoders import Decoders, Made, opened
 from dicomscp.web.documents import CHUNK_BYTES, Document, Documents
 from dicomscp.web.exchange import (
     INSTANCE,
-    PDF_POLICY,
     SERIES,
     STUDY,
     WHOLE_BYTES,
     answer,
     chunked,
+    confined,
+    cut,
     digest_of,
     frame_numbers,
     headers_of,
@@ -264,7 +265,10 @@ class Studies:
     # Frames and bulk data, PS3.18 10.4.1.1.6 and .5
 
     async def frames(self, request: Request) -> Response:
-        """Frames of one instance, in the order asked for, as they are stored or natively."""
+        """Frames of one instance, in the order asked for, as they are stored or natively.
+
+        A byte range of one that is stored so, if it is a single part.
+        """
         key, numbers = key_of(request), frame_numbers(request.path_params["frames"])
         filed = await self._frame_file(request, key, numbers)
         if filed is not None:
@@ -316,10 +320,13 @@ class Studies:
             size = _size_of(offer, boundary, (_frame_bytes(dataset, table, number) for number in numbers))
             if offer.transfer_syntax_uid != first.transfer_syntax_uid:
                 return held, offer
+            part, status = wanted_part(request, headers, size, offer)
             if size <= WHOLE_BYTES:
                 rest = (_frame(dataset, table, number).data for number in numbers[1:])
-                return answer(request, headers, size, _body(offer, boundary, chain((first.data,), rest)))
-        return answer(request, headers, size, self._frame_chunks(held, offer, boundary, numbers))
+                body = _body(offer, boundary, chain((first.data,), rest))
+                return answer(request, headers, part.stop - part.start, cut(body, part), status)
+        chunks = self._frame_chunks(held, offer, boundary, numbers, part)
+        return answer(request, headers, part.stop - part.start, chunks, status)
 
     async def _native(self, request: Request, held: Held, offer: Offer, numbers: Sequence[int]) -> Response:
         """The frames decoded, one at a time; all have the size of the first, so the length is known."""
@@ -360,12 +367,12 @@ class Studies:
             raise only_as_stored(error) from error
 
     def _frame_chunks(
-        self, held: Held, offer: Offer, boundary: str, numbers: Iterable[int]
+        self, held: Held, offer: Offer, boundary: str, numbers: Iterable[int], part: slice
     ) -> Iterator[bytes]:
         with self._archive.open(held) as instance:
             dataset, table = self._frames_of(held, instance)
             parts = (_frame(dataset, table, number).data for number in numbers)
-            yield from chunked(_body(offer, boundary, parts))
+            yield from chunked(cut(_body(offer, boundary, parts), part))
 
     def _frames_of(self, held: Held, instance: OpenInstance) -> tuple[Encoded, FrameTable]:
         encoded = self._inflations.of(held, instance)
@@ -377,7 +384,7 @@ class Studies:
 
     def _bulk(self, request: Request, key: InstanceKey, path: str) -> Response:
         (held,) = held_of(self._archive, *key)
-        return self.value(request, held, path, _bulk_offers, also=_policy)
+        return self.value(request, held, path, _bulk_offers, also=confined)
 
     def value(
         self,
@@ -405,7 +412,7 @@ class Studies:
             size = part.stop - part.start
             if size <= WHOLE_BYTES:
                 body = pieces or _body(offer, boundary, _parts(value, offer, path))
-                return answer(request, headers, size, _cut(body, part), status)
+                return answer(request, headers, size, cut(body, part), status)
         chunks = self._bulk_chunks(held, path, offer, boundary, part)
         return answer(request, headers, size, chunks, status)
 
@@ -414,7 +421,7 @@ class Studies:
     ) -> Iterator[bytes]:
         with self._archive.open(held) as instance:
             value = _bulk_value(self._inflations.of(held, instance), path)
-            yield from chunked(_cut(_body(offer, boundary, _parts(value, offer, path)), part))
+            yield from chunked(cut(_body(offer, boundary, _parts(value, offer, path)), part))
 
 
 class Inflations:
@@ -521,10 +528,6 @@ def _frame_offers(transfer_syntax_uid: str, frames: int) -> list[Offer]:
     return offers
 
 
-def _policy(offer: Offer) -> dict[str, str]:
-    return {"content-security-policy": PDF_POLICY} if offer.media_type == "application/pdf" else {}
-
-
 def _bulk_offers(value: BulkValue) -> list[Offer]:
     return bulk_offers(value.transfer_syntax_uid, value.count, value.media_type)
 
@@ -627,11 +630,3 @@ def _measured(pieces: Iterable[Buffer]) -> tuple[int, list[Buffer] | None]:
         if size <= WHOLE_BYTES:
             kept.append(piece)
     return size, kept if size <= WHOLE_BYTES else None
-
-
-def _cut(pieces: Iterable[Buffer], part: slice) -> Iterator[Buffer]:
-    """That part, whose start and stop are set, of all *pieces* together."""
-    position = 0
-    for piece in pieces:
-        yield memoryview(piece)[max(part.start - position, 0) : max(part.stop - position, 0)]
-        position += len(piece)

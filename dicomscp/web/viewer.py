@@ -37,7 +37,7 @@ from starlette.routing import Route
 
 from dicomscp.errors import ConfigError, DamagedError
 from dicomscp.web import install
-from dicomscp.web.access import may_store
+from dicomscp.web.access import OpenRoute, may_store
 from dicomscp.web.exchange import is_known
 from dicomscp.web.install import BASE, File, Installed
 from dicomscp.web.media import takes_gzip
@@ -275,8 +275,10 @@ class _Site(NamedTuple):
 class Viewer:
     """The viewer's resources; there while it is installed, whether before this process began or after."""
 
-    def __init__(self, settings: ViewerSettings) -> None:
+    def __init__(self, settings: ViewerSettings, *, is_open: bool = False) -> None:
+        """*is_open*: whether they answer all, whoever else is asked."""
         self._settings = settings
+        self._route = OpenRoute if is_open else Route
         self._policies = {".html": page_policy(settings), ".js": worker_policy(settings)}
         self._for_readers = _settings_file(settings._replace(upload=False))
         self._site: _Site | None = None
@@ -286,8 +288,8 @@ class Viewer:
         """All resources, under the base path."""
         base = self._settings.base_path
         return [
-            Route(base, self.show, methods=["GET"]),
-            Route(f"{base}/{{path:path}}", self.show, methods=["GET"]),
+            self._route(base, self.show, methods=["GET"]),
+            self._route(f"{base}/{{path:path}}", self.show, methods=["GET"]),
         ]
 
     def study_url(self, study_uid: str) -> str | None:

@@ -82,7 +82,7 @@ class WadoUri:
         if offer.media_type == DICOM:
             _check_absent(told, FOR_IMAGES, DICOM)
             response = await self._instances.give(request, [held], offer)
-            if response.status_code == HTTPStatus.OK:
+            if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 response.headers["content-type"] = DICOM  # without parameters here (section 9.1.3)
             return response
         _check_absent(told, FOR_FILES, offer.media_type)

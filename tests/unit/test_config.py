@@ -9,6 +9,10 @@ from pydantic import ValidationError
 
 from dicomscp import config
 from dicomscp.errors import ConfigError
+from dicomscp.telemetry.metrics import IntakeMetrics
+from dicomscp.web.app import WebSettings, create_app
+from dicomscp.web.store import StoreSettings
+from tests.unit.web.held import FilledArchive
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "dicomscp.toml"
 ON_PURPOSE = {"root": Path("/var/lib/dicomscp"), "dimse.host": "0.0.0.0"}
@@ -214,6 +218,49 @@ def test_tokens_may_be_set_in_the_environment():
 def test_the_two_servers_take_different_ports():
     assert errors(overrides={"web.port": 11112}) == ["dimse.port and web.port are both 11112 on 127.0.0.1"]
     assert config.load(None, {"web.port": 0, "dimse.port": 0}, {}).web.port == 0
+
+
+@pytest.mark.parametrize(
+    ("base_path", "base_url", "ours"),
+    [
+        ("/pacs", "/pacs/dicomweb", "/pacs/dicomweb/instances"),
+        ("/pacs", "https://pacs.example.org/pacs/dicomweb", "/pacs/dicomweb/instances"),
+        ("/dicomweb", "/dicomweb", "/dicomweb/instances"),
+        ("/dicomweb/studies/viewer", "/dicomweb", "/dicomweb/studies"),
+        ("/series", "https://pacs.example.org", "/series"),
+        ("/status", "/dicomweb", "/status"),
+        ("/wado/viewer", "/dicomweb", "/wado"),
+    ],
+)
+def test_the_viewer_has_a_path_of_its_own(base_path, base_url, ours):
+    (line,) = errors(overrides={"viewer.base_path": base_path, "publish.base_url": base_url})
+    assert line.startswith(f"viewer.base_path is {base_path}, and {ours} is ours already")
+
+
+@pytest.mark.parametrize(
+    ("base_path", "base_url"),
+    [
+        ("/pacs/ohif", "https://pacs.example.org/pacs/dicomweb"),
+        ("/dicomweb/ohif", "/dicomweb"),
+        ("/stat", "/dicomweb"),
+        ("/statuses", "/dicomweb"),
+        ("/ohif", "https://pacs.example.org"),
+    ],
+)
+def test_the_viewer_may_be_beside_all_else(base_path, base_url):
+    overrides = {"viewer.base_path": base_path, "publish.base_url": base_url}
+    assert config.load(None, overrides, {}).viewer.base_path == base_path
+
+
+def test_no_path_of_the_web_server_is_left_to_the_viewer(tmp_path):
+    archive = FilledArchive(tmp_path)
+    settings = StoreSettings(archive=lambda: archive, aside=tmp_path, metrics=IntakeMetrics())
+    app = create_app(archive, WebSettings(store=settings), tmp_path, tmp_path)
+    archive.engine.dispose()
+    paths = {route.path.partition("{")[0].rstrip("/") for route in app.routes} - {""}
+    assert len(paths) > 10
+    for path in paths:
+        assert "viewer.base_path" in errors(overrides={"viewer.base_path": path})[0], path
 
 
 @pytest.mark.parametrize(

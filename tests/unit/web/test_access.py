@@ -13,14 +13,17 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
+from starlette.routing import Route, Router
 
 from dicomscp.errors import BusyError
-from dicomscp.telemetry.metrics import AccessMetrics
+from dicomscp.telemetry.metrics import AccessMetrics, IntakeMetrics
 from dicomscp.web import users
-from dicomscp.web.access import Access, Principal, Verdict
+from dicomscp.web.access import Access, OpenRoute, Principal, Verdict
 from dicomscp.web.app import WebSettings, create_app
+from dicomscp.web.store import StoreSettings
 from dicomscp.web.tokens import Keys, Rules, Tokens
 from dicomscp.web.users import Cost, Users
+from dicomscp.web.viewer import ViewerSettings
 from tests.unit.web.held import FilledArchive
 
 CHEAP = Cost(log_n=10, r=8, p=1)
@@ -411,35 +414,76 @@ def test_what_was_found_is_counted(counting):
 
 
 @pytest.mark.parametrize(
-    ("path", "status"),
+    ("method", "path", "status"),
     [
-        ("/live", 200),
-        ("/live/", 401),
-        ("/live/x", 401),
-        ("/viewer/", 200),
-        ("/viewer/app/x.js", 200),
-        ("/viewer", 401),
-        ("/viewers/", 401),
-        ("/viewer/../dicomweb", 401),
-        ("/viewer/%2e%2e/dicomweb", 401),
-        ("/", 401),
+        ("GET", "/live", 200),
+        ("HEAD", "/live", 200),
+        ("POST", "/live", 401),
+        ("GET", "/live/", 401),
+        ("GET", "/live/x", 401),
+        ("GET", "/viewer", 200),
+        ("GET", "/viewer/", 200),
+        ("GET", "/viewer/app/x.js", 200),
+        ("GET", "/viewers/", 401),
+        ("GET", "/viewer/held/1.2", 401),
+        ("GET", "/viewer/../held/1.2", 200),  # the viewer's, and nobody else's
+        ("GET", "/viewer/%2e%2e/held/1.2", 200),
+        ("POST", "/viewer/held", 401),
+        ("DELETE", "/viewer/held", 401),
+        ("GET", "/", 401),
     ],
 )
-def test_what_is_open_is_open_as_it_is_written_or_all_below_it(path, status):
-    async def app(scope, receive, send):
-        await PlainTextResponse("seen")(scope, receive, send)
+def test_what_is_open_is_what_an_open_resource_answers(method, path, status):
+    def told(name):
+        async def answer(_):
+            return PlainTextResponse(name)
 
-    open_paths = frozenset({"/live", "/viewer/"})
-    access = Access(app, schemes={"counting": Counting()}, open_paths=open_paths, metrics=AccessMetrics())
+        return answer
+
+    routes = [
+        OpenRoute("/live", told("live")),
+        Route("/viewer/held/{study}", told("held")),
+        Route("/viewer/held", told("store"), methods=["POST"]),
+        OpenRoute("/viewer", told("viewer")),
+        OpenRoute("/viewer/{path:path}", told("viewer")),
+    ]
+    router = Router(routes, redirect_slashes=False)
+    access = Access(router, schemes={"counting": Counting()}, routes=routes, metrics=AccessMetrics())
     sent = []
 
     async def send(message):
         sent.append(message)
 
     # Not through a client, which would resolve the path.
-    scope = {"type": "http", "method": "GET", "path": unquote(path), "headers": []}
+    scope = {"type": "http", "method": method, "path": unquote(path), "headers": []}
     asyncio.run(access(scope, None, send))
     assert sent[0]["status"] == status
+    assert sent[1]["body"] not in {b"held", b"store"}
+
+
+@pytest.mark.parametrize("schemes", [{"bearer"}, {"bearer", "basic"}])
+@pytest.mark.parametrize("base_path", ["/ohif", "/pacs", "/pacs/dicomweb"])
+def test_with_tokens_alone_the_viewer_is_open_and_nothing_that_lies_below_it(
+    tmp_path, archive, base_path, schemes
+):
+    settings = WebSettings(
+        base_url="/pacs/dicomweb",
+        schemes=dict.fromkeys(schemes, Counting()),
+        viewer=ViewerSettings(tmp_path, base_path),
+        store=StoreSettings(archive=lambda: archive, aside=tmp_path, metrics=IntakeMetrics()),
+    )
+    site = Site(create_app(archive, settings, tmp_path / "dicomweb", tmp_path / "state"))
+    with site.runner:
+        open_to_all = 404 if schemes == {"bearer"} else 401  # none is installed
+        for path in (f"{base_path}/", f"{base_path}/viewer", f"{base_path}/app-config.js", base_path):
+            assert site.status(path=path) == open_to_all, path
+        for path in ("/", "/metrics", "/changes", "/studies/1.2/ohif-dicom-json", "/pacs/dicomweb/studies"):
+            assert site.status(path=path) == 401, path
+        for path in ("/studies/1.2", "/studies/1.2/metadata", "/studies/1.2/thumbnail", "/series"):
+            assert site.status(path=f"/pacs/dicomweb{path}") == 401, path
+        for path in ("/studies", "/studies/1.2"):
+            assert site.status("POST", f"/pacs/dicomweb{path}") == 401, path
+        assert site.status("POST", f"{base_path}/x") == 401
 
 
 def test_a_websocket_is_closed(counting):

@@ -3,6 +3,7 @@ import socket
 from urllib.parse import quote
 
 import httpx
+import pydicom
 import pytest
 import structlog
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from dicomscp.dicom.matching import STANDARD
 from dicomscp.errors import BusyError
 from dicomscp.web.app import WebSettings, create_app
+from tests.unit.web.held import SOURCES
+
+CDA = "1.2.840.10008.5.1.4.1.1.104.2"
 
 
 class Failing:
@@ -104,6 +108,30 @@ def test_a_preflight_as_ohif_makes_it_is_answered(gateway):
     assert "access-control-allow-origin" not in refused.headers
 
 
+def test_pages_of_listed_origins_show_images_and_documents(gateway):
+    """An image and a frame are asked for without an Origin, so it is their headers that decide."""
+    dataset = pydicom.dcmread(SOURCES / "CT_small.dcm")
+    dataset.SOPClassUID, dataset.MIMETypeOfEncapsulatedDocument = CDA, "text/xml"
+    dataset.EncapsulatedDocument = b"<a/>"
+    study_uid, series_uid, sop_uid = gateway.archive.add(dataset).key
+    instance = f"/dicomweb/studies/{study_uid}/series/{series_uid}/instances/{sop_uid}"
+    bulk = f"/dicomweb/studies/{study_uid}/bulkdata/{series_uid}/{sop_uid}/00420011?accept=text/xml"
+    client = gateway.start(cors_origins=("https://viewer.example.org", "https://a.example.org"))
+    for path in (f"{instance}/rendered", bulk):
+        headers = client.get(path).headers
+        assert headers["cross-origin-resource-policy"] == "cross-origin"
+        policy = headers["content-security-policy"].split("; ")
+        assert "frame-ancestors 'self' https://a.example.org https://viewer.example.org" in policy
+        assert "sandbox" in policy
+    for path in ("/", "/dicomweb/studies", "/nothing"):  # what our own pages do not frame either
+        assert "frame-ancestors 'none'" in client.get(path).headers["content-security-policy"]
+
+
+def test_without_listed_origins_pages_of_elsewhere_show_nothing(gateway):
+    headers = gateway.start().get("/dicomweb/studies").headers
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
 def test_every_answer_has_the_security_headers(gateway):
     client = gateway.start()
     for path in ("/", "/healthz", "/dicomweb/studies", "/nothing"):
@@ -126,6 +154,15 @@ def test_an_unknown_address_and_a_wrong_method_are_problems(gateway):
         assert problem["title"]
         assert problem["detail"].endswith(".")
     assert "GET" in response.headers["allow"]
+
+
+def test_nothing_is_redirected(gateway):
+    client = gateway.start()
+    for path in ("/dicomweb/studies", "/dicomweb/studies/1.2/metadata", "/status", "/changes", "/healthz"):
+        response = client.get(f"{path}/?PatientName=Doe")
+        assert response.status_code == 404, path
+        assert response.headers["content-type"] == "application/problem+json"
+        assert "location" not in response.headers
 
 
 def test_a_busy_archive_says_when_to_come_back(gateway):
@@ -198,7 +235,8 @@ def test_health_and_readiness(gateway):
 
 def test_metrics_are_prometheus_text(gateway):
     response = gateway.start().get("/metrics")
-    assert response.headers["content-type"].startswith("text/plain")
+    # By which a scraper reads it; of later versions it has nothing.
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert list(text_string_to_metric_families(response.text))
 
 

@@ -14,6 +14,7 @@ from dicomscp.dicom.bulk import Encoded
 from dicomscp.dicom.part10 import read_file_meta
 from dicomscp.errors import RefusedError
 from dicomscp.web.exchange import WHOLE_BYTES
+from dicomscp.web.media import DOCUMENT_TYPES
 from dicomscp.web.studies import FrameTables
 from tests.unit.dicom.encoding import SEQUENCE_END, UNDEFINED, explicit, fragments
 from tests.unit.web.held import LITTLE, SOURCES
@@ -238,6 +239,25 @@ def test_a_document_can_be_had_as_what_it_is(gateway, media_type):
     assert (part.status_code, part.content) == (206, content[-5:-1])
     multipart = client.get(uri, headers={"accept": f'multipart/related; type="{media_type}"'})
     assert parts_of(multipart) == [[f"Content-Type: {media_type.lower()}".encode(), content[:-1]]]
+
+
+@pytest.mark.parametrize("media_type", sorted(DOCUMENT_TYPES))
+def test_a_document_can_do_nothing(gateway, media_type):
+    """However it is asked for, it has the policy that it has when it is rendered; alone and as a part."""
+    uri = document(gateway, media_type, b"<script>alert(1)</script>!")
+    client = gateway.client
+    multipart = f'multipart/related; type="{media_type}"'
+    for response in (
+        client.get(uri, headers={"accept": media_type}),
+        client.get(uri, params={"accept": media_type}),
+        client.get(uri, headers={"accept": media_type, "range": "bytes=1-9"}),
+        client.get(uri, headers={"accept": multipart}),
+    ):
+        policy = response.headers["content-security-policy"].split("; ")
+        assert {"default-src 'none'", "frame-ancestors 'self'"} <= set(policy)
+        assert ("sandbox" in policy) is (media_type != "application/pdf")
+        assert not any(part.startswith("script-src") for part in policy)
+        assert response.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(

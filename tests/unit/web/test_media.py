@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -166,6 +168,41 @@ def test_a_document_is_octets_first_and_also_what_it_says_it_is(media_type):
 @pytest.mark.parametrize("media_type", ["text/html", "image/svg+xml", "application/javascript", "", "x\r\ny"])
 def test_a_document_is_not_sent_as_what_a_browser_would_run(media_type):
     assert bulk_offers(EXPLICIT, 1, media_type) == bulk_offers(EXPLICIT, 1)
+
+
+def test_of_a_long_list_the_first_64_members_are_read():
+    known = "application/dicom+json"
+    assert choose(", ".join(["a/b"] * 63 + [known]), JSON_OFFERS) == JSON_OFFERS[0]
+    assert choose(", ".join(["a/b"] * 64 + [known]), JSON_OFFERS) is None
+    assert len(ranges("a/b," * 100)) == 64
+    assert takes_gzip("br, " * 63 + "gzip")
+    assert not takes_gzip("br, " * 64 + "gzip")
+
+
+def test_a_member_has_at_most_64_parameters():
+    (one,) = ranges("a/b" + "; c=d" * 63 + "; q=0.5")
+    assert one.quality == 0.5
+    assert not ranges("a/b" + "; c=d" * 64 + "; q=0.5")
+    assert content_type("a/b" + ";" * 65) is None
+
+
+@pytest.mark.parametrize(
+    "member", ["a/b,", ",", "a/b;q=0.1,", ";", 'a/b;c="', '"', '"\\', " ", "a=", "; a ", "\\"]
+)
+def test_what_is_as_long_as_may_be_is_read_in_no_time(member):
+    """All who are served wait for it: some ms of CPU, where every member of the list would take 200."""
+    header = (member * (64 << 10))[: 64 << 10]
+    offers = tuple(frame_offers(EXPLICIT, 1))
+    for begin in ("", "a/b;"):
+        for call in (lambda field: choose(field, offers), takes_gzip, content_type):
+            # Each time another one: the last ones are remembered.
+            assert min(cpu_seconds(call, f"{begin}{header}{end}") for end in "123") < 0.02
+
+
+def cpu_seconds(call, *arguments):
+    began = time.thread_time()
+    call(*arguments)
+    return time.thread_time() - began
 
 
 @given(st.text(alphabet=' */;,="\\abq01.-', max_size=60) | st.text(max_size=30))

@@ -398,6 +398,11 @@ def test_an_instance_is_made_explicit_if_that_is_asked_for(site):
         assert stored.headers["etag"] != response.headers["etag"]
         known = {"accept": wanted, "if-none-match": response.headers["etag"]}
         assert site.client.get(address(held), headers=known).status_code == 304
+        part = site.client.get(address(held), headers={"accept": wanted, "range": "bytes=300000-300009"})
+        if len(response.content) > 300_009:
+            assert (part.status_code, part.content) == (206, response.content[300_000:300_010])
+        else:
+            assert part.status_code == 416
     refused = site.client.get(address(site.broken), headers={"accept": wanted})
     assert (refused.status_code, "as it is stored" in refused.json()["detail"]) == (406, True)
 
@@ -469,6 +474,13 @@ def test_wado_uri_gives_the_file(site):
         response = site.client.get(wado(site.JPGExtended, **parameters), headers=headers)
         assert (response.status_code, response.content) == (200, stored)
         assert response.headers["content-type"] == "application/dicom"  # without parameters, 9.1.3
+        part = site.client.get(
+            wado(site.JPGExtended, **parameters), headers=headers | {"range": "bytes=128-131"}
+        )
+        assert (part.status_code, part.content) == (206, b"DICM")
+        assert part.headers["content-type"] == "application/dicom"
+        beyond = headers | {"range": f"bytes={len(stored)}-"}
+        assert site.client.get(wado(site.JPGExtended, **parameters), headers=beyond).status_code == 416
     explicit = {"contentType": "application/dicom", "transferSyntax": LITTLE}
     made = pydicom.dcmread(BytesIO(site.client.get(wado(site.JPGExtended, **explicit)).content))
     assert made.file_meta.TransferSyntaxUID == LITTLE

@@ -1,5 +1,6 @@
 """STOW-RS, PS3.18 section 10.5: what is stored, what is answered, and what becomes of everything else."""
 
+import asyncio
 import errno
 import gzip
 import itertools
@@ -1015,6 +1016,47 @@ def test_a_gateway_that_ends_keeps_nothing_of_what_was_begun(storing):
         storing.thread.join(10)
         assert not storing.thread.is_alive()
     assert not storing.archive.slots()
+
+
+class AskedDecoders(Decoders):
+    """Decoders that say when they are asked for something."""
+
+    def __init__(self, limits):
+        super().__init__(limits)
+        self.asked = asyncio.Event()
+
+    async def run(self, open_file, *, patient=False):
+        self.asked.set()
+        return await super().run(open_file, patient=patient)
+
+
+def test_a_request_that_ends_while_it_is_decoded_for_holds_up_nobody(tmp_path):
+    """Its thread waits for the event loop: that must not wait for the thread."""
+    archive, decoders = StoringArchive(tmp_path), AskedDecoders(Limits())
+    settings = WebSettings(store=archive.settings(max_requests=1))
+    app = create_app(archive.archive, settings, tmp_path / "dicomweb", tmp_path / "state", decoders)
+    told = []
+
+    async def ask():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            image = image_file(Image.new("L", (64, 64)), "PNG")
+            body = with_metadata([metadata(1, **pixels("p"))], (bulk_head("p", "image/png"), image))
+            fields = said("application/dicom+json")
+            asking = asyncio.create_task(client.post("/dicomweb/studies", content=body, headers=fields))
+            await decoders.asked.wait()
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            told.append(await client.post("/dicomweb/studies", content=multipart([CT]), headers=said()))
+
+    thread = threading.Thread(target=asyncio.run, args=(ask(),), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert [answer.status_code for answer in told] == [200]
+    assert not archive.slots()
+    decoders.close()
+    archive.close()
 
 
 def test_a_receipt_that_is_not_ours_is_nobodys(storing):

@@ -498,6 +498,52 @@ def test_a_damaged_frame_file_is_said_to_be_damaged(gateway, spoil):
     assert "verify" in response.json()["detail"]
 
 
+# Ranges
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_an_instance_and_a_frame_alone_have_ranges(gateway, is_large):
+    held = gateway.archive.add(large_dataset()[0]) if is_large else gateway.archive.add_file("CT_small.dcm")
+    client = gateway.start()
+    for rest, alone in (("", "application/dicom"), ("/frames/1", "application/octet-stream")):
+        path, accept = address(held.key, rest), {"accept": alone}
+        whole = client.get(path, headers=accept)
+        size, etag = len(whole.content), whole.headers["etag"]
+        assert (size > WHOLE_BYTES) is is_large
+        assert (whole.status_code, whole.headers["accept-ranges"]) == (200, "bytes")
+        for text, start, stop in (
+            ("bytes=0-0", 0, 1),
+            ("bytes=1000-", 1000, size),
+            (f"bytes={size // 2}-{size // 2 + 9}", size // 2, size // 2 + 10),
+            ("bytes=-7", size - 7, size),
+            (f"bytes=0-{size}", 0, size),
+        ):
+            for condition in ({}, {"if-range": etag}):
+                part = client.get(path, headers=accept | condition | {"range": text})
+                assert part.status_code == 206, (rest, text)
+                assert part.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
+                assert int(part.headers["content-length"]) == stop - start
+                assert part.headers["etag"] == etag
+                assert part.content == whole.content[start:stop]
+        beyond = client.get(path, headers=accept | {"range": f"bytes={size}-"})
+        assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{size}")
+        for passed_over in ({"range": "bytes=0-0", "if-range": '"other"'}, {"range": "bytes=0-1,3-4"}):
+            assert client.get(path, headers=accept | passed_over).content == whole.content
+        head = client.head(path, headers=accept | {"range": "bytes=0-0"})  # RFC 9110 14.2: of GET alone
+        assert (head.status_code, int(head.headers["content-length"])) == (200, size)
+        parts = client.get(path, headers={"range": "bytes=0-0"})
+        assert (parts.status_code, "accept-ranges" in parts.headers) == (200, False)
+
+
+def test_a_range_of_a_compressed_frame_is_of_its_bitstream(gateway):
+    held = gateway.archive.add_file("JPEG2000.dcm")
+    accept = {"accept": "image/jp2"}
+    client = gateway.start()
+    whole = client.get(address(held.key, "/frames/1"), headers=accept).content
+    part = client.get(address(held.key, "/frames/1"), headers=accept | {"range": "bytes=2-9"})
+    assert (part.status_code, part.content) == (206, whole[2:10])
+
+
 # Bulk data
 
 
