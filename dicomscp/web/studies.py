@@ -323,8 +323,8 @@ class Studies:
             part, status = wanted_part(request, headers, size, offer)
             if size <= WHOLE_BYTES:
                 rest = (_frame(dataset, table, number).data for number in numbers[1:])
-                whole = _body(offer, boundary, chain((first.data,), rest))
-                return answer(request, headers, part.stop - part.start, cut(whole, part), status)
+                body = _body(offer, boundary, chain((first.data,), rest))
+                return answer(request, headers, part.stop - part.start, cut(body, part), status)
         chunks = self._frame_chunks(held, offer, boundary, numbers, part)
         return answer(request, headers, part.stop - part.start, chunks, status)
 

@@ -1,5 +1,6 @@
 """`dicomscp remove` as an operator uses it: beside a gateway that receives the same study, and alone."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -124,6 +125,29 @@ def remove(gateway, *places):
     return run("remove", "--yes", "--json", "--root", gateway.root, *places)
 
 
+@contextlib.contextmanager
+def noted_when_journalled(gateway):
+    """Gives a list that has a moment when a removal has said what goes; what it then finds there may go, too."""
+    before, noted, ended = set((gateway.root / "journal").iterdir()), [], threading.Event()
+
+    def is_there():
+        return ended.is_set() or any(
+            path.name.startswith("remove-") for path in {*(gateway.root / "journal").iterdir()} - before
+        )
+
+    def note():
+        wait_until(is_there, 120, "the removal to be journalled")
+        noted.append(time.monotonic())
+
+    noting = threading.Thread(target=note)
+    noting.start()
+    try:
+        yield noted
+    finally:
+        ended.set()
+        noting.join()
+
+
 def test_what_is_sent_again_while_its_study_is_removed_is_held(gateway, folder, tmp_path):
     files = sorted(folder.iterdir())
     names = {file.stem for file in files}
@@ -140,12 +164,14 @@ def test_what_is_sent_again_while_its_study_is_removed_is_held(gateway, folder, 
 
     sender = threading.Thread(target=resend)
     sender.start()
-    asked, removed = 0.0, 0
+    removed = 0
     for _ in range(3):
-        asked = time.monotonic()
-        result = remove(gateway, STUDY)
+        with noted_when_journalled(gateway) as noted:
+            result = remove(gateway, STUDY)
         assert result.status in {DONE, FAILED}
         removed += json.loads(result.out)["removed"]
+    (asked,) = noted
+    wait_until(lambda: any(begun > asked for begun, _ in [*batches]), 60, "something to be sent again")
     over.set()
     sender.join(120)
     wait_until_idle(gateway)
