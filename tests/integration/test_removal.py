@@ -127,7 +127,7 @@ def remove(gateway, *places):
 
 @contextlib.contextmanager
 def noted_when_journalled(gateway):
-    """Gives a list that has a moment when a removal has said what goes; what it then finds there may go, too."""
+    """Gives a list that gets the moment when a removal has said what goes; what comes from then on stays."""
     before, noted, ended = set((gateway.root / "journal").iterdir()), [], threading.Event()
 
     def is_there():
