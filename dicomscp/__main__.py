@@ -9,7 +9,7 @@ _START_CHILDREN = {"serve", "import", "rebuild", "verify"}
 def main() -> None:
     """Run the command line."""
     gc.disable()  # what is imported stays: to look through it meanwhile takes an eighth of the time
-    from dicomscp import children, cli  # noqa: PLC0415 - see above
+    from dicomscp import children, cli  # noqa: PLC0415 - while nothing is collected
 
     gc.freeze()
     gc.enable()

@@ -30,6 +30,8 @@ _TAKING_OVER_SECONDS = 2.0  # if what they are forked off was killed this moment
 _PAUSE_SECONDS = 0.02
 
 _SERVER = multiprocessing.get_context("forkserver")
+# What the standard library knows of its one server, by fields that are the same from Python 3.11 to 3.13.
+_STANDARD = forkserver._forkserver  # noqa: SLF001 - there is no public way to ask or to tell it
 _SERVER.set_forkserver_preload(["dicomscp.cli"])
 
 
@@ -42,7 +44,6 @@ def prepare() -> None:
     if sys.version_info >= (3, 14):  # there the two share a secret that nobody else can set
         forkserver.ensure_running()
         return
-    server: Any = forkserver._forkserver  # noqa: SLF001 - it has no public way to be told of a server
     with socket.socket(socket.AF_UNIX) as listening:
         address = f"{util.get_temp_dir()}/children"
         listening.bind(address)
@@ -53,8 +54,7 @@ def prepare() -> None:
             os.close(ours)
             _fork_children(listening, alive)
     os.close(alive)
-    server._forkserver_address, server._forkserver_alive_fd = address, ours  # noqa: SLF001 - see above
-    server._forkserver_pid = pid  # noqa: SLF001 - see above
+    vars(_STANDARD).update(_forkserver_address=address, _forkserver_alive_fd=ours, _forkserver_pid=pid)
 
 
 def _fork_children(listening: socket.socket, alive: int) -> NoReturn:
@@ -64,7 +64,7 @@ def _fork_children(listening: socket.socket, alive: int) -> NoReturn:
         forkserver.main(listening.detach(), alive, [])
     except SystemExit:
         os._exit(0)
-    except Exception:  # noqa: BLE001 - nobody is behind us who could meet it
+    except Exception:  # noqa: BLE001 - the last frame of a forked process: it is told, and ends with status 1
         sys.excepthook(*sys.exc_info())
     os._exit(1)
 
@@ -124,11 +124,10 @@ def _share_server() -> None:
     The standard library means to do so, but does not know a server without its pid, and begins another: that
     imports the program again.
     """
-    server: Any = forkserver._forkserver  # noqa: SLF001 - it has no public way to say which server there is
-    if server._forkserver_address:  # noqa: SLF001 - nor to ask whether there is one
-        server.ensure_running = resource_tracker.ensure_running
+    if vars(_STANDARD)["_forkserver_address"]:
+        vars(_STANDARD)["ensure_running"] = resource_tracker.ensure_running
 
 
 def _part_with_server() -> None:
     """It does not answer: have the standard library begin another, if it was not ours."""
-    vars(forkserver._forkserver).pop("ensure_running", None)  # noqa: SLF001 - where `_share_server` put it
+    vars(_STANDARD).pop("ensure_running", None)  # which `_share_server` put there

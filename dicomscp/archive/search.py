@@ -82,6 +82,7 @@ from dicomscp.dicom import matching
 from dicomscp.dicom.dictionary import public_vr
 from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.matching import (
+    MOST_EMPTY,
     PATIENT_ID,
     SERIES_UID,
     SOP_UID,
@@ -536,10 +537,7 @@ def _beginning_of_group(match: Wildcard) -> str | None:
     beginning = pattern.rstrip("*")
     if not beginning or beginning == pattern or set(beginning) & set("*?="):
         return None
-    return beginning if len(beginning) - len(beginning.rstrip("^")) <= _MOST_EMPTY else None
-
-
-_MOST_EMPTY = 4  # components at the end of a name, PS3.5 section 6.2.1.1
+    return beginning if len(beginning) - len(beginning.rstrip("^")) <= MOST_EMPTY else None
 
 
 _MOST_PARTS = 4  # of a name that a question narrows by

@@ -1179,7 +1179,9 @@ def _group(text: str) -> str:
 # ── deciding ─────────────────────────────────────────────────────────────────────────────────────
 
 _Test: TypeAlias = Callable[[Any], bool]
-_MOST_EMPTY = 4  # components of a name, PS3.5 section 6.2.1.1
+MOST_EMPTY = 4
+"""Components at the end of a name that may be written or not (PS3.5 section 6.2.1.1)."""
+
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -1383,8 +1385,8 @@ def _fits(wanted: str) -> Callable[[str], bool]:
     """The empty components at the end of a name may be written or not (PS3.5 section 6.2.1.1)."""
     pattern = _pattern(wanted)
     if wanted.endswith("*"):  # what fits with some of them fits with all
-        return lambda group: pattern.fullmatch(group + "^" * _MOST_EMPTY) is not None
-    return lambda group: any(pattern.fullmatch(group + "^" * empty) for empty in range(_MOST_EMPTY + 1))
+        return lambda group: pattern.fullmatch(group + "^" * MOST_EMPTY) is not None
+    return lambda group: any(pattern.fullmatch(group + "^" * empty) for empty in range(MOST_EMPTY + 1))
 
 
 def _test_range(vr: str, match: Range) -> _Test:

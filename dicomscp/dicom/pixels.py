@@ -142,7 +142,7 @@ class Pixels:
                 warnings.simplefilter("ignore")
                 decoder = get_decoder(UID(syntax))
                 array, told = decoder.as_array(data, index=0, raw=raw, **self._options)
-        except NotImplementedError as error:  # as in `is_decodable`
+        except NotImplementedError as error:  # what pydicom says of a syntax that it has no decoder for
             raise RefusedError(f"Frames in transfer syntax {syntax} cannot be decoded here.") from error
         except UNREADABLE as error:
             reason = "no decoder reads it" if isinstance(error, RuntimeError) else first_line(error)

@@ -57,7 +57,7 @@ REAL = {
     "enhanced-multiframe/CT0012.explicit_little_endian.dcm": "Real enhanced CT",
     "series-nm/NM-MONO2-16-13x-heart": "Real NM frames",
     "series-us/US1_J2KR.dcm": "Real US JPEG 2000",
-    "series-us/OBXXXX1A.dcm": "Real US palette",
+    "series-us/OBXXXX1A.dcm": "Real US palette",  # the name that pydicom's file has everywhere
     "series-us/no-pixel-spacing.dcm": "Real US RLE colour",
     "series-cr-dx-mg/RG3_J2KR.dcm": "Real CR JPEG 2000",
     "transfer-syntaxes/misc/TestPattern_JPEG-LS-Lossless.dcm": "Real JPEG-LS colour",

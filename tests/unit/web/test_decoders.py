@@ -179,7 +179,7 @@ def result(size):
     image.save(file, "PNG")
 
     def opened():
-        copy = TemporaryFile(buffering=0)  # noqa: SIM115 -- whoever asked closes it
+        copy = TemporaryFile(buffering=0)  # noqa: SIM115 -- the decoder that asks for it closes it
         copy.write(file.getvalue())
         return copy, Job("samples", 0, size=len(file.getvalue()), picture=Picture("image/png"))
 
