@@ -49,7 +49,9 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
-from dicomscp.archive.search import Read, Search
+from dicomscp.archive.questions import Select as Question
+from dicomscp.archive.questions import Sql, ask, named
+from dicomscp.archive.search import INSTANCES, Read, Search
 from dicomscp.archive.tables import (
     INSTANCE_NUMBER,
     IS_DUE,
@@ -432,10 +434,13 @@ class Index:
 
     def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
         """The published variant of every instance there, in published order."""
-        named = {"study": study_uid, "series": series_uid, "sop": sop_uid}
-        asked = {name: uid for name, uid in named.items() if uid is not None}
-        with self._reading() as connection:
-            return [_held(row) for row in connection.execute(_published(*asked), asked)]
+        uids = zip(
+            ("study.study_uid", "series.series_uid", "instance.sop_uid"),
+            (study_uid, series_uid, sop_uid),
+            strict=True,
+        )
+        there = (Sql(f"{column} = ?", (uid,)) for column, uid in uids if uid is not None)
+        return [_held(row) for row in self._rows(_PUBLISHED.narrowed(*there).sql())]
 
     def middles(self, study_uid: str, series_uid: str | None, each: int) -> Iterator[Held]:
         """The published instances nearest to the middle of a series, one series there after the other.
@@ -484,11 +489,7 @@ class Index:
             this = study.c.study_uid == study_uid
             changes = connection.execute(select(study.c.changes).where(this)).scalar()
             studies, of_study = (
-                list(
-                    Search(query, self._retrieve_url, self._places).find(
-                        lambda question: connection.execute(question).all()
-                    )
-                )
+                list(Search(query, self._retrieve_url, self._places).find(functools.partial(ask, connection)))
                 for query in (
                     Query(Level.STUDY, one, OF_STUDY, None),
                     Query(Level.SERIES, one, _OF_SERIES, None),
@@ -602,7 +603,7 @@ class Index:
         return 0
 
     def _reader(self, goes_on: Callable[[], bool]) -> Read:
-        def read(question: Select[Any]) -> Sequence[_Row]:
+        def read(question: Sql) -> Sequence[_Row]:
             if not goes_on():
                 raise _StoppedError
             return self._rows(question)
@@ -627,10 +628,10 @@ class Index:
         with _translated(), self._engine.execution_options(snapshot=True).connect() as connection:
             yield connection
 
-    def _rows(self, question: Select[Any]) -> Sequence[_Row]:
-        """All that *question* gives, as of one moment."""
+    def _rows(self, question: Sql) -> Sequence[_Row]:
+        """All that answers the *question*, as of one moment."""
         with self._reading() as connection:
-            return connection.execute(question).all()
+            return ask(connection, question)
 
     def _paged(self, condition: Condition) -> Iterator[_Row]:
         """Study UIDs and changes of the studies that meet *condition*, by UID."""
@@ -784,22 +785,26 @@ _OF_SERIES = STANDARD.series_tags | {
 }
 _PUBLISHED_ORDER = (series.c.ordinal, series.c.series_uid, instance.c.ordinal, instance.c.sop_uid)
 
-_HELD = (
-    select(
-        study.c.study_uid,
-        series.c.series_uid,
-        instance.c.sop_uid,
-        instance.c.sop_class_uid,
-        instance.c.transfer_syntax_uid,
-        instance.c.path,
-        instance.c.digest,
-        instance.c.received_at,
-        instance.c.size,
-        instance.c.receipts,
-        instance.c.leaving,
-    )
-    .join_from(instance, series)
-    .join(study)
+_OF_HELD = (
+    study.c.study_uid,
+    series.c.series_uid,
+    instance.c.sop_uid,
+    instance.c.sop_class_uid,
+    instance.c.transfer_syntax_uid,
+    instance.c.path,
+    instance.c.digest,
+    instance.c.received_at,
+    instance.c.size,
+    instance.c.receipts,
+    instance.c.leaving,
+)
+_HELD = select(*_OF_HELD).join_from(instance, series).join(study)
+# In text: viewers ask for each frame.
+_PUBLISHED = Question(
+    tuple(map(named, _OF_HELD)),
+    Sql(INSTANCES),
+    (Sql("instance.published IS TRUE"),),
+    tuple(map(named, _PUBLISHED_ORDER)),
 )
 
 _VARIANT: Select[Any] = (
@@ -819,17 +824,6 @@ _VARIANT: Select[Any] = (
     .join_from(instance, series)
     .join(study)
 )
-
-
-@functools.cache
-def _published(*names: str) -> Select[Any]:
-    """What is published of the study, series or instance with the UIDs of these *names*.
-
-    Viewers ask for each frame, and to make the question takes longer than to answer it.
-    """
-    columns = {"study": study.c.study_uid, "series": series.c.series_uid, "sop": instance.c.sop_uid}
-    there = [columns[name] == bindparam(name) for name in names]
-    return _HELD.where(*there, instance.c.published.is_(true())).order_by(*_PUBLISHED_ORDER)
 
 
 def _held(row: _Row) -> Held:

@@ -26,37 +26,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import orjson
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    FromClause,
-    Select,
-    Table,
-    and_,
-    exists,
-    false,
-    func,
-    literal,
-    literal_column,
-    or_,
-    select,
-    true,
-    tuple_,
-)
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import GenericFunction
-from sqlalchemy.types import Integer
+from sqlalchemy import Table
 
+from dicomscp.archive.questions import FALSE, Row, Select, Sql, all_of, any_of, is_one_of, named
 from dicomscp.archive.tables import (
     ACCESSION_NUMBER,
     AVAILABLE_TRANSFER_SYNTAX_UID,
     BITS,
     GROUP,
-    IS_IRREGULAR,
-    IS_LISTED,
     MODALITY,
     NAMELESS,
     NO_NUMBER,
@@ -68,7 +48,6 @@ from dicomscp.archive.tables import (
     TEXTS,
     UIDS,
     Attributes,
-    Condition,
     Places,
     hexadecimal,
     instance,
@@ -106,9 +85,8 @@ from dicomscp.dicom.matching import (
 from dicomscp.dicom.names import fold, name_parts, sound
 from dicomscp.study import layout
 
-Row: TypeAlias = Any  # SQLAlchemy 2.0 and 2.1 type theirs differently
-Read: TypeAlias = Callable[[Select[Any]], Sequence[Row]]
-"""Reads all that a statement gives, as of one moment."""
+Read: TypeAlias = Callable[[Sql], Sequence[Row]]
+"""Reads all that answers a question, as of one moment."""
 
 _VERY_FEW = 50  # studies, which another way in would not narrow for what it costs
 _MOST_UIDS = 5000  # in one statement; of more, none is narrowed by
@@ -152,33 +130,35 @@ class Search:
 
 # ── what is returned ─────────────────────────────────────────────────────────────────────────────
 
-_OTHER = study.alias("other")  # of the same patient
-_OF_SAME_PATIENT = and_(_OTHER.c.patient_key == study.c.patient_key, _OTHER.c.listed.is_(true()))
-_IS_PATIENTS_NEWEST = ~exists().where(
-    _OF_SAME_PATIENT,
-    tuple_(_OTHER.c.recency, _OTHER.c.study_uid) < tuple_(study.c.recency, study.c.study_uid),
+_IS_LISTED, _IS_IRREGULAR = Sql("study.listed IS TRUE"), Sql("study.irregular != 0")
+_OF_SAME_PATIENT = "study AS other WHERE other.patient_key = study.patient_key AND other.listed IS TRUE"
+_IS_PATIENTS_NEWEST = Sql(
+    f"NOT EXISTS (SELECT 1 FROM {_OF_SAME_PATIENT}"  # noqa: S608 - nothing from outside
+    " AND (other.recency, other.study_uid) < (study.recency, study.study_uid))"
 )
-_PATIENT_COUNTS: dict[int, ColumnElement[Any]] = {
-    tag: select(total).where(_OF_SAME_PATIENT).scalar_subquery().label(f"patient_{name}")
-    for tag, name, total in (
-        (matching.PATIENT_RELATED_STUDIES, "studies", func.count()),
-        (matching.PATIENT_RELATED_SERIES, "series", func.sum(_OTHER.c.series)),
-        (matching.PATIENT_RELATED_INSTANCES, "instances", func.sum(_OTHER.c.instances)),
+_PATIENT_COUNTS = {
+    tag: f"(SELECT {total} FROM {_OF_SAME_PATIENT})"  # noqa: S608 - nothing from outside
+    for tag, total in (
+        (matching.PATIENT_RELATED_STUDIES, "count(*)"),
+        (matching.PATIENT_RELATED_SERIES, "sum(other.series)"),
+        (matching.PATIENT_RELATED_INSTANCES, "sum(other.instances)"),
     )
 }
-_ELEMENTS: dict[int, ColumnElement[Any]] = {
-    **UIDS,
-    AVAILABLE_TRANSFER_SYNTAX_UID: instance.c.transfer_syntax_uid,
-    matching.STUDY_RELATED_SERIES: study.c.series,
-    matching.STUDY_RELATED_INSTANCES: study.c.instances,
-    matching.SERIES_RELATED_INSTANCES: series.c.instances,
+_ELEMENTS = {
+    **{tag: named(column) for tag, column in UIDS.items()},
+    AVAILABLE_TRANSFER_SYNTAX_UID: named(instance.c.transfer_syntax_uid),
+    matching.STUDY_RELATED_SERIES: named(study.c.series),
+    matching.STUDY_RELATED_INSTANCES: named(study.c.instances),
+    matching.SERIES_RELATED_INSTANCES: named(series.c.instances),
     **_PATIENT_COUNTS,
 }
-_URLS: dict[Level, tuple[Column[Any], ...]] = {
-    Level.STUDY: (study.c.study_uid,),
-    Level.SERIES: (study.c.study_uid, series.c.series_uid),
-    Level.IMAGE: (study.c.study_uid, series.c.series_uid, instance.c.sop_uid),
+_URLS = {
+    Level.STUDY: ("study.study_uid",),
+    Level.SERIES: ("study.study_uid", "series.series_uid"),
+    Level.IMAGE: ("study.study_uid", "series.series_uid", "instance.sop_uid"),
 }
+_STUDY_OBJECT = named(study_object.c.attributes)
+_WITH_OBJECT = " JOIN study_object ON study_object.study_id = study.id"
 
 
 class _Answers:
@@ -195,19 +175,19 @@ class _Answers:
         needed = returns | {key.tag for key in query.keys}
         self._returned = [(hexadecimal(tag), public_vr(tag), tag in query.always) for tag in sorted(returns)]
         self._query = query
-        self._objects = [column for column, tags in places.objects if tags & needed]
+        self._objects = [named(column) for column, tags in places.objects if tags & needed]
         self._elements = [
             (hexadecimal(tag), public_vr(tag), column)
             for tag, column in _ELEMENTS.items()
             if tag in needed and tag in supported
         ]
         self._url = _URLS.get(query.level, ()) if matching.RETRIEVE_URL in needed else ()
-        self.reads_study_object = study_object.c.attributes in self._objects
+        self.reads_study_object = _STUDY_OBJECT in self._objects
 
-        self.columns: list[ColumnElement[Any]] = []
+        self.columns: tuple[str, ...] = ()
         """What must be read of a row; it stands behind all else."""
         elements = [column for _, _, column in self._elements]
-        self.columns += dict.fromkeys([*self._url, *elements, *self._objects])
+        self.columns += tuple(dict.fromkeys([*self._url, *elements, *self._objects]))
         at = {column: n - len(self.columns) for n, column in enumerate(self.columns)}
         self._at_objects = [at[column] for column in self._objects]
         self._at_elements = [(tag, vr, at[column]) for tag, vr, column in self._elements]
@@ -252,69 +232,59 @@ _AVAILABILITY, _RETRIEVE_URL = (
 # ── what columns tell ────────────────────────────────────────────────────────────────────────────
 
 
-class _Position(GenericFunction[int]):
-    """Where text begins in other text, counted from 1; 0 if it is not there."""
-
-    type, name = Integer(), "instr"
-    inherit_cache = True
-
-
-@compiles(_Position, "postgresql")
-def _strpos(function: Any, compiler: Any, **options: Any) -> str:
-    return f"strpos({compiler.process(function.clauses, **options)})"
-
-
-def _has(column: Column[Any], text: str) -> Condition:
-    return _Position(column, text) > 0
+def _has(column: str, text: str) -> Sql:
+    return Sql(f"instr({column}, ?) > 0", (text,))
 
 
 class _Told(NamedTuple):
     """A *condition* that each regular row of *table* meets that matches; if *exact*, only those do."""
 
     table: Table
-    condition: Condition
+    condition: Sql
     exact: bool
     bit: int  # in `irregular` of the rows of which it tells nothing
 
     @property
-    def coarse(self) -> Condition:
+    def coarse(self) -> Sql:
         """What irregular rows meet as well."""
-        return or_(self.condition, _is_irregular(self.table, self.bit)) if self.bit else self.condition
+        if not self.bit:
+            return self.condition
+        return any_of([self.condition, _is_irregular(self.table, self.bit)])
 
 
 def _told(key: Key, *, unknown: bool) -> _Told | None:
     """What columns tell of *key*, None if nothing; with *unknown* what has no value matches as well."""
     column = UIDS.get(key.tag)
     if column is not None:
-        condition = _uid(column, key.match)
+        condition = _uid(named(column), key.match)
         return None if condition is None else _Told(column.table, condition, exact=True, bit=0)
     told, none = _by_column(key)
     if told is None:
         return None
     condition, exact = told
     table = _table_of(key.tag)
-    return _Told(table, or_(condition, none) if unknown else condition, exact, BITS.get(key.tag, 0))
+    return _Told(table, any_of([condition, none]) if unknown else condition, exact, BITS.get(key.tag, 0))
 
 
-_ByColumn: TypeAlias = "tuple[Condition, bool] | None"  # and whether it is exact
+_ByColumn: TypeAlias = tuple[Sql, bool] | None  # and whether it is exact
 
 
-def _by_column(key: Key) -> tuple[_ByColumn, Condition]:
+def _by_column(key: Key) -> tuple[_ByColumn, Sql]:
     """What the column says of *key*, and that it has no value."""
     none = _without_value(key.tag)
     if isinstance(key.match, Empty) and none is not None:
         return (none, True), none
-    return _with_value(key), false() if none is None else none
+    return _with_value(key), FALSE if none is None else none
 
 
-def _without_value(tag: int) -> Condition | None:
+def _without_value(tag: int) -> Sql | None:
     if tag == STUDY_DATE:
-        return study.c.recency == 0
+        return Sql("study.recency = 0")
     if tag == matching.MODALITIES_IN_STUDY:
-        return study.c.modalities == "\\"
+        return Sql("study.modalities = ?", ("\\",))
     if tag in ORDINALS:
-        return ORDINALS[tag] == NO_NUMBER
-    return TEXTS[tag].is_(None) if tag in TEXTS else None
+        return Sql(f"{named(ORDINALS[tag])} = {NO_NUMBER}")
+    return Sql(f"{named(TEXTS[tag])} IS NULL") if tag in TEXTS else None
 
 
 def _with_value(key: Key) -> _ByColumn:
@@ -323,13 +293,13 @@ def _with_value(key: Key) -> _ByColumn:
     if key.tag == matching.MODALITIES_IN_STUDY:
         return _modality(key.match)
     if key.tag in ORDINALS:
-        return _number(ORDINALS[key.tag], key.match)
+        return _number(named(ORDINALS[key.tag]), key.match)
     if key.tag not in TEXTS:
         return None
-    if key.vr != "PN" and (told := _one_of(TEXTS[key.tag], key.vr, key.match)):
+    if key.vr != "PN" and (told := _one_of(named(TEXTS[key.tag]), key.vr, key.match)):
         return told
     of_vr = _person if key.vr == "PN" else _text
-    return _any(lambda match: of_vr(TEXTS[key.tag], key.vr, match), key.match)
+    return _any(lambda match: of_vr(named(TEXTS[key.tag]), key.vr, match), key.match)
 
 
 def _table_of(tag: int) -> Table:
@@ -347,28 +317,28 @@ def _any(tell: Callable[[Match], _ByColumn], match: Match) -> _ByColumn:
     known = [one for one in told if one is not None]
     if len(known) < len(told):
         return None
-    return or_(*(condition for condition, _ in known)), all(exact for _, exact in known)
+    return any_of([condition for condition, _ in known]), all(exact for _, exact in known)
 
 
-def _one_of(column: Column[Any], vr: str, match: Match) -> _ByColumn:
+def _one_of(column: str, vr: str, match: Match) -> _ByColumn:
     """That the column is one of several values."""
     if not isinstance(match, AnyOf) or len(match.matches) > _MOST_VALUES:
         return None
     values = [normal(vr, one.value) for one in match.matches if isinstance(one, Single)]
-    return (column.in_(values), True) if len(values) == len(match.matches) else None
+    return (is_one_of(column, values), True) if len(values) == len(match.matches) else None
 
 
-def _uid(column: Column[Any], match: Match) -> Condition | None:
+def _uid(column: str, match: Match) -> Sql | None:
     if isinstance(match, Single):
-        return column == match.value
+        return Sql(f"{column} = ?", (match.value,))
     if isinstance(match, UIDList) and len(match.values) <= _MOST_UIDS:
-        return column.in_(match.values)
+        return is_one_of(column, match.values)
     return None
 
 
 def _date(match: Match) -> _ByColumn:
     dates, is_exact = _dates(match)
-    told = _any(lambda one: None if (span := _span(one)) is None else (span.of(study.c.recency), True), dates)
+    told = _any(lambda one: None if (span := _span(one)) is None else (span.of(study), True), dates)
     return told and (told[0], is_exact)
 
 
@@ -411,9 +381,11 @@ class _Span(NamedTuple):
     low: int | None
     high: int
 
-    def of(self, recency: Column[Any]) -> Condition:
-        until = recency <= self.high
-        return until if self.low is None else and_(recency >= self.low, until)
+    def of(self, table: Table) -> Sql:
+        recency = f"{table.name}.recency"
+        if self.low is None:
+            return Sql(f"{recency} <= ?", (self.high,))
+        return Sql(f"({recency} >= ? AND {recency} <= ?)", (self.low, self.high))
 
 
 def _span(match: Match) -> _Span | None:
@@ -433,8 +405,8 @@ def _modality(match: Match) -> _ByColumn:
     values = _singles(match)
     if values is None or len(values) > _MOST_ALTERNATIVES:
         return None
-    told = (_has(study.c.modalities, f"\\{value}\\") for value in values)
-    return and_(*told) if isinstance(match, AllOf) else or_(*told), True
+    told = [_has("study.modalities", f"\\{value}\\") for value in values]
+    return all_of(told) if isinstance(match, AllOf) else any_of(told), True
 
 
 def _modalities(key: Key) -> list[str] | None:
@@ -451,31 +423,32 @@ def _singles(match: Match) -> list[str] | None:
     return values if len(values) == len(matches) and not any("\\" in value for value in values) else None
 
 
-def _number(column: Column[Any], match: Match) -> _ByColumn:
+def _number(column: str, match: Match) -> _ByColumn:
     return _any(lambda one: _one_number(column, one) if isinstance(one, Single) else None, match)
 
 
-def _one_number(column: Column[Any], match: Single) -> _ByColumn:
+def _one_number(column: str, match: Single) -> _ByColumn:
     number = float(match.value)
     is_whole = number.is_integer() and abs(number) < NO_NUMBER
-    return (column == int(number) if is_whole else false()), True
+    return (Sql(f"{column} = ?", (int(number),)) if is_whole else FALSE), True
 
 
-def _text(column: Column[Any], vr: str, match: Match) -> _ByColumn:
+def _text(column: str, vr: str, match: Match) -> _ByColumn:
     if isinstance(match, Moments):
         told = _text(column, vr, _dates(match)[0])
         return told and (told[0], False)
     if isinstance(match, Range):
-        after = column.is_not(None) if match.low is None else column >= match.low
-        return (after if match.high is None else and_(after, column <= match.high)), True
+        after = _is_set(column) if match.low is None else Sql(f"{column} >= ?", (match.low,))
+        until = [] if match.high is None else [Sql(f"{column} <= ?", (match.high,))]
+        return all_of([after, *until]), True
     if isinstance(match, Single):
         value = normal(vr, match.value)
-        return (column == value, True) if isinstance(value, str) else None
+        return (Sql(f"{column} = ?", (value,)), True) if isinstance(value, str) else None
     if not isinstance(match, Wildcard):
         return None
     beginning, *others = _literals(match.pattern, r"[*?]+")
     conditions = [_begins(column, beginning), *(_has(column, run) for run in others[:_MOST_RUNS])]
-    return and_(*conditions), _is_simple(match.pattern)
+    return all_of(conditions), _is_simple(match.pattern)
 
 
 def _literals(pattern: str, separators: str) -> list[str]:
@@ -489,12 +462,18 @@ def _is_simple(pattern: str) -> bool:
     return re.fullmatch(r"[^*?]*\*+|\*+[^*?]+\*+", pattern) is not None
 
 
-def _begins(column: ColumnElement[Any], text: str) -> Condition:
+def _is_set(column: str) -> Sql:
+    return Sql(f"{column} IS NOT NULL")
+
+
+def _begins(column: str, text: str) -> Sql:
     """That the column's text begins so, as a range: which an index can seek and all databases agree on."""
     if not text:
-        return column.is_not(None)
+        return _is_set(column)
     end = _behind(text)
-    return column >= text if end is None else and_(column >= text, column < end)
+    if end is None:
+        return Sql(f"{column} >= ?", (text,))
+    return Sql(f"({column} >= ? AND {column} < ?)", (text, end))
 
 
 def _behind(text: str) -> str | None:
@@ -505,16 +484,16 @@ def _behind(text: str) -> str | None:
     return kept[:-1] + chr({0xD7FF: 0xE000}.get(ord(kept[-1]), ord(kept[-1]) + 1))
 
 
-def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
+def _person(column: str, _vr: str, match: Match) -> _ByColumn:
     """Of a column with groups between equals signs."""
     if isinstance(match, Fuzzy):
         # The parts of other people's names are not kept.
-        parts, is_exact = _parts(match, _BESIDE) if column is study.c.patient_name else ([], False)
-        return and_(column.is_not(None), *map(_has_part, parts)), is_exact
+        parts, is_exact = _parts(match, _BESIDE) if column == _PATIENT_NAME else ([], False)
+        return all_of([_is_set(column), *map(_has_part, parts)]), is_exact
     if isinstance(match, Single):
         groups = _groups(match.value)
         return (
-            (and_(*(_has(column, f"={group}=") for group in groups)), "=" not in match.value)
+            (all_of([_has(column, f"={group}=") for group in groups]), "=" not in match.value)
             if groups
             else None
         )
@@ -525,10 +504,10 @@ def _person(column: Column[Any], _vr: str, match: Match) -> _ByColumn:
         begins = _has(column, f"={beginning}")
         without = beginning.rstrip("^")
         ends = [_has(column, f"={without}=")] if without != beginning and without else []
-        return or_(begins, *ends), True
+        return any_of([begins, *ends]), True
     runs = [run.strip(" ") for run in re.split(r"[*?^=]+", pattern)]
     exact = re.fullmatch(r"\*+[^*?=^]+\*+", pattern) is not None and pattern.strip("*") == runs[1]
-    return and_(column.is_not(None), *(_has(column, run) for run in runs[:_MOST_RUNS] if run)), exact
+    return all_of([_is_set(column), *(_has(column, run) for run in runs[:_MOST_RUNS] if run)]), exact
 
 
 def _beginning_of_group(match: Wildcard) -> str | None:
@@ -541,11 +520,12 @@ def _beginning_of_group(match: Wildcard) -> str | None:
 
 
 _MOST_PARTS = 4  # of a name that a question narrows by
-_BESIDE = study_name.alias("part")  # of a study that is walked by `study_name` itself, it may be
+_PATIENT_NAME = named(study.c.patient_name)
+_BESIDE = "part"  # `study_name` of a study that is walked by `study_name` itself, it may be
 
 
-def _parts(match: Fuzzy, among: FromClause = study_name) -> tuple[list[tuple[int, Condition]], bool]:
-    """Parts in *among*, by kind and value, that a regular name has if it matches; and whether they suffice.
+def _parts(match: Fuzzy, among: str = "study_name") -> tuple[list[Sql], bool]:
+    """Parts in *among* that a regular name has if it matches, and whether they suffice.
 
     A name that matches literally has them as well: parts that are asked for end where parts of it end.
     """
@@ -553,15 +533,19 @@ def _parts(match: Fuzzy, among: FromClause = study_name) -> tuple[list[tuple[int
     wanted = [part for parts in names for part in parts if set(part) != {"*"}]
     whole = sorted((part for part in wanted if not set(part) & set("*?")), key=len, reverse=True)
     begun = [re.split("[*?]", part)[0] for part in wanted if part not in whole]
-    found = [(SOUND, among.c.value == sound(part)) for part in whole]
-    found += [(PART, _begins(among.c.value, beginning)) for beginning in begun if beginning]
+    found = [Sql(f"({among}.kind = {SOUND} AND {among}.value = ?)", (sound(part),)) for part in whole]
+    found += [_of_kind(PART, among, _begins(f"{among}.value", beginning)) for beginning in begun if beginning]
     is_one = len(names) == len(wanted) == len(found) == 1
     return found[:_MOST_PARTS], is_one and wanted[0].rstrip("*") in (*whole, *begun)
 
 
-def _has_part(part: tuple[int, Condition]) -> Condition:
-    kind, value = part
-    return exists().where(_BESIDE.c.kind == kind, value, _BESIDE.c.study_id == study.c.id)
+def _of_kind(kind: int, among: str, value: Sql) -> Sql:
+    return Sql(f"({among}.kind = {kind} AND {value.text})", value.values)
+
+
+def _has_part(part: Sql) -> Sql:
+    of_study = f"SELECT 1 FROM study_name AS {_BESIDE} WHERE {_BESIDE}.study_id = study.id"  # noqa: S608 - the same
+    return Sql(f"EXISTS ({of_study} AND {part.text})", part.values)
 
 
 def _folded_pattern(pattern: str) -> str:
@@ -576,6 +560,9 @@ def _groups(name: str) -> list[str]:
 # ── ways in ──────────────────────────────────────────────────────────────────────────────────────
 
 
+_STUDY_IDS = Select(("study.id",), Sql("study"), (_IS_LISTED,))
+
+
 class _Way(NamedTuple):
     """A lookup that gives the ids of studies, of all regular ones that match among them.
 
@@ -583,29 +570,31 @@ class _Way(NamedTuple):
     `study_name` matches the key of that name, the condition is *sought*.
     """
 
-    ids: Select[Any]
+    ids: Select
     table: Table | None = None
-    sought: Condition | None = None
+    sought: Sql | None = None
 
 
 def _ways(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[_Way]:
     """Ways in, likely few first."""
     for tag in (PATIENT_ID, ACCESSION_NUMBER):
-        column = TEXTS[tag]
+        column = named(TEXTS[tag])
         if tag not in by_tag:
             continue
         match = by_tag[tag].match
         if told := _one_of(column, "LO", match) or _any(functools.partial(_sought, column), match):
-            found = or_(told[0], column.is_(None)) if unknown and not by_tag[tag].is_unique else told[0]
-            yield _Way(select(study.c.id).where(IS_LISTED, found))
+            is_all = not unknown or by_tag[tag].is_unique
+            found = told[0] if is_all else any_of([told[0], Sql(f"{column} IS NULL")])
+            yield _Way(_STUDY_IDS.narrowed(found))
     if PATIENT_NAME in by_tag and (told := _any(_named, by_tag[PATIENT_NAME].match)):
         found, is_exact = told
-        found = or_(found, study_name.c.kind == NAMELESS) if unknown else found
-        yield _Way(select(study_name.c.study_id).where(found), study_name, found if is_exact else None)
+        found = any_of([found, Sql(f"study_name.kind = {NAMELESS}")]) if unknown else found
+        ids = Select(("study_name.study_id",), Sql("study_name"), (found,))
+        yield _Way(ids, study_name, found if is_exact else None)
     yield from _by_modality_and_date(by_tag, unknown=unknown)
 
 
-def _sought(column: Column[Any], match: Match) -> _ByColumn:
+def _sought(column: str, match: Match) -> _ByColumn:
     """A condition that an index seeks."""
     if isinstance(match, Wildcard) and match.pattern[:1] in ("*", "?"):
         return None
@@ -615,15 +604,16 @@ def _sought(column: Column[Any], match: Match) -> _ByColumn:
 
 
 def _named(match: Match) -> _ByColumn:
-    kind, value = study_name.c.kind == GROUP, study_name.c.value
+    value = "study_name.value"
     if isinstance(match, Single) and (groups := _groups(match.value)):
-        return and_(kind, value == groups[0]), "=" not in match.value
+        is_first = Sql(f"{value} = ?", (groups[0],))
+        return _of_kind(GROUP, "study_name", is_first), "=" not in match.value
     if isinstance(match, Wildcard) and (beginning := _beginning_of_group(match)) is not None:
         without = beginning.rstrip("^")
-        return and_(kind, _begins(value, without)), beginning == without
+        return _of_kind(GROUP, "study_name", _begins(value, without)), beginning == without
     if isinstance(match, Fuzzy):
         parts, is_exact = _parts(match)
-        return (and_(study_name.c.kind == parts[0][0], parts[0][1]), is_exact) if parts else None
+        return (parts[0], is_exact) if parts else None
     return None
 
 
@@ -634,11 +624,12 @@ def _by_modality_and_date(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[
     modalities = next((values for values in of_study if values is not None), None)
     span = _span(by_tag[STUDY_DATE].match) if STUDY_DATE in by_tag and not unknown else None
     if modalities is not None:
-        sought = study_modality.c.modality.in_([*modalities, ""] if unknown else modalities)
-        when = [] if span is None else [span.of(study_modality.c.recency)]
-        yield _Way(select(study_modality.c.study_id).where(sought, *when), study_modality)
+        sought = is_one_of("study_modality.modality", [*modalities, ""] if unknown else modalities)
+        when = [] if span is None else [span.of(study_modality)]
+        ids = Select(("study_modality.study_id",), Sql("study_modality"), (sought, *when))
+        yield _Way(ids, study_modality)
     elif span is not None:
-        yield _Way(select(study.c.id).where(IS_LISTED, span.of(study.c.recency)), study)
+        yield _Way(_STUDY_IDS.narrowed(span.of(study)), study)
 
 
 def _is_sought(key: Key, *, unknown: bool) -> bool:
@@ -652,7 +643,7 @@ def _fewest(read: Read, most: int, ways: Iterable[_Way]) -> _Way | None:
     """Of *ways* the one that gives the fewest; None if all give more than *most*."""
     fewest, least = None, most + 1
     for way in ways:
-        given = read(select(func.count()).select_from(way.ids.limit(least).subquery()))[0][0]
+        given = read(way.ids.counted(least))[0][0]
         if given < least:
             fewest, least = way, given
         if least <= _VERY_FEW:
@@ -666,13 +657,8 @@ def _ways_of(query: Query) -> Iterator[_Way]:
 
 # ── studies and patients ─────────────────────────────────────────────────────────────────────────
 
-_STUDY_ORDER = (study.c.recency, study.c.study_uid)
-_PAGE = "page"  # the studies of one page; its columns are made once, for they cost more than the rest
-_PAGE_ORDER: tuple[ColumnElement[Any], ...] = (
-    literal_column(f"{_PAGE}.recency"),
-    literal_column(f"{_PAGE}.study_uid"),
-)
-_IS_ON_PAGE = study.c.id == literal_column(f"{_PAGE}.id")
+_STUDY_ORDER = ("study.recency", "study.study_uid")
+_PAGE_ORDER = ("page.recency", "page.study_uid")
 
 
 class _Match(NamedTuple):
@@ -691,8 +677,8 @@ class _Walk(NamedTuple):
     """What is walked in order if no way in gives few: all studies, or those of one name or modality."""
 
     table: Table
-    sought: list[Condition]  # on `table`, which an index seeks
-    beside: list[Condition]  # on `study`
+    sought: list[Sql]  # on `table`, which an index seeks
+    beside: list[Sql]  # on `study`
 
 
 class _Studies:
@@ -732,8 +718,7 @@ class _Studies:
         """How many match, up to *bound*; None if only their objects tell."""
         if not self._is_exact:
             return None
-        picked = self._picked(self._way(read)).limit(bound).subquery()
-        (regular,) = read(select(func.count()).select_from(picked))[0]
+        (regular,) = read(self._picked(self._way(read)).counted(bound))[0]
         irregular = sum(1 for _ in islice(self._irregular(read), bound - regular))
         return int(regular) + irregular
 
@@ -756,14 +741,13 @@ class _Studies:
         """Matches among the rows of which the keys' columns do not tell all."""
         if not self._mask:
             return
-        all_ = _irregular_rows(
-            self._mask, tuple(self._answers.columns), self._always, self._answers.reads_study_object
-        )
-        size, page = _VERY_FEW, all_
-        rows = read(page.limit(size))
+        columns, source = (*_STUDY_ORDER, *self._answers.columns), Sql("study" + self._with_object)
+        those = (_IS_LISTED, _IS_IRREGULAR, _is_irregular(study, self._mask), *self._always)
+        size, page = _VERY_FEW, Select(columns, source, those, _STUDY_ORDER)
+        rows = read(page.sql(size))
         if len(rows) == size:
-            size, page = self._bounds.page, all_.where(*(one.coarse for _, one in self._known))
-            rows = read(page.limit(size))
+            size, page = self._bounds.page, page.narrowed(*(one.coarse for _, one in self._known))
+            rows = read(page.sql(size))
         while True:
             for row in rows:
                 found = self._answers.answer(row, decided=False)
@@ -771,7 +755,7 @@ class _Studies:
                     yield _Match(row[0], row[1], found)
             if len(rows) < size:
                 return
-            rows = read(page.where(_is_behind(_STUDY_ORDER, rows[-1][:2])).limit(size))
+            rows = read(page.narrowed(_is_behind(_STUDY_ORDER, rows[-1][:2])).sql(size))
 
     def _way(self, read: Read) -> _Way | None:
         """What gives all regular rows that match, and few others; None if a walk is as good."""
@@ -783,52 +767,50 @@ class _Studies:
         fewest = _fewest(read, self._bounds.few, ways)
         return None if fewest is None or fewest.table is self._walk.table else fewest
 
-    def _page(self, way: _Way | None, after: Row | None, size: int, beyond: int) -> Select[Any]:
+    def _page(self, way: _Way | None, after: Row | None, size: int, beyond: int) -> Sql:
         """The next *size* regular rows behind *after*, with what is read of them."""
-        page = self._picked(way, after).limit(size).offset(beyond).subquery(_PAGE)
-        rows = select(*_PAGE_ORDER, *self._answers.columns).join_from(page, study, _IS_ON_PAGE)
-        return self._with_object(rows).order_by(*_PAGE_ORDER)
+        picked, values = self._picked(way, after).sql(size, beyond)
+        source = f"({picked}) AS page JOIN study ON study.id = page.id{self._with_object}"
+        return Select((*_PAGE_ORDER, *self._answers.columns), Sql(source, values), order=_PAGE_ORDER).sql()
 
-    def _picked(self, way: _Way | None, after: Row | None = None) -> Select[Any]:
+    def _picked(self, way: _Way | None, after: Row | None = None) -> Select:
         """Ids of regular rows behind *after* that meet what is told, in order."""
         walk = self._walk if way is None else self._within(way)
-        walked = walk.table
-        order = (walked.c.recency, walked.c.study_uid)
-        if walked is study:
-            picked = select(study.c.id, *order).where(IS_LISTED, *walk.sought, *walk.beside)
+        source = walked = walk.table.name
+        order: tuple[str, ...] = (f"{walked}.recency", f"{walked}.study_uid")
+        where = [*walk.sought, *walk.beside, *self._always]
+        id_ = "study.id"
+        if walk.table is study:
+            where.insert(0, _IS_LISTED)
         else:
-            picked = select(walked.c.study_id.label("id"), *order).where(*walk.sought)
+            id_ = f"{walked}.study_id"
             if walk.beside or self._always:
-                picked = picked.join(study, study.c.id == walked.c.study_id).where(*walk.beside)
-        sorted_by: tuple[Column[Any], ...] = order
-        if way is not None and walked is not study:  # two groups of a name may begin alike
-            sorted_by = (*order, walked.c.study_id)  # by all of what is grouped, so SQLite sorts but once
-            picked = picked.group_by(*sorted_by)
+                source = f"{walked} JOIN study ON study.id = {id_}"
         if self._mask:
-            picked = picked.where(_is_regular(walked, self._mask))
+            where.append(_is_regular(walk.table, self._mask))
         if after is not None:
-            picked = picked.where(_is_behind(order, after[:2]))
-        return picked.where(*self._always).order_by(*sorted_by)
+            where.append(_is_behind(order, after[:2]))
+        columns = (f"{id_} AS id", *order)
+        is_distinct = way is not None and walk.table is not study  # two groups of a name may begin alike
+        if is_distinct:
+            order = (*order, id_)  # by all of what is grouped, so SQLite sorts but once
+        return Select(columns, Sql(source), tuple(where), order, is_distinct)
 
     def _within(self, way: _Way) -> _Walk:
         if way.sought is None:
             told = [one.condition for _, one in self._known]
-            return _Walk(study, [study.c.id.in_(way.ids)], told)
+            return _Walk(study, [_is_within(way)], told)
         beside = [one.condition for key, one in self._known if key.tag != PATIENT_NAME]
         return _Walk(study_name, [way.sought], beside)
 
-    def _with_object(self, rows: Select[Any]) -> Select[Any]:
-        return rows.join(study_object) if self._answers.reads_study_object else rows
+    @property
+    def _with_object(self) -> str:
+        return _WITH_OBJECT if self._answers.reads_study_object else ""
 
 
-@functools.lru_cache(maxsize=256)
-def _irregular_rows(
-    mask: int, columns: tuple[ColumnElement[Any], ...], always: tuple[Condition, ...], with_object: bool
-) -> Select[Any]:
-    """The studies that are irregular by *mask*, in order; made once, for each search looks for them."""
-    those = (IS_LISTED, IS_IRREGULAR, _is_irregular(study, mask), *always)
-    rows = select(*_STUDY_ORDER, *columns).select_from(study).where(*those)
-    return (rows.join(study_object) if with_object else rows).order_by(*_STUDY_ORDER)
+def _is_within(way: _Way) -> Sql:
+    ids, values = way.ids.sql()
+    return Sql(f"study.id IN ({ids})", values)
 
 
 def _walk(known: Sequence[tuple[Key, _Told]], *, unknown: bool) -> _Walk:
@@ -838,19 +820,19 @@ def _walk(known: Sequence[tuple[Key, _Told]], *, unknown: bool) -> _Walk:
             by, walk = key, _Walk(study_name, [named], [])
             break
         if len(modalities := _modalities(key) or ()) == 1:
-            by, walk = key, _Walk(study_modality, [study_modality.c.modality.in_(modalities)], [])
+            by, walk = key, _Walk(study_modality, [is_one_of("study_modality.modality", modalities)], [])
     for key, one in known:
         span = _span(key.match) if key.tag == STUDY_DATE and not unknown else None
         if key is by:
             continue
         if span is not None:
-            walk.sought.append(span.of(walk.table.c.recency))
+            walk.sought.append(span.of(walk.table))
         else:
             walk.beside.append(one.condition)
     return walk
 
 
-def _of_one_name(key: Key) -> Condition | None:
+def _of_one_name(key: Key) -> Sql | None:
     """What studies meet that match *key* and no others do, if an index gives them in order."""
     match = key.match
     if key.tag != PATIENT_NAME or not isinstance(match, Single | Fuzzy):
@@ -878,6 +860,7 @@ class _Below:
         self._masks = {table: mask for table, mask in masks.items() if mask}
         self._is_sought = any(_is_sought(key, unknown=_unknown(query, key)) for key, _ in self._known)
         self._fixed = {key.tag for key, _ in self._known if isinstance(key.match, Single)}
+        self._at_open = len(_PLACE[query.level])
 
     def find(self, read: Read, offset: int, limit: int | None) -> Iterator[Attributes]:
         """What matches behind *offset*; *limit* says how much of it may be wanted, no more."""
@@ -885,7 +868,7 @@ class _Below:
         beyond = offset if self._is_exact and open_ is None else 0
         left = offset - beyond
         for row in self._rows(read, beyond, None if limit is None else left + limit, open_):
-            decided = self._is_exact and not (open_ is not None and row.open)
+            decided = self._is_exact and not (open_ is not None and row[self._at_open])
             if left and decided:
                 left -= 1
                 continue
@@ -901,68 +884,67 @@ class _Below:
         """How many match, up to *bound*; None if only their objects tell."""
         if not self._is_exact or self._open(read) is not None:
             return None
-        picked = self._candidates(read, []).limit(bound).subquery()
-        return int(read(select(func.count()).select_from(picked))[0][0])
+        return int(read(self._candidates(read, ()).counted(bound))[0][0])
 
-    def _open(self, read: Read) -> Condition | None:
+    def _open(self, read: Read) -> Sql | None:
         """That the columns of a row do not tell all; None if they do of every row."""
         open_ = [
             _is_irregular(table, mask)
             for table, mask in self._masks.items()
             if read(_any_irregular(table, mask))
         ]
-        return or_(*open_) if open_ else None
+        return any_of(open_) if open_ else None
 
-    def _rows(self, read: Read, beyond: int, wanted: int | None, open_: Condition | None) -> Iterator[Row]:
+    def _rows(self, read: Read, beyond: int, wanted: int | None, open_: Sql | None) -> Iterator[Row]:
         """Candidates in order, without the first *beyond*, and whether each is *open_*."""
-        is_open = [] if open_ is None else [open_.label("open")]
-        columns = [*_PLACE[self._query.level], *is_open, *self._answers.columns]
+        is_open = () if open_ is None else (open_.text,)
+        columns = (*_PLACE[self._query.level], *is_open, *self._answers.columns)
         candidates = self._candidates(read, columns)
         size = self._bounds.page if wanted is None else max(1, min(self._bounds.page, wanted))
-        rows = read(candidates.limit(size).offset(beyond))
+        rows = read(candidates.sql(size, beyond))
         yield from rows
         stages = self._behind(rows[-1]) if len(rows) == size else []
         while stages:
-            rows = read(candidates.where(stages.pop(0)).limit(self._bounds.page))
+            rows = read(candidates.narrowed(stages.pop(0)).sql(self._bounds.page))
             yield from rows
             if len(rows) == self._bounds.page:
                 stages = self._behind(rows[-1])
 
-    def _behind(self, last: Row) -> list[Condition]:
+    def _behind(self, last: Row) -> list[Sql]:
         """What stands behind *last*: in its series, then in its study, then in other studies."""
-        recency, study_uid, study_id, ordinal, series_uid, series_id, *lower = last
+        recency, study_uid, study_id, ordinal, series_uid, series_id, *lower = last[: self._at_open]
         stages = []
         if self._query.level is Level.IMAGE:
-            stages.append(and_(series.c.id == series_id, _is_behind(_INSTANCE_ORDER, lower[:2])))
+            in_series = Sql("series.id = ?", (series_id,))
+            stages.append(all_of([in_series, _is_behind(_INSTANCE_ORDER, lower)]))
         if STUDY_UID not in self._fixed or SERIES_UID not in self._fixed:
-            stages.append(and_(study.c.id == study_id, _is_behind(_SERIES_ORDER, (ordinal, series_uid))))
+            in_study = Sql("study.id = ?", (study_id,))
+            stages.append(all_of([in_study, _is_behind(_SERIES_ORDER, (ordinal, series_uid))]))
         if STUDY_UID not in self._fixed:
             stages.append(_is_behind(_STUDY_ORDER, (recency, study_uid)))
         return stages
 
-    def _candidates(self, read: Read, columns: Sequence[ColumnElement[Any]]) -> Select[Any]:
+    def _candidates(self, read: Read, columns: tuple[str, ...]) -> Select:
         """All candidates in order: what is regular and meets what is told, and what is irregular."""
         level = self._query.level
-        found = select(*columns) if columns else select(literal(1))
-        found = found.select_from(_FROM[level]).where(IS_LISTED, _IS_PUBLISHED[level])
-        found = found.where(*(one.coarse for _, one in self._known))
+        where = [_IS_LISTED, _IS_PUBLISHED[level], *(one.coarse for _, one in self._known)]
         if (ways := self._ways(read)) is not None:
-            found = found.where(or_(*(study.c.id.in_(way.ids) for way in ways)))
+            where.append(any_of([_is_within(way) for way in ways]))
         elif not _unknown(self._query):  # a series of a modality is in a study that has it
             series_of = [key for key, _ in self._known if key.tag == MODALITY]
             in_study = [_modality(key.match) for key in series_of]
             is_open = _is_irregular(study, _IN_STUDY)
-            found = found.where(*(or_(told[0], is_open) for told in in_study if told is not None))
-        if self._answers.reads_study_object and columns:
-            found = found.join(study_object, study_object.c.study_id == study.c.id)
-        return found.order_by(*self._order())
+            where += [any_of([told[0], is_open]) for told in in_study if told is not None]
+        with_object = _WITH_OBJECT if self._answers.reads_study_object and columns else ""
+        return Select(columns or ("1",), Sql(_FROM[level] + with_object), tuple(where), self._order())
 
-    def _order(self) -> list[Column[Any]]:
+    def _order(self) -> tuple[str, ...]:
         """The columns that order the rows, without those that a unique key fixes."""
-        order = [] if STUDY_UID in self._fixed else [*_STUDY_ORDER]
+        order = () if STUDY_UID in self._fixed else _STUDY_ORDER
         if self._query.level is Level.SERIES:
-            return [*order, *_SERIES_ORDER]
-        return [*order, *([] if SERIES_UID in self._fixed and not order else _SERIES_ORDER), *_INSTANCE_ORDER]
+            return order + _SERIES_ORDER
+        in_order = () if SERIES_UID in self._fixed and not order else _SERIES_ORDER
+        return order + in_order + _INSTANCE_ORDER
 
     def _ways(self, read: Read) -> list[_Way] | None:
         """What gives the studies in which candidates are, and few others; None if all are walked."""
@@ -971,40 +953,42 @@ class _Below:
         way = _fewest(read, self._bounds.few, _ways_of(self._query))
         if way is None or not self._study_mask:
             return None if way is None else [way]
-        those = (IS_LISTED, IS_IRREGULAR, _is_irregular(study, self._study_mask))
-        irregular = _Way(select(study.c.id).where(*those))
+        irregular = _Way(_STUDY_IDS.narrowed(_IS_IRREGULAR, _is_irregular(study, self._study_mask)))
         return None if _fewest(read, self._bounds.few, [irregular]) is None else [way, irregular]
 
 
 _IN_STUDY = BITS[matching.MODALITIES_IN_STUDY]
-_SERIES_ORDER = (series.c.ordinal, series.c.series_uid)
-_INSTANCE_ORDER = (instance.c.ordinal, instance.c.sop_uid)
-_FROM: dict[Level, Any] = {
-    Level.SERIES: series.join(study),
-    Level.IMAGE: instance.join(series).join(study),
-}
-_IS_PUBLISHED = {Level.SERIES: series.c.instances > 0, Level.IMAGE: instance.c.published.is_(true())}
-_IN_SERIES = (*_STUDY_ORDER, study.c.id, *_SERIES_ORDER, series.c.id)
+_SERIES_ORDER = ("series.ordinal", "series.series_uid")
+_INSTANCE_ORDER = ("instance.ordinal", "instance.sop_uid")
+_OF_STUDY = "JOIN study ON study.id = series.study_id"
+INSTANCES = f"instance JOIN series ON series.id = instance.series_id {_OF_STUDY}"
+"""Instances with the series and studies that they belong to."""
+
+_FROM = {Level.SERIES: f"series {_OF_STUDY}", Level.IMAGE: INSTANCES}
+_IS_PUBLISHED = {Level.SERIES: Sql("series.instances > 0"), Level.IMAGE: Sql("instance.published IS TRUE")}
+_IN_SERIES = (*_STUDY_ORDER, "study.id", *_SERIES_ORDER, "series.id")
 _PLACE = {Level.SERIES: _IN_SERIES, Level.IMAGE: (*_IN_SERIES, *_INSTANCE_ORDER)}
 
 
 @functools.lru_cache(maxsize=256)
-def _any_irregular(table: Table, mask: int) -> Select[Any]:
-    """A row of *table* that is irregular by *mask*, if there is one; made once."""
-    listed = [IS_LISTED] if table is study else []
-    those = (table.c.irregular != 0, _is_irregular(table, mask), *listed)  # as the partial index says it
-    return select(literal(1)).select_from(table).where(*those).limit(1)
+def _any_irregular(table: Table, mask: int) -> Sql:
+    """A row of *table* that is irregular by *mask*, if there is one."""
+    listed = [_IS_LISTED] if table is study else []
+    those = (
+        Sql(f"{table.name}.irregular != 0"),
+        _is_irregular(table, mask),
+        *listed,
+    )  # as the partial index says it
+    return Select(("1",), Sql(table.name), those).sql(1)
 
 
-@functools.lru_cache(maxsize=256)
-def _is_regular(table: Table, mask: int) -> Condition:
-    """That the columns of a row tell all that *mask* is about; made once, as is its opposite."""
-    return table.c.irregular.op("&")(mask) == 0
+def _is_regular(table: Table, mask: int) -> Sql:
+    """That the columns of a row tell all that *mask* is about."""
+    return Sql(f"({table.name}.irregular & {mask}) = 0")
 
 
-@functools.lru_cache(maxsize=256)
-def _is_irregular(table: Table, mask: int) -> Condition:
-    return table.c.irregular.op("&")(mask) != 0
+def _is_irregular(table: Table, mask: int) -> Sql:
+    return Sql(f"({table.name}.irregular & {mask}) != 0")
 
 
 def _mask(told: Iterable[_Told], table: Table) -> int:
@@ -1015,9 +999,10 @@ def _mask(told: Iterable[_Told], table: Table) -> int:
     return mask
 
 
-def _is_behind(order: Sequence[Column[Any]], last: Sequence[Any]) -> Condition:
+def _is_behind(order: Sequence[str], last: Sequence[object]) -> Sql:
     """That a row stands behind the one with these values; an index in that order seeks it."""
-    return tuple_(*order) > tuple_(*map(literal, last))
+    marks = ", ".join("?" * len(last))
+    return Sql(f"({', '.join(order)}) > ({marks})", tuple(last))
 
 
 def _unknown(query: Query, key: Key | None = None) -> bool:

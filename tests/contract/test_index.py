@@ -17,6 +17,7 @@ from dicomscp.archive import index as index_module
 from dicomscp.archive import postgres, sqlite
 from dicomscp.archive.index import Arrival, Counts, Held, Index, Named, Publication
 from dicomscp.archive.journal import Position
+from dicomscp.archive.questions import Sql, ask
 from dicomscp.archive.search import Search
 from dicomscp.archive.tables import Places, metadata
 from dicomscp.dicom import matching
@@ -104,14 +105,14 @@ def postgresql_database(new_database, tables_in_postgresql):
         engine.dispose()
 
 
-def plan_of(connection, statement):
-    """The steps by which the database answers *statement*; PostgreSQL as if there were many rows."""
-    question = statement.compile(connection, compile_kwargs={"literal_binds": True})
+def plan_of(connection, question):
+    """The steps by which the database answers *question*; PostgreSQL as if there were many rows."""
     if connection.dialect.name == "sqlite":
-        return [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {question}")]
+        return [
+            row[3] for row in ask(connection, Sql(f"EXPLAIN QUERY PLAN {question.text}", question.values))
+        ]
     connection.exec_driver_sql("SET enable_seqscan = off")
-    text = str(question).replace("%%", "%")
-    return [row[0] for row in connection.connection.driver_connection.execute(f"EXPLAIN {text}")]
+    return [row[0] for row in ask(connection, Sql(f"EXPLAIN {question.text}", question.values))]
 
 
 @pytest.fixture
@@ -728,7 +729,10 @@ def test_what_is_leaving_is_found_without_reading_the_table_of_instances(databas
     index.apply([arrival(sop=f"9.{n}") for n in range(200)], {})
     for conditions in (index_module.IS_LEAVING, index_module._READY_TO_GO):
         with engine.connect() as connection:
-            plan = plan_of(connection, index_module._HELD.where(conditions))
+            asked = index_module._HELD.where(conditions).compile(
+                connection, compile_kwargs={"literal_binds": True}
+            )
+            plan = plan_of(connection, Sql(str(asked)))
         assert "instance_leaving" in str(plan)
 
 
@@ -1515,10 +1519,10 @@ def plans_of(engine, query):
     Index(engine).apply([arrival(PATIENT_NAME=name("Smith"))], {})
     plans = []
 
-    def read(statement):
+    def read(question):
         with engine.connect() as connection:
-            plans.extend(plan_of(connection, statement))
-            return connection.execute(statement).all()
+            plans.extend(plan_of(connection, question))
+            return ask(connection, question)
 
     list(Search(query, "", Places(matching.STANDARD)).find(read))
     return plans
