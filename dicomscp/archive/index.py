@@ -625,7 +625,7 @@ class Index:
     @contextlib.contextmanager
     def _snapshot(self) -> Iterator[Connection]:
         """A connection on which all questions are answered as of one moment; to be given back soon."""
-        with _translated(), self._engine.execution_options(snapshot=True).connect() as connection:
+        with _translated(), self._engine.execution_options(snapshot=True).begin() as connection:
             yield connection
 
     def _rows(self, question: Sql) -> Sequence[_Row]:

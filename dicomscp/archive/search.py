@@ -183,6 +183,8 @@ class _Answers:
         ]
         self._url = _URLS.get(query.level, ()) if matching.RETRIEVE_URL in needed else ()
         self.reads_study_object = _STUDY_OBJECT in self._objects
+        beside = {tag for tag, _, _ in self._elements} | {_AVAILABILITY, _RETRIEVE_URL}
+        self._is_decided_by_objects = beside.isdisjoint(hexadecimal(key.tag) for key in query.keys)
 
         self.columns: tuple[str, ...] = ()
         """What must be read of a row; it stands behind all else."""
@@ -202,6 +204,10 @@ class _Answers:
         found: Attributes = orjson.loads(row[self._at_objects[0]]) if self._at_objects else {}
         for at in self._at_objects[1:]:
             found.update(orjson.loads(row[at]))
+        if not decided and self._is_decided_by_objects:
+            if not self._matches(found):
+                return None
+            decided = True
         for tag, vr, at in self._at_elements:
             found[tag] = {"vr": vr, "Value": [row[at]]}
         if self._has_availability:

@@ -414,7 +414,8 @@ def encode_identifier(dataset: Json, transfer_syntax_uid: str, terms: Sequence[s
     except UnicodeEncodeError:
         used = carrier("".join(_texts(dataset)), tuple(terms))
         named = {f"{CHARACTER_SET:08X}": {"vr": "CS", "Value": list(used)}}
-        encoded = _dataset({**dataset, **named}, form, partial(_extended, _encodings(used)))
+        encode = _utf_8 if used == (_UNICODE,) else partial(_extended, _encodings(used))
+        encoded = _dataset({**dataset, **named}, form, encode)
     if not elements.is_deflated(transfer_syntax_uid):
         return encoded
     deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
@@ -426,7 +427,7 @@ def carrier(text: str, terms: tuple[str, ...]) -> tuple[str, ...]:
     """The Specific Character Set for *text*: none for ASCII, *terms* if they carry it, else UTF-8."""
     if text.isascii():
         return ()
-    if any(term not in python_encoding for term in terms):
+    if not terms or any(term not in python_encoding for term in terms):
         return (_UNICODE,)
     encodings = _encodings(terms)
     if not all(any(_carries(character, encoding) for encoding in encodings) for character in set(text)):
@@ -506,6 +507,10 @@ def _item(item: Json, form: elements.Encoding, encode: _Encode) -> bytes:
 
 def _ascii(text: str) -> bytes:
     return text.encode("ascii")
+
+
+def _utf_8(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
 
 
 def _extended(encodings: list[str], text: str) -> bytes:
