@@ -26,7 +26,7 @@ from dicomscp.dicom import part10
 from dicomscp.dicom.elements import is_deflated
 from dicomscp.dicom.identity import Identity, InstanceKey, PrefixError, is_filable, read_identity
 from dicomscp.dicom.matching import STUDY_UID, Key, Level, Model, Query, UIDList
-from dicomscp.disk import Disk
+from dicomscp.disk import Disk, read_at_once
 from dicomscp.errors import (
     BusyError,
     CrowdedError,
@@ -337,7 +337,24 @@ class Archive:
 
     def open(self, held: Held) -> "OpenInstance":
         """The instance's file, to be closed by the caller.  Raises DamagedError if it is not there."""
-        return OpenInstance(self._root / held.path)
+        return open_instance(self._root / held.path)
+
+    def open_at_once(self, held: Held) -> "OpenInstance | None":
+        """The same if nothing has to be waited for: it is not large, and the page cache has all of it.
+
+        None also if what is there is not *held*, of which an earlier question may have told.
+        """
+        path = self._root / held.path
+        try:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                content = read_at_once(file.fileno(), size) if size == held.size else None
+        except OSError:
+            return None
+        if content is None:
+            return None
+        instance = OpenInstance(path, content)
+        return instance if instance.digest == held.digest else None
 
     def wait_until_applied(self) -> bool:
         """Return once everything synced before the call is in the index; False if that took too long."""
@@ -459,18 +476,12 @@ def rebuild_marker(root: Path) -> Path:
 
 
 class OpenInstance:
-    """A held file, mapped: bytes are read from disk as they are looked at.  Use it with `with`."""
+    """A held file: if it is mapped, bytes are read from disk as they are looked at.  Use it with `with`."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises DamagedError if the file is missing or is not the Part 10 file that was filed."""
-        self.path = path
-        try:
-            with path.open("rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise DamagedError(f"a held instance cannot be read: {path.name}") from error
-        self._view = memoryview(self._map)
+    def __init__(self, path: Path, content: mmap.mmap | bytearray) -> None:
+        """*content* is all of the file.  Raises DamagedError if it is not the Part 10 file that was filed."""
+        self.path, self.size = path, len(content)
+        self._content, self._view = content, memoryview(content)
         try:
             meta = part10.read_file_meta(self._view[: 1 << 16])
         except RefusedError as error:
@@ -479,6 +490,7 @@ class OpenInstance:
         self.transfer_syntax_uid = meta.transfer_syntax_uid
         self.dataset_offset = meta.dataset_offset
         self.default_charset = meta.receipt.default_charset if meta.receipt else ""
+        self.digest = meta.receipt.digest if meta.receipt else b""
         self.dataset = self._view[meta.dataset_offset :]
 
     def __enter__(self) -> Self:
@@ -495,7 +507,18 @@ class OpenInstance:
             if hasattr(self, "dataset"):
                 self.dataset.release()
             self._view.release()
-            self._map.close()
+            if isinstance(self._content, mmap.mmap):
+                self._content.close()
+
+
+def open_instance(path: Path) -> OpenInstance:
+    """The held file at *path*, mapped; to be closed.  Raises DamagedError if it is not there as filed."""
+    try:
+        with path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"a held instance cannot be read: {path.name}") from error
+    return OpenInstance(path, content)
 
 
 def _meta(claim: Claim, source: Source, received_at: int, digest: bytes) -> bytes:

@@ -28,12 +28,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from dicomscp.dicom.identity import InstanceKey
+from dicomscp.disk import read_at_once
 from dicomscp.errors import DamagedError
 from dicomscp.study import layout
 
 CHUNK_BYTES = 256 * 1024
-MOST_AT_ONCE_BYTES = 4 * 1024 * 1024
-"""Of what is held whole, and read where others wait meanwhile: a millisecond's worth of copying."""
 
 _DAMAGED = "A published document is damaged; run `dicomscp verify --repair`."
 _HEAD_BYTES = 256  # the head of a frame's part has half of it
@@ -201,15 +200,8 @@ def _identity(file: FileIO) -> _Identity:
 
 
 def _at_once(file: FileIO, size: int) -> bytes | None:
-    """The *size* bytes of *file* if the page cache holds all of them."""
-    if size > MOST_AT_ONCE_BYTES:
-        return None
-    buffer = bytearray(size)
-    try:
-        read = os.preadv(file.fileno(), [buffer], 0, os.RWF_NOWAIT)
-    except OSError:  # nothing of it is there, or the file system cannot say: whoever waits is told why
-        return None
-    return bytes(buffer) if read == size else None
+    content = read_at_once(file.fileno(), size)
+    return None if content is None else bytes(content)
 
 
 def _fingerprint(pieces: Iterator[bytes]) -> Fingerprint:

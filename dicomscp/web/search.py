@@ -16,6 +16,7 @@ import hashlib
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any
@@ -59,6 +60,9 @@ RESOURCES = {
 """What can be searched, and for what (PS3.18 table 10.6.1-1)."""
 
 
+_UNWATCHED_SECONDS = 0.1
+
+
 class Search:
     """The search resources of one archive."""
 
@@ -92,11 +96,8 @@ class Search:
     def _resource(self, level: Level) -> Callable[[Request], Awaitable[Response]]:
         async def search(request: Request) -> Response:
             gone = threading.Event()
-            watching = asyncio.create_task(_watch(request, gone))
-            try:
+            with _watched(request, gone):
                 return await to_thread.run_sync(self._answer, request, level, gone)
-            finally:
-                watching.cancel()
 
         return search
 
@@ -164,11 +165,27 @@ class Search:
 _HEADERS = {"cache-control": "no-cache", "vary": "Accept"}
 
 
-async def _watch(request: Request, gone: threading.Event) -> None:
-    """Set *gone* once nobody waits for the answer: a search for what there is not may take long."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    gone.set()
+@contextmanager
+def _watched(request: Request, gone: threading.Event) -> Iterator[None]:
+    """Set *gone* once nobody waits for the answer: a search for what there is not may take long.
+
+    Most are answered before anybody is listened to, which would cost more than they do.
+    """
+    watching: list[asyncio.Task[None]] = []
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    loop = asyncio.get_running_loop()
+    later = loop.call_later(_UNWATCHED_SECONDS, lambda: watching.append(loop.create_task(watch())))
+    try:
+        yield
+    finally:
+        later.cancel()
+        for one in watching:
+            one.cancel()
 
 
 class _Matches(Iterator[bytes]):

@@ -74,6 +74,7 @@ from dicomscp.web.exchange import (
     uids_of,
     wanted_part,
 )
+from dicomscp.web.lately import Lately
 from dicomscp.web.media import (
     DICOM_JSON,
     DICOM_XML,
@@ -127,6 +128,7 @@ class Studies:
         self._frame_files = frame_files
         self._inflations = Inflations()
         self._tables = FrameTables()
+        self._lately = Lately(archive)
 
     def routes(self) -> list[Route]:
         """All resources, under the path of the base URL."""
@@ -273,7 +275,9 @@ class Studies:
         filed = await self._frame_file(request, key, numbers)
         if filed is not None:
             return filed
-        found = await to_thread.run_sync(self._frames, request, key, numbers)
+        found = self._frames_at_once(request, key, numbers)
+        if found is None:
+            found = await to_thread.run_sync(self._frames, request, key, numbers)
         return found if isinstance(found, Response) else await self._native(request, *found, numbers)
 
     async def _frame_file(
@@ -303,14 +307,31 @@ class Studies:
             return Response(status_code=304, headers=headers)
         return Response(body, headers=headers)
 
+    def _frames_at_once(
+        self, request: Request, key: InstanceKey, numbers: Sequence[int]
+    ) -> Response | tuple[Held, Offer] | None:
+        """The same as `_frames` if nothing has to be waited for: in the event loop."""
+        held = self._lately.of(key)
+        if held is None or is_deflated(held.transfer_syntax_uid):
+            return None
+        instance = self._archive.open_at_once(held)
+        return self._stored_frames(request, held, instance, numbers) if instance else None
+
     def _frames(
         self, request: Request, key: InstanceKey, numbers: Sequence[int]
     ) -> Response | tuple[Held, Offer]:
         """The frames as they are stored, or what they are to be decoded from and for."""
         (held,) = held_of(self._archive, *key)
+        self._lately.asked_for(held)
+        return self._stored_frames(request, held, self._archive.open(held), numbers)
+
+    def _stored_frames(
+        self, request: Request, held: Held, opened: OpenInstance, numbers: Sequence[int]
+    ) -> Response | tuple[Held, Offer]:
+        """The same out of *opened*, the file of *held*, which is closed."""
         boundary = digest_of(request, [held])
         coded = _CODED if self._frame_files else {}
-        with self._archive.open(held) as instance:
+        with opened as instance:
             dataset, table = self._frames_of(held, instance)
             first = _frame(dataset, table, numbers[0])
             offer = negotiate(request, _frame_offers(first.transfer_syntax_uid, len(numbers)))

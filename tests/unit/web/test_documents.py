@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
+from dicomscp.disk import MOST_AT_ONCE_BYTES
 from dicomscp.errors import DamagedError
-from dicomscp.web.documents import CHUNK_BYTES, MOST_AT_ONCE_BYTES, Documents
+from dicomscp.web.documents import CHUNK_BYTES, Documents
 
 
 def put(folder, data, *, level=6):

@@ -8,7 +8,9 @@ import orjson
 import pydicom
 import pytest
 from pydicom.encaps import generate_frames
+from sqlalchemy import event
 
+from dicomscp.archive.index import Named
 from dicomscp.study import layout
 from dicomscp.study.static import instance_files
 from dicomscp.web.documents import CHUNK_BYTES
@@ -434,6 +436,61 @@ def publish_frames(gateway, held):
             written = gateway.published / path
             written.parent.mkdir(parents=True, exist_ok=True)
             written.write_bytes(gzip.compress(body, mtime=0) if path.endswith(".gz") else body)
+
+
+def held_series(archive, instances):
+    dataset = pydicom.dcmread(SOURCES / "CT_small.dcm")
+    for number in range(instances):
+        dataset.SOPInstanceUID = f"1.2.3.{number}"
+        dataset.PixelData = bytes([number]) * (128 * 128 * 2)
+        yield archive.add(dataset)
+
+
+def test_whoever_scrolls_is_answered_without_a_question_to_the_index(gateway):
+    held = list(held_series(gateway.archive, 8))
+    client = gateway.start()
+    asked = []
+    event.listen(gateway.archive.engine, "checkout", lambda *_: asked.append(1))
+    questions = []
+    for number, one in enumerate(held):
+        response = client.get(address(one.key, "/frames/1"), headers={"accept": FRAMES})
+        ((_, body),) = parts_of(response)
+        assert body == bytes([number]) * (128 * 128 * 2)
+        questions.append(len(asked))
+        again = client.get(
+            address(one.key, "/frames/1"),
+            headers={"accept": FRAMES, "if-none-match": response.headers["etag"]},
+        )
+        assert again.status_code == 304
+    assert questions[2:] == [questions[2]] * 6
+    assert client.get(address(held[3].key, "/frames/2"), headers={"accept": FRAMES}).status_code == 404
+    assert client.get(address(held[3].key, "/frames/1"), headers={"accept": "text/html"}).status_code == 406
+
+
+def test_a_file_that_is_not_what_was_held_a_moment_ago_is_asked_for_anew(gateway):
+    held = list(held_series(gateway.archive, 3))
+    client = gateway.start()
+    for one in held:
+        assert client.get(address(one.key, "/frames/1"), headers={"accept": FRAMES}).status_code == 200
+    path = gateway.archive.root / held[0].path
+    (removed,) = gateway.archive.index.variants(*held[0].key)
+    index = gateway.archive.index
+    index.leave([Named(removed.key, removed.digest, removed.received_at, removed.receipts)], {}, index.name())
+    path.unlink()
+    response = client.get(address(held[0].key, "/frames/1"), headers={"accept": FRAMES})
+    assert response.status_code == 500  # it is leaving, and its file should be there
+
+    dataset = pydicom.dcmread(SOURCES / "CT_small.dcm")
+    dataset.SOPInstanceUID = held[1].key.sop_uid
+    dataset.PixelData = b"\xff" * (128 * 128 * 2)
+    (removed,) = index.variants(*held[1].key)
+    index.leave([Named(removed.key, removed.digest, removed.received_at, removed.receipts)], {}, index.name())
+    another = gateway.archive.add(dataset)
+    assert another.path == held[1].path
+    assert another.size == held[1].size
+    response = client.get(address(another.key, "/frames/1"), headers={"accept": FRAMES})
+    ((_, body),) = parts_of(response)
+    assert body == dataset.PixelData
 
 
 def test_a_frame_that_is_a_file_goes_out_as_it_lies(gateway):
