@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 import structlog
 
 from dicomscp.archive.index import Feed, Held, Index
-from dicomscp.archive.journal import INLINE, REMOVE, REMOVER, SLOT, JournalWriter, Ticket, Word, writers
+from dicomscp.archive.journal import INLINE, REMOVE, REMOVER, SLOT, JournalWriter, Ticket, Word, writer_names
 from dicomscp.archive.store import Slots, Spool, Stages
 from dicomscp.dicom import part10
 from dicomscp.dicom.elements import is_deflated
@@ -161,6 +161,7 @@ class Archive:
         in nanoseconds since 1970.
         """
         self._root, self._index, self._intake = root, index, intake
+        self._journals, self._rebuilding = root / "journal", rebuild_marker(root)
         self._wait_seconds, self._now = wait_seconds, now
         self._inflating = threading.Semaphore(_INFLATING)
         self._seen: OrderedDict[str, None] = OrderedDict()
@@ -373,7 +374,7 @@ class Archive:
             self._intake.close()
 
     def _check_index(self) -> None:
-        if rebuild_marker(self._root).exists():
+        if self._rebuilding.exists():
             raise BusyError("The index is being rebuilt; ask again later")
 
     def _taking(self) -> Intake:
@@ -456,12 +457,12 @@ class Archive:
             self._unsynced.tickets.append(ticket)
 
     def _journal_words(self) -> list[tuple[Word, Word]]:
-        there = {directory.name: directory for directory in writers(self._root / "journal")}
-        for name in list(self._words):
-            if name not in there:
-                self._words.pop(name, None)
-        for name, directory in there.items():
+        there = writer_names(self._journals)
+        for name in self._words.keys() - set(there):
+            self._words.pop(name, None)
+        for name in there:
             if name not in self._words:
+                directory = self._journals / name
                 with contextlib.suppress(FileNotFoundError):  # drained and gone meanwhile
                     self._words[name] = (
                         Word(directory / "synced"),

@@ -134,11 +134,11 @@ class Studies:
         """All resources, under the path of the base URL."""
         base = urlsplit(self._base_url).path
         resources = {
+            f"{INSTANCE}/frames/{{frames}}": self.frames,  # asked for most, so looked at first
+            f"{SERIES}/metadata": self.metadata,
             f"{STUDY}/metadata": self.metadata,
             f"{STUDY}/ohif-dicom-json": self.viewer_document,
-            f"{SERIES}/metadata": self.metadata,
             f"{INSTANCE}/metadata": self.instance_metadata,
-            f"{INSTANCE}/frames/{{frames}}": self.frames,
             f"{STUDY}/bulkdata/{{series}}/{{instance}}/{{path:path}}": self.bulk_data,
         }
         routes = [Route(base + path, resource, methods=["GET"]) for path, resource in resources.items()]
