@@ -26,13 +26,13 @@ MOST_AT_ONCE_BYTES = 4 * 1024 * 1024
 """Of what is held whole, and read where others wait meanwhile: a millisecond's worth of copying."""
 
 
-def read_at_once(descriptor: int, size: int) -> bytearray | None:
-    """The first *size* bytes if the page cache holds all of them and they are not too many; never waits."""
+def read_at_once(descriptor: int, size: int, offset: int = 0) -> bytearray | None:
+    """*size* bytes from *offset* if the page cache has all of them and they are not too many; never waits."""
     if size > MOST_AT_ONCE_BYTES:
         return None
     content = bytearray(size)
     try:
-        read = os.preadv(descriptor, [content], 0, os.RWF_NOWAIT)
+        read = os.preadv(descriptor, [content], offset, os.RWF_NOWAIT)
     except OSError:  # nothing of it is there, or the file system cannot say: whoever waits is told why
         return None
     return content if read == size else None

@@ -28,7 +28,7 @@ import orjson
 import structlog
 
 from dicomscp import __version__
-from dicomscp.archive.archive import open_instance
+from dicomscp.archive.archive import OpenInstance
 from dicomscp.archive.filing import bare_attributes, read_header
 from dicomscp.archive.index import OF_STUDY, Held, Index, Publication, Snapshot
 from dicomscp.crew import Work, share
@@ -437,7 +437,7 @@ class Publisher:
         folders = self._begin_files(edition, held)
         paths = bulk_paths(header.body, layout.bulk_uri(self._documents.base_url, held.key))
         try:
-            with open_instance(self._root / held.path) as instance:
+            with OpenInstance(self._root / held.path) as instance:
                 files = instance_files(held.key, instance.dataset, instance.transfer_syntax_uid, paths)
                 for number, (path, pieces) in enumerate(files):
                     if number == _MOST_FILES:

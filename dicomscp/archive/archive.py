@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -43,6 +44,7 @@ _SPACE_LOOK_SECONDS = 0.2
 _SEEN_SOP_UIDS = 100_000
 _REMOVED_AT_ONCE = 1000  # variants in one entry: about 200 KB, and one short transaction
 _REMOVER_SEGMENT_BYTES = 1 << 20
+_GLANCE_BYTES = 32 << 10  # most headers; to walk them takes 10 ms at the very worst
 _INFLATING = 2  # deflated datasets at a time: each may take 16 MiB to be recognised
 
 
@@ -141,6 +143,25 @@ class _Unsynced(threading.local):
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
+
+
+class Glance:
+    """A held file as far as the page cache has it, for who cannot wait for the disk.  Use it with `with`."""
+
+    def __init__(self, file: FileIO, dataset_offset: int, dataset_bytes: int, prefix: memoryview) -> None:
+        """*prefix* has the first bytes of the dataset, which has *dataset_bytes* in all."""
+        self._file, self._offset = file, dataset_offset
+        self.dataset_bytes, self.prefix = dataset_bytes, prefix
+
+    def read(self, start: int, stop: int) -> bytearray | None:
+        """The bytes of the dataset from *start* to *stop*; None if they are not there, or too many."""
+        return read_at_once(self._file.fileno(), stop - start, self._offset + start)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 class Archive:
@@ -271,18 +292,25 @@ class Archive:
         self._check_index()
         return self._index.feed(since, limit)
 
-    def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
-        """The published variant of each instance there, in published order.
+    def held(
+        self,
+        study_uid: str,
+        series_uid: str | None = None,
+        sop_uid: str | None = None,
+        *,
+        limit: int | None = None,
+    ) -> list[Held]:
+        """The published variant of each instance there, in published order, at most *limit*.
 
         Before it says that there is none, everything acknowledged before the call is waited for.  An
         instance that is being removed is listed nowhere, but found by all of its UIDs until its file goes:
         documents may still name it.  Then it is *leaving*, and it is not in custody any more.
         """
-        found = self._index.held(study_uid, series_uid, sop_uid)
+        found = self._index.held(study_uid, series_uid, sop_uid, limit=limit)
         if not found:
             self._check_index()
         if not found and self.wait_until_applied():
-            found = self._index.held(study_uid, series_uid, sop_uid)
+            found = self._index.held(study_uid, series_uid, sop_uid, limit=limit)
         if not found and series_uid is not None and sop_uid is not None:
             found = self._index.leaving_of(InstanceKey(study_uid, series_uid, sop_uid))[:1]
         return found
@@ -338,24 +366,26 @@ class Archive:
 
     def open(self, held: Held) -> "OpenInstance":
         """The instance's file, to be closed by the caller.  Raises DamagedError if it is not there."""
-        return open_instance(self._root / held.path)
+        return OpenInstance(self._root / held.path)
 
-    def open_at_once(self, held: Held) -> "OpenInstance | None":
-        """The same if nothing has to be waited for: it is not large, and the page cache has all of it.
+    def glance(self, held: Held) -> Glance | None:
+        """The instance's file if its beginning is in the page cache, to be closed by the caller; never waits.
 
         None also if what is there is not *held*, of which an earlier question may have told.
         """
-        path = self._root / held.path
         try:
-            with path.open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                content = read_at_once(file.fileno(), size) if size == held.size else None
+            file = FileIO(self._root / held.path)
         except OSError:
             return None
-        if content is None:
-            return None
-        instance = OpenInstance(path, content)
-        return instance if instance.digest == held.digest else None
+        begun = read_at_once(file.fileno(), min(held.size, _GLANCE_BYTES))
+        if begun:
+            with contextlib.suppress(RefusedError):
+                meta = part10.read_file_meta(begun)
+                if meta.receipt and meta.receipt.digest == held.digest:
+                    offset = meta.dataset_offset
+                    return Glance(file, offset, held.size - offset, memoryview(begun)[offset:])
+        file.close()
+        return None
 
     def wait_until_applied(self) -> bool:
         """Return once everything synced before the call is in the index; False if that took too long."""
@@ -477,12 +507,18 @@ def rebuild_marker(root: Path) -> Path:
 
 
 class OpenInstance:
-    """A held file: if it is mapped, bytes are read from disk as they are looked at.  Use it with `with`."""
+    """A held file, mapped: bytes are read from disk as they are looked at.  Use it with `with`."""
 
-    def __init__(self, path: Path, content: mmap.mmap | bytearray) -> None:
-        """*content* is all of the file.  Raises DamagedError if it is not the Part 10 file that was filed."""
-        self.path, self.size = path, len(content)
-        self._content, self._view = content, memoryview(content)
+    def __init__(self, path: Path) -> None:
+        """Raises DamagedError if the file is missing or is not the Part 10 file that was filed."""
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"a held instance cannot be read: {path.name}") from error
+        self._view = memoryview(self._map)
         try:
             meta = part10.read_file_meta(self._view[: 1 << 16])
         except RefusedError as error:
@@ -491,7 +527,6 @@ class OpenInstance:
         self.transfer_syntax_uid = meta.transfer_syntax_uid
         self.dataset_offset = meta.dataset_offset
         self.default_charset = meta.receipt.default_charset if meta.receipt else ""
-        self.digest = meta.receipt.digest if meta.receipt else b""
         self.dataset = self._view[meta.dataset_offset :]
 
     def __enter__(self) -> Self:
@@ -508,18 +543,7 @@ class OpenInstance:
             if hasattr(self, "dataset"):
                 self.dataset.release()
             self._view.release()
-            if isinstance(self._content, mmap.mmap):
-                self._content.close()
-
-
-def open_instance(path: Path) -> OpenInstance:
-    """The held file at *path*, mapped; to be closed.  Raises DamagedError if it is not there as filed."""
-    try:
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"a held instance cannot be read: {path.name}") from error
-    return OpenInstance(path, content)
+            self._map.close()
 
 
 def _meta(claim: Claim, source: Source, received_at: int, digest: bytes) -> bytes:

@@ -49,8 +49,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from dicomscp.archive.journal import Position
-from dicomscp.archive.questions import Select as Question
-from dicomscp.archive.questions import Sql, ask, named
+from dicomscp.archive.questions import Lookup, Sql, ask, full_name
 from dicomscp.archive.search import INSTANCES, Read, Search
 from dicomscp.archive.tables import (
     INSTANCE_NUMBER,
@@ -432,15 +431,22 @@ class Index:
                     found.setdefault(row.sop_uid, []).append(_held(row))
         return found
 
-    def held(self, study_uid: str, series_uid: str | None = None, sop_uid: str | None = None) -> list[Held]:
-        """The published variant of every instance there, in published order."""
+    def held(
+        self,
+        study_uid: str,
+        series_uid: str | None = None,
+        sop_uid: str | None = None,
+        *,
+        limit: int | None = None,
+    ) -> list[Held]:
+        """The published variant of every instance there, in published order, at most *limit*."""
         uids = zip(
             ("study.study_uid", "series.series_uid", "instance.sop_uid"),
             (study_uid, series_uid, sop_uid),
             strict=True,
         )
         there = (Sql(f"{column} = ?", (uid,)) for column, uid in uids if uid is not None)
-        return [_held(row) for row in self._rows(_PUBLISHED.narrowed(*there).sql())]
+        return [_held(row) for row in self._rows(_PUBLISHED.narrowed(*there).sql(limit))]
 
     def middles(self, study_uid: str, series_uid: str | None, each: int) -> Iterator[Held]:
         """The published instances nearest to the middle of a series, one series there after the other.
@@ -800,11 +806,11 @@ _OF_HELD = (
 )
 _HELD = select(*_OF_HELD).join_from(instance, series).join(study)
 # In text: viewers ask for each frame.
-_PUBLISHED = Question(
-    tuple(map(named, _OF_HELD)),
+_PUBLISHED = Lookup(
+    tuple(map(full_name, _OF_HELD)),
     Sql(INSTANCES),
     (Sql("instance.published IS TRUE"),),
-    tuple(map(named, _PUBLISHED_ORDER)),
+    tuple(map(full_name, _PUBLISHED_ORDER)),
 )
 
 _VARIANT: Select[Any] = (

@@ -7,6 +7,7 @@ together of a few pieces: names come from the tables, whatever comes from outsid
 Text is written as SQLite has it, and spelled for the database that is asked.
 """
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
@@ -27,8 +28,11 @@ class Sql(NamedTuple):
 FALSE, TRUE = Sql("1 = 0"), Sql("1 = 1")
 
 
-class Select(NamedTuple):
-    """What is read of *source*: the *columns* of the rows that meet all conditions, in *order*."""
+class Lookup(NamedTuple):
+    """What is read of *source*: the *columns* of the rows that meet all conditions, in *order*.
+
+    Columns have no values beside them.
+    """
 
     columns: tuple[str, ...]
     source: Sql
@@ -36,7 +40,7 @@ class Select(NamedTuple):
     order: tuple[str, ...] = ()
     distinct: bool = False  # rows that are equal in what orders them are one
 
-    def narrowed(self, *conditions: Sql) -> "Select":
+    def narrowed(self, *conditions: Sql) -> "Lookup":
         """The same of the rows that meet these *conditions* as well."""
         return self._replace(where=self.where + conditions)
 
@@ -64,7 +68,7 @@ class Select(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def named(column: Column[Any]) -> str:
+def full_name(column: Column[Any]) -> str:
     """The *column* with its table, or with the alias of that."""
     return f"{column.table.name}.{column.name}"
 
@@ -99,12 +103,12 @@ def ask(connection: Connection, question: Sql) -> Sequence[Row]:
     Raises its DBAPIError all the same.
     """
     dialect = connection.dialect
-    cursor = connection.connection.cursor()
     try:
-        cursor.execute(_spelled(question.text, dialect.name), question.values)
-        return cursor.fetchall()
+        with contextlib.closing(connection.connection.cursor()) as cursor:
+            cursor.execute(_spelled(question.text, dialect.name), question.values)
+            return cursor.fetchall()
     except dialect.loaded_dbapi.Error as error:
-        is_lost = dialect.is_disconnect(error, connection.connection, cursor)
+        is_lost = dialect.is_disconnect(error, connection.connection, None)
         if is_lost:
             connection.invalidate(error)
         raise DBAPIError.instance(
@@ -116,11 +120,8 @@ def ask(connection: Connection, question: Sql) -> Sequence[Row]:
             connection_invalidated=is_lost,
             dialect=dialect,
         ) from error
-    finally:
-        cursor.close()
 
 
-@lru_cache(maxsize=512)
 def _spelled(text: str, dialect: str) -> str:
     if dialect == "sqlite":
         return text.replace(" IS TRUE", " IS 1")  # as its partial indexes have it

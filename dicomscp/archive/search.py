@@ -31,7 +31,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import orjson
 from sqlalchemy import Table
 
-from dicomscp.archive.questions import FALSE, Row, Select, Sql, all_of, any_of, is_one_of, named
+from dicomscp.archive.questions import FALSE, Lookup, Row, Sql, all_of, any_of, full_name, is_one_of
 from dicomscp.archive.tables import (
     ACCESSION_NUMBER,
     AVAILABLE_TRANSFER_SYNTAX_UID,
@@ -145,11 +145,11 @@ _PATIENT_COUNTS = {
     )
 }
 _ELEMENTS = {
-    **{tag: named(column) for tag, column in UIDS.items()},
-    AVAILABLE_TRANSFER_SYNTAX_UID: named(instance.c.transfer_syntax_uid),
-    matching.STUDY_RELATED_SERIES: named(study.c.series),
-    matching.STUDY_RELATED_INSTANCES: named(study.c.instances),
-    matching.SERIES_RELATED_INSTANCES: named(series.c.instances),
+    **{tag: full_name(column) for tag, column in UIDS.items()},
+    AVAILABLE_TRANSFER_SYNTAX_UID: full_name(instance.c.transfer_syntax_uid),
+    matching.STUDY_RELATED_SERIES: full_name(study.c.series),
+    matching.STUDY_RELATED_INSTANCES: full_name(study.c.instances),
+    matching.SERIES_RELATED_INSTANCES: full_name(series.c.instances),
     **_PATIENT_COUNTS,
 }
 _URLS = {
@@ -157,7 +157,7 @@ _URLS = {
     Level.SERIES: ("study.study_uid", "series.series_uid"),
     Level.IMAGE: ("study.study_uid", "series.series_uid", "instance.sop_uid"),
 }
-_STUDY_OBJECT = named(study_object.c.attributes)
+_STUDY_OBJECT = full_name(study_object.c.attributes)
 _WITH_OBJECT = " JOIN study_object ON study_object.study_id = study.id"
 
 
@@ -175,7 +175,7 @@ class _Answers:
         needed = returns | {key.tag for key in query.keys}
         self._returned = [(hexadecimal(tag), public_vr(tag), tag in query.always) for tag in sorted(returns)]
         self._query = query
-        self._objects = [named(column) for column, tags in places.objects if tags & needed]
+        self._objects = [full_name(column) for column, tags in places.objects if tags & needed]
         self._elements = [
             (hexadecimal(tag), public_vr(tag), column)
             for tag, column in _ELEMENTS.items()
@@ -262,7 +262,7 @@ def _told(key: Key, *, unknown: bool) -> _Told | None:
     """What columns tell of *key*, None if nothing; with *unknown* what has no value matches as well."""
     column = UIDS.get(key.tag)
     if column is not None:
-        condition = _uid(named(column), key.match)
+        condition = _uid(full_name(column), key.match)
         return None if condition is None else _Told(column.table, condition, exact=True, bit=0)
     told, none = _by_column(key)
     if told is None:
@@ -289,8 +289,8 @@ def _without_value(tag: int) -> Sql | None:
     if tag == matching.MODALITIES_IN_STUDY:
         return Sql("study.modalities = ?", ("\\",))
     if tag in ORDINALS:
-        return Sql(f"{named(ORDINALS[tag])} = {NO_NUMBER}")
-    return Sql(f"{named(TEXTS[tag])} IS NULL") if tag in TEXTS else None
+        return Sql(f"{full_name(ORDINALS[tag])} = {NO_NUMBER}")
+    return Sql(f"{full_name(TEXTS[tag])} IS NULL") if tag in TEXTS else None
 
 
 def _with_value(key: Key) -> _ByColumn:
@@ -299,13 +299,13 @@ def _with_value(key: Key) -> _ByColumn:
     if key.tag == matching.MODALITIES_IN_STUDY:
         return _modality(key.match)
     if key.tag in ORDINALS:
-        return _number(named(ORDINALS[key.tag]), key.match)
+        return _number(full_name(ORDINALS[key.tag]), key.match)
     if key.tag not in TEXTS:
         return None
-    if key.vr != "PN" and (told := _one_of(named(TEXTS[key.tag]), key.vr, key.match)):
+    if key.vr != "PN" and (told := _one_of(full_name(TEXTS[key.tag]), key.vr, key.match)):
         return told
     of_vr = _person if key.vr == "PN" else _text
-    return _any(lambda match: of_vr(named(TEXTS[key.tag]), key.vr, match), key.match)
+    return _any(lambda match: of_vr(full_name(TEXTS[key.tag]), key.vr, match), key.match)
 
 
 def _table_of(tag: int) -> Table:
@@ -526,7 +526,7 @@ def _beginning_of_group(match: Wildcard) -> str | None:
 
 
 _MOST_PARTS = 4  # of a name that a question narrows by
-_PATIENT_NAME = named(study.c.patient_name)
+_PATIENT_NAME = full_name(study.c.patient_name)
 _BESIDE = "part"  # `study_name` of a study that is walked by `study_name` itself, it may be
 
 
@@ -539,7 +539,7 @@ def _parts(match: Fuzzy, among: str = "study_name") -> tuple[list[Sql], bool]:
     wanted = [part for parts in names for part in parts if set(part) != {"*"}]
     whole = sorted((part for part in wanted if not set(part) & set("*?")), key=len, reverse=True)
     begun = [re.split("[*?]", part)[0] for part in wanted if part not in whole]
-    found = [Sql(f"({among}.kind = {SOUND} AND {among}.value = ?)", (sound(part),)) for part in whole]
+    found = [_of_kind(SOUND, among, Sql(f"{among}.value = ?", (sound(part),))) for part in whole]
     found += [_of_kind(PART, among, _begins(f"{among}.value", beginning)) for beginning in begun if beginning]
     is_one = len(names) == len(wanted) == len(found) == 1
     return found[:_MOST_PARTS], is_one and wanted[0].rstrip("*") in (*whole, *begun)
@@ -550,7 +550,7 @@ def _of_kind(kind: int, among: str, value: Sql) -> Sql:
 
 
 def _has_part(part: Sql) -> Sql:
-    of_study = f"SELECT 1 FROM study_name AS {_BESIDE} WHERE {_BESIDE}.study_id = study.id"  # noqa: S608 - the same
+    of_study = f"SELECT 1 FROM study_name AS {_BESIDE} WHERE {_BESIDE}.study_id = study.id"  # noqa: S608 - nothing from outside
     return Sql(f"EXISTS ({of_study} AND {part.text})", part.values)
 
 
@@ -566,7 +566,7 @@ def _groups(name: str) -> list[str]:
 # ── ways in ──────────────────────────────────────────────────────────────────────────────────────
 
 
-_STUDY_IDS = Select(("study.id",), Sql("study"), (_IS_LISTED,))
+_STUDY_IDS = Lookup(("study.id",), Sql("study"), (_IS_LISTED,))
 
 
 class _Way(NamedTuple):
@@ -576,7 +576,7 @@ class _Way(NamedTuple):
     `study_name` matches the key of that name, the condition is *sought*.
     """
 
-    ids: Select
+    ids: Lookup
     table: Table | None = None
     sought: Sql | None = None
 
@@ -584,7 +584,7 @@ class _Way(NamedTuple):
 def _ways(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[_Way]:
     """Ways in, likely few first."""
     for tag in (PATIENT_ID, ACCESSION_NUMBER):
-        column = named(TEXTS[tag])
+        column = full_name(TEXTS[tag])
         if tag not in by_tag:
             continue
         match = by_tag[tag].match
@@ -595,7 +595,7 @@ def _ways(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[_Way]:
     if PATIENT_NAME in by_tag and (told := _any(_named, by_tag[PATIENT_NAME].match)):
         found, is_exact = told
         found = any_of([found, Sql(f"study_name.kind = {NAMELESS}")]) if unknown else found
-        ids = Select(("study_name.study_id",), Sql("study_name"), (found,))
+        ids = Lookup(("study_name.study_id",), Sql("study_name"), (found,))
         yield _Way(ids, study_name, found if is_exact else None)
     yield from _by_modality_and_date(by_tag, unknown=unknown)
 
@@ -632,7 +632,7 @@ def _by_modality_and_date(by_tag: dict[int, Key], *, unknown: bool) -> Iterator[
     if modalities is not None:
         sought = is_one_of("study_modality.modality", [*modalities, ""] if unknown else modalities)
         when = [] if span is None else [span.of(study_modality)]
-        ids = Select(("study_modality.study_id",), Sql("study_modality"), (sought, *when))
+        ids = Lookup(("study_modality.study_id",), Sql("study_modality"), (sought, *when))
         yield _Way(ids, study_modality)
     elif span is not None:
         yield _Way(_STUDY_IDS.narrowed(span.of(study)), study)
@@ -749,7 +749,7 @@ class _Studies:
             return
         columns, source = (*_STUDY_ORDER, *self._answers.columns), Sql("study" + self._with_object)
         those = (_IS_LISTED, _IS_IRREGULAR, _is_irregular(study, self._mask), *self._always)
-        size, page = _VERY_FEW, Select(columns, source, those, _STUDY_ORDER)
+        size, page = _VERY_FEW, Lookup(columns, source, those, _STUDY_ORDER)
         rows = read(page.sql(size))
         if len(rows) == size:
             size, page = self._bounds.page, page.narrowed(*(one.coarse for _, one in self._known))
@@ -777,9 +777,9 @@ class _Studies:
         """The next *size* regular rows behind *after*, with what is read of them."""
         picked, values = self._picked(way, after).sql(size, beyond)
         source = f"({picked}) AS page JOIN study ON study.id = page.id{self._with_object}"
-        return Select((*_PAGE_ORDER, *self._answers.columns), Sql(source, values), order=_PAGE_ORDER).sql()
+        return Lookup((*_PAGE_ORDER, *self._answers.columns), Sql(source, values), order=_PAGE_ORDER).sql()
 
-    def _picked(self, way: _Way | None, after: Row | None = None) -> Select:
+    def _picked(self, way: _Way | None, after: Row | None = None) -> Lookup:
         """Ids of regular rows behind *after* that meet what is told, in order."""
         walk = self._walk if way is None else self._within(way)
         source = walked = walk.table.name
@@ -800,7 +800,7 @@ class _Studies:
         is_distinct = way is not None and walk.table is not study  # two groups of a name may begin alike
         if is_distinct:
             order = (*order, id_)  # by all of what is grouped, so SQLite sorts but once
-        return Select(columns, Sql(source), tuple(where), order, is_distinct)
+        return Lookup(columns, Sql(source), tuple(where), order, is_distinct)
 
     def _within(self, way: _Way) -> _Walk:
         if way.sought is None:
@@ -930,7 +930,7 @@ class _Below:
             stages.append(_is_behind(_STUDY_ORDER, (recency, study_uid)))
         return stages
 
-    def _candidates(self, read: Read, columns: tuple[str, ...]) -> Select:
+    def _candidates(self, read: Read, columns: tuple[str, ...]) -> Lookup:
         """All candidates in order: what is regular and meets what is told, and what is irregular."""
         level = self._query.level
         where = [_IS_LISTED, _IS_PUBLISHED[level], *(one.coarse for _, one in self._known)]
@@ -942,7 +942,7 @@ class _Below:
             is_open = _is_irregular(study, _IN_STUDY)
             where += [any_of([told[0], is_open]) for told in in_study if told is not None]
         with_object = _WITH_OBJECT if self._answers.reads_study_object and columns else ""
-        return Select(columns or ("1",), Sql(_FROM[level] + with_object), tuple(where), self._order())
+        return Lookup(columns or ("1",), Sql(_FROM[level] + with_object), tuple(where), self._order())
 
     def _order(self) -> tuple[str, ...]:
         """The columns that order the rows, without those that a unique key fixes."""
@@ -980,12 +980,9 @@ _PLACE = {Level.SERIES: _IN_SERIES, Level.IMAGE: (*_IN_SERIES, *_INSTANCE_ORDER)
 def _any_irregular(table: Table, mask: int) -> Sql:
     """A row of *table* that is irregular by *mask*, if there is one."""
     listed = [_IS_LISTED] if table is study else []
-    those = (
-        Sql(f"{table.name}.irregular != 0"),
-        _is_irregular(table, mask),
-        *listed,
-    )  # as the partial index says it
-    return Select(("1",), Sql(table.name), those).sql(1)
+    in_index = Sql(f"{table.name}.irregular != 0")  # as the partial index says it
+    those = (in_index, _is_irregular(table, mask), *listed)
+    return Lookup(("1",), Sql(table.name), those).sql(1)
 
 
 def _is_regular(table: Table, mask: int) -> Sql:

@@ -160,6 +160,22 @@ def frame_table(dataset: Buffer, transfer_syntax_uid: str) -> "FrameTable":
     return _frames(_top(dataset, transfer_syntax_uid), transfer_syntax_uid)
 
 
+def early_table(prefix: Buffer, dataset_bytes: int, transfer_syntax_uid: str) -> "NativeFrames | None":
+    """The frame table of a dataset of *dataset_bytes* if *prefix*, its first bytes, tells it; else None.
+
+    It does of native pixel data that begin within it, are all there, and whose frames go out as they stand
+    (`NativeFrames.span`).  Takes no longer than a walk of *prefix*.
+    """
+    if transfer_syntax_uid not in (IMPLICIT_LITTLE, EXPLICIT_LITTLE):
+        return None
+    level = _top(prefix, transfer_syntax_uid)
+    description, element = _described(level)
+    if element is None or element.length == UNDEFINED or element.end > dataset_bytes:
+        return None
+    table = _native(description, element, transfer_syntax_uid, dataset_bytes)
+    return table if table.has_spans else None
+
+
 def read_frame(dataset: Buffer, table: "FrameTable", number: int) -> Frame:
     """Frame *number*, counted from 1, of the *dataset* that *table* was made of.
 
@@ -442,13 +458,21 @@ def _default_bits(tag: int) -> int:
 
 def _frames(level: _Level, transfer_syntax_uid: str) -> "FrameTable":
     """The frames of *level*, by a walk that ends at its pixel data."""
+    description, element = _described(level)
+    if element is None:
+        return NativeFrames(0, 0, transfer_syntax_uid, 0, 0, 0, 1)
+    return _frames_of(level, description, element, transfer_syntax_uid)
+
+
+def _described(level: _Level) -> tuple[_Description, Element | None]:
+    """The pixel data of *level*, and what stands before them about them."""
     described: dict[int, Element] = {}
     for element in level.elements():
         if element.tag in _DESCRIPTION:
             described[element.tag] = element
         elif element.tag in PIXEL_TAGS and element.length:
-            return _frames_of(level, _Description(level, described), element, transfer_syntax_uid)
-    return NativeFrames(0, 0, transfer_syntax_uid, 0, 0, 0, 1)
+            return _Description(level, described), element
+    return _Description(level, described), None
 
 
 def _frames_of(
@@ -466,15 +490,30 @@ def _frames_of(
             offsets=description.table(_EXTENDED_OFFSETS),
             lengths=description.table(_EXTENDED_LENGTHS),
         )
+    # One bitstream that nobody has put into an item.
+    is_stream = transfer_syntax_uid not in _NATIVE and _begins_stream(
+        view, element.value, transfer_syntax_uid
+    )
+    return _native(description, element, transfer_syntax_uid, len(view), is_stream=is_stream)
+
+
+def _native(
+    description: _Description,
+    element: Element,
+    transfer_syntax_uid: str,
+    dataset_bytes: int,
+    *,
+    is_stream: bool = False,
+) -> "NativeFrames":
     word_bytes = description.word_bytes(element, transfer_syntax_uid)
+    stated, syntax = description.stated_frames, EXPLICIT_LITTLE
     bits = description.frame_bits(element, stated or 1)
-    syntax = EXPLICIT_LITTLE
-    if transfer_syntax_uid not in _NATIVE and _begins_stream(view, element.value, transfer_syntax_uid):
-        bits, stated, syntax = 0, 1, transfer_syntax_uid  # one bitstream that nobody has put into an item
+    if is_stream:
+        bits, stated, syntax = 0, 1, transfer_syntax_uid
     if not bits and (stated or 1) == 1:
         bits = 8 * element.length
-    size = min(element.end, len(view)) - element.value
-    if element.end > len(view):
+    size = min(element.end, dataset_bytes) - element.value
+    if element.end > dataset_bytes:
         size -= size % word_bytes  # a word that is cut cannot be turned round
     there = 8 * size // bits if bits else 0
     told = stated or max(1, 8 * element.length // bits if bits else 0)
@@ -497,6 +536,16 @@ class NativeFrames:
     def size_bytes(self) -> int:
         """What the table costs beside a fixed part."""
         return 0
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether frames are whole bytes, as they stand."""
+        return self.word_bytes == 1 and not self._bits % 8
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Where frame *number*, one of *frames*, begins and ends in the dataset, if there are spans."""
+        size = self._bits // 8
+        return self._value + (number - 1) * size, self._value + number * size
 
     def pieces(self, view: memoryview, number: int) -> list[Piece]:
         """Frame *number*, one of *frames*."""

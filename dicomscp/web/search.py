@@ -60,7 +60,7 @@ RESOURCES = {
 """What can be searched, and for what (PS3.18 table 10.6.1-1)."""
 
 
-_UNWATCHED_SECONDS = 0.1
+_UNWATCHED_SECONDS = 0.1  # longer than most searches take; that much may be done for nobody
 
 
 class Search:

@@ -32,15 +32,17 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from dicomscp import __version__
-from dicomscp.archive.archive import Archive, OpenInstance
+from dicomscp.archive.archive import Archive, Glance, OpenInstance
 from dicomscp.archive.index import Held
 from dicomscp.dicom.bulk import (
     BulkValue,
     Encoded,
     Frame,
     FrameTable,
+    NativeFrames,
     Piece,
     bulk_value,
+    early_table,
     frame_bytes,
     frame_table,
     read_frame,
@@ -275,9 +277,9 @@ class Studies:
         filed = await self._frame_file(request, key, numbers)
         if filed is not None:
             return filed
-        found = self._frames_at_once(request, key, numbers)
-        if found is None:
-            found = await to_thread.run_sync(self._frames, request, key, numbers)
+        if at_once := self._frame_at_once(request, key, numbers):
+            return at_once
+        found = await to_thread.run_sync(self._frames, request, key, numbers)
         return found if isinstance(found, Response) else await self._native(request, *found, numbers)
 
     async def _frame_file(
@@ -307,31 +309,43 @@ class Studies:
             return Response(status_code=304, headers=headers)
         return Response(body, headers=headers)
 
-    def _frames_at_once(
-        self, request: Request, key: InstanceKey, numbers: Sequence[int]
-    ) -> Response | tuple[Held, Offer] | None:
-        """The same as `_frames` if nothing has to be waited for: in the event loop."""
-        held = self._lately.of(key)
-        if held is None or is_deflated(held.transfer_syntax_uid):
+    def _frame_at_once(self, request: Request, key: InstanceKey, numbers: Sequence[int]) -> Response | None:
+        """One native frame if nothing has to be waited for: in the event loop."""
+        held = self._lately.of(key) if len(numbers) == 1 else None
+        glance = self._archive.glance(held) if held else None
+        if held is None or glance is None:
             return None
-        instance = self._archive.open_at_once(held)
-        return self._stored_frames(request, held, instance, numbers) if instance else None
+        with glance:
+            table = self._tables.early(held, glance)
+            if table is None or not 1 <= numbers[0] <= min(table.frames, table.told):
+                return None
+            boundary, (start, stop) = digest_of(request, [held]), table.span(numbers[0])
+            offer = negotiate(request, _frame_offers(table.transfer_syntax_uid, 1))
+            headers = headers_of(offer, boundary) | (_CODED if self._frame_files else {})
+            if is_known(request, headers["etag"]):
+                return Response(status_code=304, headers=headers)
+            part, status = wanted_part(request, headers, _size_of(offer, boundary, [stop - start]), offer)
+            data = glance.read(start, stop)
+        if data is None:
+            return None
+        body = cut(_body(offer, boundary, [[data]]), part)
+        return answer(request, headers, part.stop - part.start, body, status)
 
     def _frames(
         self, request: Request, key: InstanceKey, numbers: Sequence[int]
     ) -> Response | tuple[Held, Offer]:
         """The frames as they are stored, or what they are to be decoded from and for."""
         (held,) = held_of(self._archive, *key)
+        found = self._stored_frames(request, held, numbers)
         self._lately.asked_for(held)
-        return self._stored_frames(request, held, self._archive.open(held), numbers)
+        return found
 
     def _stored_frames(
-        self, request: Request, held: Held, opened: OpenInstance, numbers: Sequence[int]
+        self, request: Request, held: Held, numbers: Sequence[int]
     ) -> Response | tuple[Held, Offer]:
-        """The same out of *opened*, the file of *held*, which is closed."""
         boundary = digest_of(request, [held])
         coded = _CODED if self._frame_files else {}
-        with opened as instance:
+        with self._archive.open(held) as instance:
             dataset, table = self._frames_of(held, instance)
             first = _frame(dataset, table, numbers[0])
             offer = negotiate(request, _frame_offers(first.transfer_syntax_uid, len(numbers)))
@@ -497,9 +511,27 @@ class FrameTables:
             self._tables[key] = tabled
         table = tabled.table_of(encoded)
         with self._lock:
-            while len(self._tables) > self._kept or self._size() > self._kept_bytes:
-                self._tables.popitem(last=False)
+            self._trim()
         return table
+
+    def early(self, held: Held, glance: Glance) -> NativeFrames | None:
+        """The table, if it was made before or can be of what *glance* shows, and has spans; never waits."""
+        key = (held.digest, held.transfer_syntax_uid)
+        with self._lock:
+            tabled = self._tables.get(key) or _Tabled()
+        table = tabled.table
+        if table is None:
+            table = tabled.table = early_table(glance.prefix, glance.dataset_bytes, held.transfer_syntax_uid)
+            if table is None:
+                return None
+            with self._lock:
+                self._tables[key] = tabled
+                self._trim()
+        return table if isinstance(table, NativeFrames) and table.has_spans else None
+
+    def _trim(self) -> None:
+        while len(self._tables) > self._kept or self._size() > self._kept_bytes:
+            self._tables.popitem(last=False)
 
     def _size(self) -> int:
         return sum(tabled.size_bytes for tabled in self._tables.values())
@@ -510,17 +542,17 @@ class _Tabled:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._table: FrameTable | None = None
+        self.table: FrameTable | None = None
 
     def table_of(self, encoded: Encoded) -> FrameTable:
         with self._lock:
-            if self._table is None:
-                self._table = frame_table(*encoded)
-            return self._table
+            if self.table is None:
+                self.table = frame_table(*encoded)
+            return self.table
 
     @property
     def size_bytes(self) -> int:
-        return self._table.size_bytes if self._table else 0
+        return self.table.size_bytes if self.table else 0
 
 
 # What is answered

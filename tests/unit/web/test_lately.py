@@ -2,6 +2,7 @@ import pydicom
 import pytest
 from sqlalchemy import event
 
+from dicomscp.errors import BusyError
 from dicomscp.web.lately import Lately
 from tests.unit.web.held import SOURCES, FilledArchive
 
@@ -59,6 +60,52 @@ def test_frames_asked_for_now_and_then_are_asked_of_the_index_one_by_one(archive
         clock.now += 1.1
         assert lately.of(one.key) is None
     lately.asked_for(first)
+    lately.asked_for(second)
+    assert lately.of(first.key) == first
+
+
+def test_who_goes_on_looking_is_known_again_from_the_next_frame_on(archive, clock):
+    first, second = add_series(archive, "1.2", 2)
+    lately = Lately(archive, now=clock)
+    lately.asked_for(first)
+    lately.asked_for(second)
+    clock.now += 1.5
+    assert lately.of(first.key) is None
+    lately.asked_for(first)
+    assert lately.of(second.key) == second
+
+
+class Meanwhile(FilledArchive):
+    """Lets something happen before it answers what is held of a series."""
+
+    def held(self, *uids, limit=None):
+        if limit is not None:
+            self.meanwhile()
+        return super().held(*uids, limit=limit)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_old_is_given_while_the_index_is_asked_nor_after_it_failed(tmp_path, clock, fails):
+    archive = Meanwhile(tmp_path)
+    archive.meanwhile = lambda: None
+    first, second = add_series(archive, "1.2", 2)
+    lately = Lately(archive, now=clock)
+    lately.asked_for(first)
+    lately.asked_for(second)
+    clock.now += 1.1
+    seen = []
+
+    def meanwhile():
+        seen.append(lately.of(first.key))
+        lately.asked_for(first)  # somebody else does not ask as well
+        if fails:
+            raise BusyError("not now")
+
+    archive.meanwhile = meanwhile
+    lately.asked_for(first)
+    assert seen == [None]
+    assert lately.of(first.key) == (None if fails else first)
+    archive.meanwhile = lambda: None
     lately.asked_for(second)
     assert lately.of(first.key) == first
 

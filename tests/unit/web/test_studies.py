@@ -467,6 +467,49 @@ def test_whoever_scrolls_is_answered_without_a_question_to_the_index(gateway):
     assert client.get(address(held[3].key, "/frames/1"), headers={"accept": "text/html"}).status_code == 406
 
 
+def held_otherwise(archive):
+    """Instances of one series whose frames take more than a look at the beginning of a file."""
+    dataset = pydicom.dcmread(SOURCES / "CT_small.dcm")
+    pixels = dataset.PixelData
+    dataset.SOPInstanceUID = "1.2.3.1"
+    dataset.add_new(0x00091010, "OB", b"x" * 100_000)  # pixel data are far behind
+    yield archive.add(dataset), pixels
+    dataset.SOPInstanceUID = "1.2.3.2"
+    del dataset[0x00091010]
+    dataset.BitsAllocated, dataset.Rows, dataset.Columns, dataset.NumberOfFrames = 1, 3, 3, 2
+    dataset.PixelData = b"\xff\xff\x03\x00"
+    yield archive.add(dataset), b"\xff\x01"  # the second begins within a byte
+    dataset.SOPInstanceUID = "1.2.3.3"
+    del dataset.PixelData
+    yield archive.add(dataset), None
+
+
+def test_a_frame_that_a_look_does_not_find_is_the_same_in_a_series_that_is_scrolled(gateway):
+    first, second = held_series(gateway.archive, 2)
+    others = list(held_otherwise(gateway.archive))
+    client = gateway.start()
+    for one in (first, second):
+        client.get(address(one.key, "/frames/1"), headers={"accept": FRAMES})
+    for held, expected in others:
+        response = client.get(address(held.key, "/frames/1"), headers={"accept": FRAMES})
+        if expected is None:
+            assert response.status_code == 404
+            continue
+        ((_, body),) = parts_of(response)
+        assert body == expected
+
+
+@pytest.mark.parametrize("name", ["JPEG2000.dcm", "image_dfl.dcm", "ExplVR_BigEnd.dcm", "CT_small.dcm"])
+def test_a_frame_is_the_same_however_often_it_is_asked_for(gateway, name):
+    held = gateway.archive.add_file(name)
+    client = gateway.start()
+    answers = [client.get(address(held.key, "/frames/1"), headers={"accept": FRAMES}) for _ in range(4)]
+    assert [one.status_code for one in answers] == [200] * 4
+    assert len({(one.content, one.headers["etag"], one.headers["content-type"]) for one in answers}) == 1
+    for _ in range(2):
+        assert client.get(address(held.key, "/frames/0"), headers={"accept": FRAMES}).status_code == 404
+
+
 def test_a_file_that_is_not_what_was_held_a_moment_ago_is_asked_for_anew(gateway):
     held = list(held_series(gateway.archive, 3))
     client = gateway.start()
