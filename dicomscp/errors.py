@@ -7,6 +7,7 @@
     │   ├── LimitError           it is larger, or has more in it, than is taken
     │   └── TransferSyntaxError  it is encoded as nothing can be held here
     ├── BusyError         not now: resend later
+    ├── RemovedError      it was removed while it was asked for: nothing to do
     ├── UnreachableError  a peer is away: we retry
     ├── DamagedError      what we hold is not as we left it: a person must look
     └── ConfigError       the settings are wrong: exit status 2
@@ -41,6 +42,10 @@ class TransferSyntaxError(RefusedError):
 
 class BusyError(DicomscpError):
     """A resource is short; the same request may succeed later."""
+
+
+class RemovedError(DicomscpError):
+    """What is asked for has been removed meanwhile."""
 
 
 class UnreachableError(DicomscpError):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import structlog
 
@@ -35,6 +35,7 @@ from dicomscp.errors import (
     DicomscpError,
     MismatchError,
     RefusedError,
+    RemovedError,
 )
 from dicomscp.study import layout
 
@@ -365,8 +366,22 @@ class Archive:
             journal.close()
 
     def open(self, held: Held) -> "OpenInstance":
-        """The instance's file, to be closed by the caller.  Raises DamagedError if it is not there."""
-        return OpenInstance(self._root / held.path)
+        """The instance's file, to be closed by the caller.
+
+        Raises DamagedError if it is not there or is not what was filed, RemovedError if it has been removed
+        since *held* was told.
+        """
+        path = self._root / held.path
+        try:
+            return OpenInstance(path)
+        except DamagedError as error:
+            if path.exists() or self._is_held(held):
+                raise
+            raise _removed(path) from error
+
+    def _is_held(self, held: Held) -> bool:
+        there = self._index.known([held.key.sop_uid]).get(held.key.sop_uid, [])
+        return any(one.path == held.path for one in there)
 
     def glance(self, held: Held) -> Glance | None:
         """The instance's file if its beginning is in the page cache, to be closed by the caller; never waits.
@@ -529,6 +544,13 @@ class OpenInstance:
         self.default_charset = meta.receipt.default_charset if meta.receipt else ""
         self.dataset = self._view[meta.dataset_offset :]
 
+    def reopened(self) -> BinaryIO:
+        """The file itself, to be closed by the caller.  Raises RemovedError if it has been removed since."""
+        try:
+            return self.path.open("rb")
+        except FileNotFoundError as error:
+            raise _removed(self.path) from error
+
     def __enter__(self) -> Self:
         return self
 
@@ -544,6 +566,10 @@ class OpenInstance:
                 self.dataset.release()
             self._view.release()
             self._map.close()
+
+
+def _removed(path: Path) -> RemovedError:
+    return RemovedError(f"This instance has been removed meanwhile: {path.stem}")
 
 
 def _meta(claim: Claim, source: Source, received_at: int, digest: bytes) -> bytes:

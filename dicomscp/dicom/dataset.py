@@ -57,6 +57,7 @@ _TAG = re.compile(r"[0-9A-F]{8}", re.ASCII)
 _SOP_CLASS_UID, _SOP_UID = "00080016", "00080018"
 _CHARSET = "00080005"
 _NOT_OF_DATASETS = frozenset({0x00083002})
+_NO_GROUPS = frozenset({0x0000, 0x0001, 0x0003, 0x0005, 0x0007, 0xFFFE, 0xFFFF})  # PS3.5 section 7.1
 _CODESTREAM_HEAD_BYTES = 1 << 16
 _NUMBERS = {
     "FL": "<f", "FD": "<d", "SL": "<l", "SS": "<h", "SV": "<q", "UL": "<L", "US": "<H", "UV": "<Q",
@@ -191,6 +192,11 @@ def _uid(attributes: Attributes, tag: str) -> str:
     return values[0].strip() if isinstance(values[0], str) else ""
 
 
+def _check_sequence(vr: str, attribute: Mapping[str, Any]) -> None:
+    if vr == "SQ" and not {"BulkDataURI", "InlineBinary"}.isdisjoint(attribute):
+        raise RefusedError("a sequence has its items in Value")
+
+
 class _Making:
     """One dataset while it is made."""
 
@@ -212,6 +218,8 @@ class _Making:
         for name, attribute in attributes.items():
             tag = _tag(name)
             if tag >> 16 != 0x0002 and tag & 0xFFFF and tag not in _NOT_OF_DATASETS:
+                if tag >> 16 in _NO_GROUPS:
+                    raise _within(tag, RefusedError("no element of a dataset has this tag"))
                 elements[tag] = self._element(tag, attribute, depth)
         if depth == 0:
             if self._is_native:
@@ -224,6 +232,7 @@ class _Making:
     def _element(self, tag: int, attribute: object, depth: int) -> list[Piece]:
         try:
             vr, attribute = _vr(tag, attribute)
+            _check_sequence(vr, attribute)
             if "BulkDataURI" in attribute:
                 return self._from_bulk(tag, vr, attribute["BulkDataURI"], depth)
             return _framed(tag, vr, self._value(vr, attribute, depth))
@@ -248,7 +257,10 @@ class _Making:
             return [b"".join(struct.pack("<HH", *divmod(_tag(value), 1 << 16)) for value in values)]
         text = "\\".join(_name(value) if vr == "PN" else _text(value) for value in values)
         self._beyond_ascii |= not text.isascii()
-        return [(text.strip() if vr == "UI" else text).encode()]
+        try:
+            return [(text.strip() if vr == "UI" else text).encode()]
+        except UnicodeEncodeError as error:
+            raise RefusedError("its text has half of a character in it") from error
 
     def _items(self, items: list[Any], depth: int) -> list[Piece]:
         if depth >= MAX_DEPTH:

@@ -164,7 +164,7 @@ class PartReader:
             self._ended = boundary[0] == b"--"
             # The line end of the boundary is that before the first field.
             at, self._in_head, self._in_part = boundary.end() - 2, True, False
-        if self._in_head and len(data) - at >= _MAX_HEAD_BYTES:
+        if self._in_head and not self._ended and len(data) - at >= _MAX_HEAD_BYTES:
             raise RefusedError("The header of a part is longer than 16 KiB.")
         self._pending = b"" if self._ended else data[at:]
 

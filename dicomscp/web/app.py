@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import dicomscp
@@ -252,7 +253,15 @@ async def _told(request: Request, error: Exception) -> Response:
     """Failures that are expected, as problems; what a person must look at is logged."""
     if isinstance(error, DamagedError):
         log.error("held_data_damaged", path=request.scope["path"], reason=str(error))
-    return response_of(_problem(error))
+    problem = _problem(error)
+    if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:  # of one route; others may have the same address
+        problem.headers = {"allow": ", ".join(sorted(_methods_at(request.scope)))}
+    return response_of(problem)
+
+
+def _methods_at(scope: Scope) -> set[str]:
+    matching = (route for route in scope["app"].routes if route.matches(scope)[0] is not Match.NONE)
+    return {method for route in matching for method in route.methods or ()}
 
 
 def _problem(error: Exception) -> Problem:

@@ -229,7 +229,7 @@ def opened(
 ) -> tuple[BinaryIO, Job]:
     """The file of *held*, open, and the job of that *kind* to be done with it."""
     with archive.open(held) as instance:
-        file = instance.path.open("rb")
+        file = instance.reopened()
         return file, Job(
             kind=kind,
             offset=instance.dataset_offset,

@@ -109,7 +109,7 @@ class Instances:
     def _file(self, held: Held, part: slice | None = None) -> Iterator[bytes]:
         """The file of *held*, or that part, whose start and stop are set."""
         start, stop = (part.start, part.stop) if part else (0, held.size)
-        with self._archive.open(held) as instance, instance.path.open("rb") as file:
+        with self._archive.open(held) as instance, instance.reopened() as file:
             if instance.size != held.size:
                 raise DamagedError(
                     "A held instance is not of the size it was filed with; run `dicomscp verify`."

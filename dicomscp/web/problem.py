@@ -12,6 +12,7 @@ from dicomscp.errors import (
     DamagedError,
     DicomscpError,
     RefusedError,
+    RemovedError,
     UnreachableError,
 )
 
@@ -21,6 +22,7 @@ RETRY_SECONDS = 2
 
 # The first family that fits decides.
 _STATUS = (
+    (RemovedError, 404),
     (RefusedError, 400),  # asking again will not help
     (BusyError, 503),  # asking again may help
     (UnreachableError, 503),

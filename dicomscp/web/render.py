@@ -51,7 +51,7 @@ from dicomscp.dicom.identity import InstanceKey
 from dicomscp.dicom.multipart import media_types, part_head, tail
 from dicomscp.dicom.pixels import NoPixelsError, TooLargeError, is_decodable
 from dicomscp.dicom.render import Function, Window
-from dicomscp.errors import DamagedError, DicomscpError, RefusedError
+from dicomscp.errors import DamagedError, DicomscpError, RefusedError, RemovedError
 from dicomscp.study import layout
 from dicomscp.web.decoders import DecoderError, Decoders, Made, opened
 from dicomscp.web.exchange import (
@@ -291,7 +291,7 @@ class Rendering:
         try:
             with self._archive.open(held) as instance:
                 return frame_table(instance.dataset, instance.transfer_syntax_uid).frames > 0
-        except RefusedError:
+        except (RefusedError, RemovedError):
             return False
         except DamagedError as error:
             _log_damage(held, error)

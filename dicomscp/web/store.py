@@ -78,6 +78,7 @@ _META_WITHIN = 1 << 16  # what read_file_meta needs to see
 _METADATA_BYTES = 32 << 20  # some tens of thousands of instances without bulk data
 _BULK_BYTES = 256  # what a part of bulk data costs beside its header fields: as many as may be fit in
 _DESCRIBED_AT_ONCE = 1  # metadata become objects of ten times their size
+_MOST_IN_VAIN = 1000  # instances: others wait meanwhile, and whoever sends such things has the reason by then
 _SENTENCES = 8  # different ones in Warning fields
 _LOGGED = 100  # failures of a request that have a line each in the log
 _CODINGS = ("identity", "gzip", "x-gzip")
@@ -723,8 +724,13 @@ class _Described:
         """Make the instances, and pass each to the archive."""
         self._unused = {*self.bulk, *self.lost}
         with self._describing:
+            in_vain = 0
             for text in self._instances():
-                self._store(text)
+                in_vain = 0 if self._store(text) else in_vain + 1
+                if in_vain == _MOST_IN_VAIN:
+                    sentence = f"{in_vain} instances in a row cannot be stored; the rest was not looked at."
+                    self.door.fail(LimitError(sentence))
+                    break
                 if self.door.unsynced_bytes >= BLOCK_BYTES:
                     self.door.settle()
         for uri in self._unused:
@@ -753,7 +759,8 @@ class _Described:
     def _split(self, text: bytes) -> Iterable[bytes]:
         return json_objects(text) if self._payload == DICOM_JSON else (text,)
 
-    def _store(self, text: bytes) -> None:
+    def _store(self, text: bytes) -> bool:
+        """Whether the instance that *text* tells of went in."""
         uids = ("", "")
         try:
             attributes = read_json(text) if self._payload == DICOM_JSON else read_native_model(text)
@@ -761,6 +768,8 @@ class _Described:
             self._pass_on(composed(attributes, self._find, self.aside.read, self._decoded))
         except Exception as error:  # noqa: BLE001 - one instance is one unit of work, as one C-STORE is
             self.door.fail(error, *uids)
+            return False
+        return True
 
     def _absolute(self, uri: str) -> str:
         try:

@@ -210,6 +210,9 @@ def test_an_element_is_written_as_its_vr_has_it(tag, attribute, element):
         ({"vr": "SQ", "Value": [{"00100010": {"vr": "XX"}}]}, "(0010,0010): its VR is none"),
         ({"vr": "OW", "BulkDataURI": "nowhere"}, "no part of the body is its bulk data"),
         ({"vr": "OW", "BulkDataURI": ["nowhere"]}, "no part of the body is its bulk data"),
+        ({"vr": "SQ", "BulkDataURI": "x"}, "a sequence has its items in Value"),
+        ({"vr": "SQ", "InlineBinary": "YWI="}, "a sequence has its items in Value"),
+        ({"vr": "LO", "Value": ["\ud800"]}, "its text has half of a character in it"),
         ("text", "it is no JSON object"),
     ],
 )
@@ -218,6 +221,12 @@ def test_what_cannot_be_written_is_refused_by_its_tag(attribute, said):
         compose({"00420011": attribute})
     assert str(caught.value).startswith("(0042,0011)")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("tag", ["00000010", "00010010", "FFFEE000", "FFFEE00D", "FFFF0001"])
+def test_what_is_no_element_of_a_dataset_is_refused(tag):
+    with pytest.raises(RefusedError, match="no element of a dataset has this tag"):
+        compose({tag: {"vr": "LO", "Value": ["x"]}})
 
 
 def test_a_dataset_nests_no_deeper_than_is_read():

@@ -68,6 +68,7 @@ def parts_of(body, *, boundary="B", size=None):
         (b"--B\r\nA: b\r\n\r\nxy\r\n--B--", [({"a": "b"}, b"xy")]),
         (b"\r\n--B\r\nA: b\r\n\r\nxy\r\n--B--\r\n", [({"a": "b"}, b"xy")]),
         (b"preamble\r\n--B\r\n\r\nx\r\n--B--\r\nepilogue --B", [({}, b"x")]),
+        (b"--B\r\n\r\nx\r\n--B--\r\n" + b"epilogue\n" * 3000, [({}, b"x")]),
         (b"--B \t\r\n\r\nx\r\n--B\t \r\n\r\ny\r\n--B--", [({}, b"x"), ({}, b"y")]),
         (b"--B\r\n\r\n\r\n--B--", [({}, b"")]),
         (b"--B--", []),

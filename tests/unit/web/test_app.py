@@ -153,7 +153,7 @@ def test_an_unknown_address_and_a_wrong_method_are_problems(gateway):
         assert problem["status"] == status
         assert problem["title"]
         assert problem["detail"].endswith(".")
-    assert "GET" in response.headers["allow"]
+    assert response.headers["allow"] == "GET, HEAD"
 
 
 def test_nothing_is_redirected(gateway):

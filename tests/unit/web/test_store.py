@@ -936,6 +936,24 @@ def test_failures_without_number_have_some_lines_in_the_log(storing):
     assert told[-1]["more"] == 301
 
 
+def test_who_stores_in_vain_does_not_keep_others_waiting(storing):
+    storing.start()
+    with capture_logs():
+        body = b"[" + b"{}," * 1500 + json.dumps(metadata(1)).encode() + b"]"
+        answer = storing.post(body, {"content-type": "application/dicom+json"})
+    assert (answer.status_code, len(reasons(answer, OTHERS))) == (409, 1001)
+    good = [json.dumps(metadata(number)).encode() for number in (1, 2)]
+    body = b"[" + b"{}," * 900 + good[0] + b"," + b"{}," * 900 + good[1] + b"]"
+    answer = storing.post(body, {"content-type": "application/dicom+json"})
+    assert (answer.status_code, len(items(answer, REFERENCED))) == (202, 2)
+
+
+def test_all_methods_of_an_address_are_told(storing):
+    storing.start()
+    assert storing.client.delete("/dicomweb/studies").headers["allow"] == "GET, HEAD, POST"
+    assert storing.client.delete("/dicomweb/studies/1.2").headers["allow"] == "GET, HEAD, POST"
+
+
 def test_metadata_that_cannot_be_read_fail_alone(storing):
     storing.start()
     model = native_model(metadata(1)).document

@@ -520,8 +520,10 @@ def test_a_file_that_is_not_what_was_held_a_moment_ago_is_asked_for_anew(gateway
     index = gateway.archive.index
     index.leave([Named(removed.key, removed.digest, removed.received_at, removed.receipts)], {}, index.name())
     path.unlink()
-    response = client.get(address(held[0].key, "/frames/1"), headers={"accept": FRAMES})
-    assert response.status_code == 500  # it is leaving, and its file should be there
+    for rest in ("", "/frames/1", "/metadata", "/rendered", "/frames/1/rendered"):
+        response = client.get(address(held[0].key, rest))
+        assert (response.status_code, rest) == (404, rest)
+        assert "removed" in response.json()["detail"]
 
     dataset = pydicom.dcmread(SOURCES / "CT_small.dcm")
     dataset.SOPInstanceUID = held[1].key.sop_uid
