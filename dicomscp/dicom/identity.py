@@ -78,17 +78,13 @@ def is_regular(uid: str) -> bool:
     return len(uid) <= 64 and uid.isascii() and all(map(str.isdigit, uid.split(".")))
 
 
-_ELSEWHERE = frozenset({".", ".."})
-
-
 def is_filable(uid: str) -> bool:
     """Whether an instance can be held under *uid*: 1 to 64 graphic ASCII characters, no slash or backslash.
 
-    More than PS3.5 section 9.1 allows, because devices send it; no name that leads elsewhere in an address.
+    More than PS3.5 section 9.1 allows, because devices send it.
     """
     return (
         0 < len(uid) <= 64
-        and uid not in _ELSEWHERE
         and uid.isascii()
         and uid.isprintable()
         and not any(character in uid for character in " /\\")
