@@ -431,21 +431,13 @@ class Index:
                     found.setdefault(row.sop_uid, []).append(_held(row))
         return found
 
-    def held(
-        self,
-        study_uid: str,
-        series_uid: str | None = None,
-        sop_uid: str | None = None,
-        *,
-        limit: int | None = None,
-    ) -> list[Held]:
-        """The published variant of every instance there, in published order, at most *limit*."""
-        uids = zip(
-            ("study.study_uid", "series.series_uid", "instance.sop_uid"),
-            (study_uid, series_uid, sop_uid),
-            strict=True,
-        )
-        there = (Sql(f"{column} = ?", (uid,)) for column, uid in uids if uid is not None)
+    def held(self, *uids: str | None, limit: int | None = None) -> list[Held]:
+        """The published variant of every instance there, in published order, at most *limit*.
+
+        *uids* are those of a study, of a series in it, of an instance in that, as far as they are said.
+        """
+        told = zip(_UID_COLUMNS, uids, strict=False)
+        there = (Sql(f"{column} = ?", (uid,)) for column, uid in told if uid is not None)
         return [_held(row) for row in self._rows(_PUBLISHED.narrowed(*there).sql(limit))]
 
     def middles(self, study_uid: str, series_uid: str | None, each: int) -> Iterator[Held]:
@@ -805,6 +797,7 @@ _OF_HELD = (
     instance.c.leaving,
 )
 _HELD = select(*_OF_HELD).join_from(instance, series).join(study)
+_UID_COLUMNS = tuple(map(full_name, _OF_HELD[:3]))
 # In text: viewers ask for each frame.
 _PUBLISHED = Lookup(
     tuple(map(full_name, _OF_HELD)),

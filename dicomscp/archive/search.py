@@ -528,6 +528,7 @@ def _beginning_of_group(match: Wildcard) -> str | None:
 _MOST_PARTS = 4  # of a name that a question narrows by
 _PATIENT_NAME = full_name(study.c.patient_name)
 _BESIDE = "part"  # `study_name` of a study that is walked by `study_name` itself, it may be
+_HAS_PART = "EXISTS (SELECT 1 FROM study_name AS part WHERE part.study_id = study.id AND"
 
 
 def _parts(match: Fuzzy, among: str = "study_name") -> tuple[list[Sql], bool]:
@@ -550,8 +551,7 @@ def _of_kind(kind: int, among: str, value: Sql) -> Sql:
 
 
 def _has_part(part: Sql) -> Sql:
-    of_study = f"SELECT 1 FROM study_name AS {_BESIDE} WHERE {_BESIDE}.study_id = study.id"  # noqa: S608 - nothing from outside
-    return Sql(f"EXISTS ({of_study} AND {part.text})", part.values)
+    return Sql(f"{_HAS_PART} {part.text})", part.values)
 
 
 def _folded_pattern(pattern: str) -> str:

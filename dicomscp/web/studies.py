@@ -317,7 +317,7 @@ class Studies:
             return None
         with glance:
             table = self._tables.early(held, glance)
-            if table is None or not 1 <= numbers[0] <= min(table.frames, table.told):
+            if table is None or not 1 <= numbers[0] <= table.frames:
                 return None
             boundary, (start, stop) = digest_of(request, [held]), table.span(numbers[0])
             offer = negotiate(request, _frame_offers(table.transfer_syntax_uid, 1))

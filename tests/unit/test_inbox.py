@@ -17,22 +17,13 @@ from dicomscp.dicom.part10 import Origin
 from dicomscp.disk import Disk
 from dicomscp.errors import BusyError, RefusedError
 from dicomscp.inbox import Inbox, Quarantine, admit_file, quarantined
+from tests.clock import Clock
 from tests.databases import open_sqlite
 from tests.processes import wait_until
 
 SETTLE, RESCAN = 2.0, 10.0
 NEVER = threading.Event()
 IMPORT = Source(Origin.IMPORT, "", "")
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 class Gateway:

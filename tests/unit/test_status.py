@@ -11,19 +11,12 @@ from dicomscp.daemon import make_index, make_status, prepare_root
 from dicomscp.status import Lag, Rates, running, write_parts, write_running
 from dicomscp.telemetry.metrics import Received
 from dicomscp.telemetry.refusals import Refusals
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture

@@ -3,18 +3,11 @@
 import threading
 
 from dicomscp.telemetry.rested import Rested
-
-
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
+from tests.clock import Clock
 
 
 def test_it_rests_twenty_times_what_the_answer_took():
-    clock, asked = Clock(), []
+    clock, asked = Clock(0.0), []
 
     def ask():
         asked.append(clock.now)
@@ -30,7 +23,7 @@ def test_it_rests_twenty_times_what_the_answer_took():
 
 
 def test_a_quick_answer_rests_for_the_least():
-    clock, asked = Clock(), []
+    clock, asked = Clock(0.0), []
     rested = Rested(lambda: asked.append(clock.now), least_seconds=1, now=clock)
     for clock.now in (0, 0.5, 0.9, 1, 1.5):
         rested()
@@ -76,7 +69,7 @@ def test_those_who_ask_together_are_answered_by_one_asking():
 
 def test_who_asks_meanwhile_is_given_the_last_answer():
     answers, begun, go_on = iter("ab"), threading.Event(), threading.Event()
-    clock = Clock()
+    clock = Clock(0.0)
 
     def ask():
         answer = next(answers)

@@ -24,6 +24,7 @@ from dicomscp.web.store import StoreSettings
 from dicomscp.web.tokens import Keys, Rules, Tokens
 from dicomscp.web.users import Cost, Users
 from dicomscp.web.viewer import ViewerSettings
+from tests.clock import Clock
 from tests.unit.web.held import FilledArchive
 
 CHEAP = Cost(log_n=10, r=8, p=1)
@@ -324,21 +325,13 @@ class Counting:
         return Verdict(None, 5, "it is wrong")
 
 
-class Clock:
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
 async def whoever(scope, receive, send):
     await PlainTextResponse(Request(scope).user)(scope, receive, send)
 
 
 @pytest.fixture
 def counting():
-    scheme, clock, metrics = Counting(), Clock(), AccessMetrics()
+    scheme, clock, metrics = Counting(), Clock(0.0), AccessMetrics()
     site = Site(Access(whoever, schemes={"counting": scheme}, metrics=metrics, now=clock))
     site.scheme, site.clock, site.metrics = scheme, clock, metrics
     with site.runner:

@@ -4,22 +4,13 @@ from sqlalchemy import event
 
 from dicomscp.errors import BusyError
 from dicomscp.web.lately import Lately
+from tests.clock import Clock
 from tests.unit.web.held import SOURCES, FilledArchive
 
 
 @pytest.fixture
 def archive(tmp_path):
     return FilledArchive(tmp_path)
-
-
-class Clock:
-    """Seconds, as they are set."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from dicomscp.errors import BusyError, ConfigError, UnreachableError
 from dicomscp.web.tokens import Keys, Rules, Tokens
+from tests.clock import Clock
 
 RULES = Rules(issuer="https://idp.example.org", audience="dicomscp", algorithms=("RS256", "ES256", "EdDSA"))
 MAKERS = {"RS256": jwt.algorithms.RSAAlgorithm, "ES256": jwt.algorithms.ECAlgorithm}
@@ -301,14 +302,6 @@ def issuer(private):
     issuer.server.shutdown()
     issuer.thread.join()
     issuer.server.server_close()
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 def test_keys_are_fetched_once_for_many_tokens(issuer, private):
